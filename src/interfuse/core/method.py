@@ -1,0 +1,203 @@
+"""The typed signature of a method is its schema: for flags, recipe keys, checks and docs.
+
+A method is a function (or a frozen dataclass) marked with :func:`method`. Its keyword-only arguments (or its fields) are
+the parameters; their types may carry ``pydantic.Field`` with ranges and a description::
+
+    @method(needs_base=True)
+    def ties(base, deltas, *, density: Annotated[float, Field(gt=0, le=1, description="share kept")] = 0.2): ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from interfuse.core import index
+from interfuse.core.card import Card
+from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.core.safe import file_sha256
+
+T = TypeVar("T", bound=Callable[..., Any])
+_MARK = "__interfuse_traits__"
+
+
+def method(**traits: Any) -> Callable[[T], T]:
+    """Marks the one public function or frozen dataclass of a method file. ``traits`` are facts its room's engine reads."""
+
+    def mark(target: T) -> T:
+        setattr(target, _MARK, traits)
+        return target
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter: name, annotation, default (``inspect.Parameter.empty`` when required), description and range in words."""
+
+    name: str
+    annotation: Any
+    default: Any
+    doc: str = ""
+    bounds: str = ""
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def type_name(self) -> str:
+        """The type in words a reader of help pages knows."""
+        return type_name(self.annotation)
+
+    def check(self, value: Any, where: str = "") -> Any:
+        """The value, converted to the declared type.
+
+        Raises:
+            InterfuseError: ``param.value`` saying what was expected.
+        """
+        try:
+            return TypeAdapter(self.annotation).validate_python(value)
+        except ValidationError as error:
+            detail = "; ".join(e["msg"] for e in error.errors()[:3])
+            raise InterfuseError(
+                "param.value",
+                f"{self.name} = {value!r}: {detail}",
+                where=where,
+                fix=f"{self.name} is {self.type_name}{' ' + self.bounds if self.bounds else ''}. {self.doc}".strip(),
+            ) from error
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that has been imported: its entry in the index, its code, parameters and traits."""
+
+    entry: index.Entry
+    target: Callable[..., Any]
+    params: Mapping[str, Param]
+    traits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.entry.id
+
+    @property
+    def card(self) -> Card:
+        return self.entry.card
+
+    def version(self) -> str:
+        """The card's version and the first 12 digits of the hash of the method's file: part of every step's key."""
+        source = inspect.getsourcefile(self.target)
+        from pathlib import Path
+
+        return f"{self.card.version}+{file_sha256(Path(source))[:12]}" if source else str(self.card.version)
+
+    def check(self, values: Mapping[str, Any], *, where: str = "", extra: tuple[str, ...] = ()) -> dict[str, Any]:
+        """All parameters, defaults filled in, each converted and checked.
+
+        Args:
+            values: what was given. ``extra``: names that are not parameters but allowed beside them, for suggestions.
+
+        Raises:
+            InterfuseError: ``param.unknown``, ``param.missing`` or ``param.value``.
+        """
+        for name in values:
+            if name not in self.params:
+                raise InterfuseError(
+                    "param.unknown",
+                    f"{self.id} has no parameter {name!r}",
+                    where=where,
+                    fix=did_you_mean(name, [*self.params, *extra]),
+                )
+        checked = {}
+        for name, param in self.params.items():
+            if name in values:
+                checked[name] = param.check(values[name], where)
+            elif param.required:
+                raise InterfuseError(
+                    "param.missing", f"{self.id} needs the parameter {name!r}", where=where, fix=param.doc
+                )
+            else:
+                checked[name] = param.default
+        return checked
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation in words: ``float``, ``list of int``, ``one of a | b``."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(args[0])
+    if origin is typing.Literal:
+        return " | ".join(str(a) for a in args)
+    if origin in (list, tuple) and args:
+        return "list of " + type_name(args[0])
+    if origin is dict and args:
+        return "table of " + type_name(args[1])
+    if args:
+        return " or ".join(type_name(a) for a in args if a is not type(None)) + (
+            " (optional)" if type(None) in args else ""
+        )
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _bounds(meta: Any) -> str:
+    words = {"Gt": ("gt", "> "), "Ge": ("ge", ">= "), "Lt": ("lt", "< "), "Le": ("le", "<= ")}
+    parts = [
+        words[type(m).__name__][1] + f"{getattr(m, words[type(m).__name__][0]):g}"
+        for m in meta
+        if type(m).__name__ in words
+    ]
+    return " and ".join(parts)
+
+
+def read_params(target: Callable[..., Any]) -> dict[str, Param]:
+    """The parameters of a marked function (keyword-only arguments but ``ctx``) or dataclass (fields)."""
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    found = {}
+    for p in inspect.signature(target).parameters.values():
+        if (p.kind is not p.KEYWORD_ONLY and not dataclasses.is_dataclass(target)) or p.name == "ctx":
+            continue
+        annotation = hints.get(p.name, Any)
+        infos = [m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, FieldInfo)]
+        doc = next((i.description for i in infos if i.description), "")
+        default = p.default
+        if type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
+            factory = next(f.default_factory for f in dataclasses.fields(target) if f.name == p.name)  # type: ignore[arg-type]
+            default = factory() if callable(factory) else default
+        try:
+            TypeAdapter(annotation)
+        except PydanticSchemaGenerationError as error:
+            raise InterfuseError(
+                "method.card", f"the parameter {p.name!r} has a type no recipe can give", where=str(target)
+            ) from error
+        found[p.name] = Param(p.name, annotation, default, doc, _bounds([m for i in infos for m in i.metadata]))
+    return found
+
+
+def load(name: str, *, room: str = "") -> Method:
+    """Imports the method of an id or slug.
+
+    Raises:
+        InterfuseError: ``method.unknown`` with a suggestion, ``method.card`` when the file does not hold exactly one method.
+    """
+    entry = index.find(name, room=room)
+    if entry.kind != "method":
+        raise InterfuseError(
+            "method.unknown", f"{entry.id} is a {entry.kind}, not a method", fix=f"interfuse run {entry.id}"
+        )
+    module = index.load_module(entry)
+    marked = [
+        v
+        for v in vars(module).values()
+        if getattr(v, "__module__", "") == module.__name__ and _MARK in getattr(v, "__dict__", {})
+    ]
+    if len(marked) != 1:
+        raise InterfuseError("method.card", f"the module holds {len(marked)} methods, not one", where=entry.module)
+    return Method(entry, marked[0], read_params(marked[0]), getattr(marked[0], _MARK))

@@ -1,0 +1,261 @@
+"""What a room promises: its inputs, its engine, and how one call of a method is checked, priced and carried out."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from interfuse.core import index
+from interfuse.core.artifact import environment, refuse_taken, save_artifact
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.core.method import Method, load
+
+
+class Noun(Protocol):
+    """A model, table, graph ... : has a name for reports and a fingerprint of its content."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fingerprint(self) -> str:
+        """A digest that changes when the content does."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a recipe, a flag or a caller names as an input, before it is opened.
+
+    Attributes:
+        spec: a path or id (str), a table of keys from a recipe, or a Python object.
+        name: how reports call it. folder: where relative paths start.
+        kind: ``file`` when a bare word came from the command line or Python, ``recipe`` when from a recipe's sources.
+    """
+
+    spec: Any
+    name: str = ""
+    folder: Path = Path()
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a room.
+
+    Attributes:
+        name: the recipe key; the flag is ``--name``. ``positional``: the command line takes it as plain arguments.
+        open: turns a :class:`Source` into a noun, reading as little as possible; raises coded errors.
+    """
+
+    name: str
+    open: Callable[[Source, Ctx], Any]
+    many: bool = False
+    required: bool = True
+    positional: bool = False
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step will cost: bytes read and written, endpoint calls, and a rough time in seconds."""
+
+    bytes_read: int = 0
+    bytes_written: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.bytes_read + other.bytes_read, self.bytes_written + other.bytes_written,
+                    self.calls + other.calls, self.seconds + other.seconds)  # fmt: skip
+
+
+@dataclass
+class Call:
+    """One application of a method. ``replicas`` holds the inputs of every seed for rooms that work across seeds."""
+
+    method: Method
+    inputs: Mapping[str, Any]
+    params: Mapping[str, Any]
+    ctx: Ctx
+    seeds: Sequence[int] = ()
+    replicas: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Room:
+    """A room's contract.
+
+    Attributes:
+        run: does the work: fills the folder it is given and returns facts for the manifest.
+        check: raises coded errors before any work starts. estimate: the cost, from sizes alone.
+        promise: the noun that ``run`` will have made at a path, known before the work as far as the plan needs it.
+        settings: parameters every method of the room takes besides its own (a function's keyword-only arguments).
+        across_seeds: one call sees the inputs of all seeds.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[Input, ...]
+    run: Callable[[Call, Path], Mapping[str, Any]]
+    promise: Callable[[Call, Path], Any]
+    check: Callable[[Call], None] = field(default=lambda call: None)
+    estimate: Callable[[Call], Cost] = field(default=lambda call: Cost())
+    across_seeds: bool = False
+
+    def open_inputs(self, given: Mapping[str, Any], ctx: Ctx, where: str = "") -> dict[str, Any]:
+        """Opens every input. ``given`` maps input names to a :class:`Source`, a noun, or lists of these."""
+        opened: dict[str, Any] = {}
+        for name in given:
+            if name not in {i.name for i in self.inputs}:
+                raise InterfuseError(
+                    "param.unknown",
+                    f"the room {self.name} has no input {name!r}",
+                    where=where,
+                    fix=did_you_mean(name, [i.name for i in self.inputs]),
+                )
+        for item in self.inputs:
+            value = given.get(item.name)
+            if value is None or (item.many and not isinstance(value, str | Source) and len(value) == 0):
+                if item.required:
+                    raise InterfuseError(
+                        "param.missing", f"the input {item.name!r} is not given", where=where, fix=item.doc
+                    )
+                opened[item.name] = [] if item.many else None
+                continue
+            values = value if isinstance(value, list | tuple) else [value]
+            if len(values) > 1 and not item.many:
+                raise InterfuseError(
+                    "param.value", f"the input {item.name!r} takes one source, {len(values)} are given", where=where
+                )
+            nouns = [item.open(v if isinstance(v, Source) else Source(v), ctx) for v in values]
+            opened[item.name] = nouns if item.many else nouns[0]
+        return opened
+
+
+def load_room(name: str) -> Room:
+    """The contract of a room.
+
+    Raises:
+        InterfuseError: ``method.unknown`` when there is no such room.
+    """
+    if name not in index.rooms():
+        raise InterfuseError("method.unknown", f"there is no room {name!r}", fix=did_you_mean(name, index.rooms()))
+    return importlib.import_module(f"interfuse.{name}.room").ROOM
+
+
+def split(room: Room, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separates a step's keys into inputs of the room and parameters of the method."""
+    names = {i.name for i in room.inputs}
+    return {k: v for k, v in values.items() if k in names}, {k: v for k, v in values.items() if k not in names}
+
+
+def prepare(room: Room, method: Method, given: Mapping[str, Any], ctx: Ctx, *, where: str = "") -> Call:
+    """A checked call: inputs opened, parameters converted, the room's own checks passed. No work has been done."""
+    inputs, params = split(room, given)
+    checked = method.check(params, where=where, extra=tuple(i.name for i in room.inputs))
+    opened = room.open_inputs(inputs, ctx, where)
+    call = Call(method, opened, checked, ctx, (ctx.seed,), (opened,))
+    room.check(call)
+    return call
+
+
+def manifest_of(room: Room, call: Call, key: str = "") -> dict[str, Any]:
+    """What ``interfuse.json`` says of a call, without times or places."""
+
+    def lineage(value: Any) -> Any:
+        return (
+            [lineage(v) for v in value]
+            if isinstance(value, list)
+            else {"name": value.name, "fingerprint": value.fingerprint()}
+        )
+
+    return {
+        "kind": room.kind,
+        "method": call.method.id,
+        "version": call.method.version(),
+        "params": jsonable(call.params),
+        "inputs": [
+            {k: lineage(v) for k, v in replica.items() if v is not None and v != []} for replica in call.replicas
+        ],
+        "seeds": list(call.seeds),
+        "dtype": call.ctx.dtype,
+        "key": key,
+        "environment": environment(),
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """A parameter value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def apply(
+    method_name: str,
+    *,
+    room: str = "",
+    out: str | Path | None = None,
+    ctx: Ctx | None = None,
+    seed: int = 0,
+    force: bool = False,
+    **given: Any,
+) -> Any:
+    """Runs one method and returns the noun it makes.
+
+    Args:
+        method_name: an id (``merge/ties``) or, with ``room``, a slug.
+        out: the folder of the artifact; a fresh temporary folder when None.
+        given: the room's inputs and the method's parameters by name.
+
+    Raises:
+        InterfuseError: with the code of whatever was wrong, before work starts.
+    """
+    chosen = load(method_name, room=room)
+    door_room = load_room(chosen.entry.room)
+    ctx = ctx or Ctx(seed=seed)
+    place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="interfuse-")) / chosen.entry.slug
+    refuse_taken(place, force=force)
+    call = prepare(door_room, chosen, given, ctx)
+    save_artifact(place, lambda folder: door_room.run(call, folder), manifest_of(door_room, call), force=force)
+    return door_room.promise(call, place)
+
+
+def door(package: str) -> Callable[[str], Any]:
+    """A room package's ``__getattr__``: its methods as functions, imported when first used.
+
+    ``interfuse.merge.ties([a, b], base=c, density=0.3)`` passes plain arguments to the room's inputs in order.
+    """
+    room_name = package.rsplit(".", 1)[1]
+
+    def __getattr__(attribute: str) -> Any:
+        slug = attribute.replace("_", "-")
+        if attribute.startswith("_") or f"{room_name}/{slug}" not in index.entries():
+            raise AttributeError(
+                f"the room {room_name} has no method {attribute!r}. "
+                + did_you_mean(slug, [e.slug for e in index.entries().values() if e.room == room_name])
+            )
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            names = [i.name for i in load_room(room_name).inputs]
+            if len(args) > len(names):
+                raise TypeError(f"{attribute}() takes at most {len(names)} plain arguments: {', '.join(names)}")
+            return apply(slug, room=room_name, **dict(zip(names, args, strict=False)), **kwargs)
+
+        call.__name__, call.__qualname__ = attribute, f"{room_name}.{attribute}"
+        call.__doc__ = index.entries()[f"{room_name}/{slug}"].card.body
+        return call
+
+    return __getattr__
+
+
+def room_module(name: str) -> ModuleType:
+    """The light package of a room (its docstring, ``TAKES`` and ``MAKES``)."""
+    return importlib.import_module(f"interfuse.{name}")
