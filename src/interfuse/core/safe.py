@@ -133,7 +133,7 @@ class _Builder:
         import yaml
 
         if isinstance(event, yaml.ScalarEvent):
-            return _scalar(event.value) if event.style is None else event.value
+            return event.value if event.style else _scalar(event.value)
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Any] = []
             while not isinstance(child := next(self.events), yaml.SequenceEndEvent):

@@ -1,0 +1,368 @@
+"""Models: a Hugging Face folder or id, a configuration to start from, or any ``torch.nn.Module``.
+
+Nothing is read before it is needed, weights are safetensors only, and code in a model folder is never run.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.core.rooms import Source
+from interfuse.core.safe import file_sha256, fingerprint, read_text
+
+if TYPE_CHECKING:
+    import torch
+
+#: task -> (auto class of transformers, suffix of the architecture names)
+TASKS = {
+    "image-classification": ("AutoModelForImageClassification", "ForImageClassification"),
+    "text-classification": ("AutoModelForSequenceClassification", "ForSequenceClassification"),
+    "causal-lm": ("AutoModelForCausalLM", "ForCausalLM"),
+    "masked-lm": ("AutoModelForMaskedLM", "ForMaskedLM"),
+    "seq2seq-lm": ("AutoModelForSeq2SeqLM", "ForConditionalGeneration"),
+}
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".npy")
+KEYS = ("model", "config", "task", "revision", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that may not have been loaded yet.
+
+    Attributes:
+        name: how reports call it.
+        path: its folder, once there is one.
+        config: the fields of ``config.json``; known before any weight is read.
+        task: one of :data:`TASKS`, or ``module`` for a plain PyTorch module.
+        module: the module itself when it is in memory.
+        tokenizer: folder of the tokenizer when it is not in ``path``.
+        made_by, parents, key: the step that makes it, what that step takes, and the step's key (see ``core.run``).
+    """
+
+    name: str
+    path: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "module"
+    module: torch.nn.Module | None = field(default=None, repr=False, compare=False)
+    tokenizer: Path | None = None
+    made_by: str = ""
+    parents: tuple[Any, ...] = field(default=(), repr=False)
+    key: str = ""
+
+    def fingerprint(self) -> str:
+        """The key of the step that makes it, or a digest of its configuration and weights."""
+        if self.key:
+            return self.key
+        if self.module is not None:
+            return _module_digest(self.module)
+        if self.path is not None:
+            return _folder_digest(self.path)
+        return fingerprint({"config": _plain(self.config), "task": self.task})
+
+    @property
+    def labels(self) -> int | None:
+        """The number of classes (or the vocabulary size of a language model), where the configuration tells it."""
+        if self.task.endswith("-lm"):
+            size = _text_config(self.config).get("vocab_size")
+            return int(size) if size is not None else None
+        if "num_labels" in self.config:
+            return int(self.config["num_labels"])
+        names = self.config.get("id2label")
+        if names:
+            return len(names)
+        return 2 if self.task.endswith("classification") else None
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("text_config", config)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def open_model(source: Source, ctx: Ctx) -> Model:
+    """Opens a model by reading its configuration only.
+
+    Accepts a folder or Hugging Face id (``name`` or ``name@revision``), a table with the keys ``model`` or ``config`` (and
+    ``task``, ``revision``, ``tokenizer``), a ``torch.nn.Module``, or a :class:`Model`.
+
+    Raises:
+        InterfuseError: ``input.missing``, ``input.type``, ``unsafe.pickle``, ``unsafe.code`` or ``param.unknown``.
+    """
+    spec = source.spec
+    if isinstance(spec, Model):
+        return spec
+    if isinstance(spec, str | Path):
+        spec = {"model": str(spec)}
+    if not isinstance(spec, Mapping):
+        return _from_module(spec, source.name)
+    for key in spec:
+        if key not in KEYS:
+            raise InterfuseError("param.unknown", f"a model source has no key {key!r}", where=source.name,
+                                 fix=did_you_mean(key, KEYS))  # fmt: skip
+    tokenizer = source.folder / spec["tokenizer"] if "tokenizer" in spec else None
+    if "config" in spec:
+        return _from_config(spec, source.name, tokenizer)
+    if "model" not in spec:
+        raise InterfuseError(
+            "param.missing", "a model source needs 'model' (folder or id) or 'config'", where=source.name
+        )
+    folder = locate(str(spec["model"]), source.folder, revision=spec.get("revision"))
+    config = read_config(folder)
+    name = source.name or folder.name
+    return Model(name, folder, config, spec.get("task") or _task_of(config, folder), tokenizer=tokenizer)
+
+
+def _from_module(value: Any, name: str) -> Model:
+    import torch
+
+    if not isinstance(value, torch.nn.Module):
+        raise InterfuseError(
+            "input.type", f"a model is a folder, an id, a table or a torch module, not {type(value).__name__}"
+        )
+    config = getattr(value, "config", None)
+    to_dict = getattr(config, "to_dict", None)
+    fields: dict[str, Any] = to_dict() if callable(to_dict) else {}
+    if fields:
+        fields["architectures"] = [type(value).__name__]
+        fields["num_labels"] = getattr(config, "num_labels", None)
+        fields = {k: v for k, v in fields.items() if v is not None}
+    task = next((t for t, (_, end) in TASKS.items() if type(value).__name__.endswith(end)), "module")
+    return Model(name or type(value).__name__, None, fields, task, module=value)
+
+
+def _from_config(spec: Mapping[str, Any], name: str, tokenizer: Path | None) -> Model:
+    config = spec["config"]
+    if not isinstance(config, Mapping) or "model_type" not in config:
+        raise InterfuseError("param.value", "'config' is a table with at least model_type", where=name)
+    task = spec.get("task", "image-classification")
+    if task not in TASKS:
+        raise InterfuseError("param.value", f"unknown task {task!r}", where=name, fix=did_you_mean(str(task), TASKS))
+    from transformers import CONFIG_MAPPING
+
+    if config["model_type"] not in CONFIG_MAPPING:
+        raise InterfuseError("input.type", f"transformers has no model type {config['model_type']!r}", where=name,
+                             fix=did_you_mean(str(config["model_type"]), CONFIG_MAPPING.keys()))  # fmt: skip
+    return Model(name or str(config["model_type"]), None, dict(config), task, tokenizer=tokenizer)
+
+
+def locate(name: str, folder: Path = Path(), *, revision: str | None = None) -> Path:
+    """The local folder of a model named by path or Hugging Face id; an id is downloaded (safetensors and JSON only).
+
+    Raises:
+        InterfuseError: ``input.missing`` when there is neither, ``unsafe.pickle`` when the name is a weight file to be refused.
+    """
+    path = Path(name).expanduser()
+    path = path if path.is_absolute() else folder / path
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise refuse_pickle(path)
+        raise InterfuseError("input.type", "a model is a folder with config.json", where=str(path))
+    repo, _, at = name.partition("@")
+    if repo.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise InterfuseError("input.missing", "there is no such model folder", where=str(path))
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision or at or None,
+                                      allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))  # fmt: skip
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InterfuseError("input.missing", f"no folder and no reachable Hugging Face model {name!r}", where=str(path),
+                             fix="Check the path; an id needs the network or a filled cache.") from error  # fmt: skip
+
+
+def refuse_pickle(path: Path) -> InterfuseError:
+    return InterfuseError(
+        "unsafe.pickle", f"{path.name} is a pickle or another format that can run code when opened", where=str(path),
+        fix="Convert it once in a place you trust: "
+        "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors').",
+    )  # fmt: skip
+
+
+@functools.cache
+def _read_config(path: Path, stamp: int) -> dict[str, Any]:
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InterfuseError("input.format", "config.json is not JSON", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise InterfuseError("input.format", "config.json is not a table", where=str(path))
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a model folder, after checking that the folder needs no code of its own and holds safetensors.
+
+    Raises:
+        InterfuseError: ``input.missing``, ``input.format``, ``unsafe.code`` or ``unsafe.pickle``.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InterfuseError("input.missing", "the model folder has no config.json", where=str(folder))
+    config = _read_config(path, path.stat().st_mtime_ns)
+    if "auto_map" in config:
+        raise InterfuseError("unsafe.code", "the model brings its own code (auto_map), which Interfuse never runs", where=str(path),
+                             fix="Use a model that transformers knows, or load it yourself and pass the module in Python.")  # fmt: skip
+    if not any(folder.glob("*.safetensors")):
+        for file in sorted(folder.iterdir()):
+            if file.suffix in PICKLES:
+                raise refuse_pickle(file)
+        raise InterfuseError("input.missing", "the model folder has no safetensors weights", where=str(folder))
+    return config
+
+
+def _task_of(config: Mapping[str, Any], folder: Path) -> str:
+    for architecture in config.get("architectures") or []:
+        for task, (_, suffix) in TASKS.items():
+            if architecture.endswith(suffix) or (task == "causal-lm" and architecture.endswith("LMHeadModel")):
+                return task
+    raise InterfuseError("input.type", f"cannot tell the task of {config.get('architectures')}", where=str(folder),
+                         fix="Add task: " + " | ".join(TASKS))  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_file(path: Path, size: int, stamp: int) -> str:
+    return file_sha256(path)
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"))
+    rows = [
+        (p.name, _hash_file(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in files if p.name != "interfuse.json"
+    ]
+    return fingerprint(rows)
+
+
+def _module_digest(module: torch.nn.Module) -> str:
+    import torch
+
+    digest = hashlib.sha256(type(module).__qualname__.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
+    """The module itself: loaded from its folder, or initialised from its configuration.
+
+    Initial weights depend on the run's seed and the configuration alone: two steps that start from the same configuration
+    under the same seed start from the same weights.
+
+    Raises:
+        InterfuseError: ``input.missing`` when the folder is not there, ``input.format`` when weights do not fit the configuration.
+    """
+    import copy
+
+    import torch
+    import transformers
+
+    from interfuse.data.seeding import seeded
+
+    if model.module is not None:
+        module = copy.deepcopy(model.module) if train else model.module
+    elif model.path is not None:
+        auto = getattr(transformers, TASKS[model.task][0])
+        dtype = torch.float32 if train else getattr(torch, ctx.dtype)
+        read_config(model.path)
+        try:
+            module, info = auto.from_pretrained(model.path, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+                                                dtype=dtype, output_loading_info=True)  # fmt: skip
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise InterfuseError(
+                "input.format", f"the weights cannot be loaded: {str(error).splitlines()[0]}", where=str(model.path)
+            ) from error
+        lost = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
+        if lost:
+            raise InterfuseError("input.format", f"{len(lost)} tensors of the model are not in its files, the first is {lost[0]}",
+                                 where=str(model.path))  # fmt: skip
+    else:
+        with seeded(ctx.seed_for("init/" + fingerprint({"config": _plain(model.config), "task": model.task}))):
+            module = getattr(transformers, TASKS[model.task][0]).from_config(make_config(model))
+    return module.train(train)
+
+
+def make_config(model: Model) -> Any:
+    """The ``transformers`` configuration object of a model that starts from a configuration.
+
+    Raises:
+        InterfuseError: ``param.value`` when the configuration is refused.
+    """
+    from transformers import AutoConfig
+
+    fields = {
+        k: v
+        for k, v in model.config.items()
+        if k not in ("model_type", "architectures", "transformers_version", "dtype")
+    }
+    try:
+        return AutoConfig.for_model(model.config["model_type"], **fields)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InterfuseError(
+            "param.value", f"transformers refuses the configuration: {error}", where=model.name
+        ) from error
+
+
+def save(module: torch.nn.Module, folder: Path, *, tokenizer_from: Path | None = None) -> None:
+    """Writes a module as an ordinary model folder (``config.json`` and safetensors, tokenizer files beside them)."""
+    import shutil
+
+    import safetensors.torch
+
+    save_pretrained = getattr(module, "save_pretrained", None)
+    if callable(save_pretrained):
+        save_pretrained(folder)
+    else:
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+        safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    copy_tokenizer(tokenizer_from, folder, shutil.copyfile)
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
+                   "tokenizer.model", "added_tokens.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
+
+
+def copy_tokenizer(source: Path | None, folder: Path, copy: Any) -> None:
+    """Copies the tokenizer files of a model folder, where there are any."""
+    for name in TOKENIZER_FILES if source is not None else ():
+        if source is not None and (source / name).is_file() and not (folder / name).exists():
+            copy(source / name, folder / name)
+
+
+def size_of(model: Model) -> int:
+    """The number of parameters, from file headers or by building the model without memory.
+
+    Raises:
+        InterfuseError: ``param.value`` when the configuration is refused.
+    """
+    import torch
+
+    if model.module is not None:
+        return sum(p.numel() for p in model.module.parameters())
+    if model.path is not None and model.path.is_dir():
+        return sum(p.stat().st_size for p in model.path.glob("*.safetensors")) // 4
+    return _meta_size(json.dumps(_plain(model.config), sort_keys=True), model.task) if torch else 0
+
+
+@functools.cache
+def _meta_size(config: str, task: str) -> int:
+    import torch
+    import transformers
+
+    model = Model("", None, json.loads(config), task)
+    with torch.device("meta"):
+        module = getattr(transformers, TASKS[task][0]).from_config(make_config(model))
+    return sum(p.numel() for p in module.parameters())

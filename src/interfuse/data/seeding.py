@@ -1,0 +1,24 @@
+"""The one place that touches PyTorch's global generator: library code that draws from it is fenced in here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from interfuse.core.ctx import Ctx
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds PyTorch's global generators inside the block (weight initialisation, dropout) and restores them after it."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def generator(ctx: Ctx, name: str, device: str | torch.device = "cpu") -> torch.Generator:
+    """A fresh PyTorch generator for a named purpose of a run."""
+    return torch.Generator(device=device).manual_seed(ctx.seed_for(name))
