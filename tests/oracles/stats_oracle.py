@@ -36,7 +36,9 @@ def mcnemar(gained: int, lost: int) -> float:
 def sign_flip(d: Sequence[int]) -> float:
     """All 2^n sign patterns of whole-number differences."""
     observed = abs(sum(d))
-    hits = [abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product((-1, 1), repeat=len(d))]
+    hits = [
+        abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product((-1, 1), repeat=len(d))
+    ]
     return sum(h >= observed for h in hits) / len(hits)
 
 
@@ -120,7 +122,9 @@ def nll(logits: Sequence[Sequence[float]], labels: Sequence[int], temperature: f
 
 
 def brier(probs: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
-    return mean([math.fsum((p - (c == y)) ** 2 for c, p in enumerate(row)) for row, y in zip(probs, labels, strict=True)])
+    return mean(
+        [math.fsum((p - (c == y)) ** 2 for c, p in enumerate(row)) for row, y in zip(probs, labels, strict=True)]
+    )
 
 
 def kl(teacher: Sequence[Sequence[float]], student: Sequence[Sequence[float]]) -> float:

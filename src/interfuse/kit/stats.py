@@ -408,8 +408,9 @@ def tost(
 ) -> Equivalence:
     """Is the candidate not worse, and not different, by more than ``margin``? Two one-sided tests (Schuirmann 1987).
 
-    Right/wrong outcomes without clusters use Tango's score statistic (Tango 1998): a t test would call ten items on
-    which nothing changed proof of equality, because their spread is zero. Other scores, and clusters, use the t test.
+    Right/wrong outcomes (all scores 0 or 1, margin below 1) without clusters use Tango's score statistic (Tango 1998):
+    a t test would call ten items on which nothing changed proof of equality, because their spread is zero. Other
+    scores, and clusters, use the t test.
 
     Args:
         baseline: outcomes or scores ``[n]``.
@@ -428,10 +429,8 @@ def tost(
     if not 0.0 < margin < math.inf:
         raise InterfuseError("param.value", f"margin must be a positive number, got {margin}", where="margin")
     delta = mean_of(d).mean
-    if clusters is None and _is_outcomes(baseline) and _is_outcomes(candidate):
+    if clusters is None and margin < 1.0 and _is_outcomes(baseline) and _is_outcomes(candidate):
         test = "score"
-        if margin >= 1.0:
-            raise InterfuseError("param.value", f"the margin of outcomes must be below 1, got {margin}", where="margin")
         gained, lost = int((d > 0).sum()), int((d < 0).sum())
         p_not_worse = float(special.ndtr(-_tango(gained, lost, len(d), -margin)))
         p_not_better = float(special.ndtr(_tango(gained, lost, len(d), margin)))
