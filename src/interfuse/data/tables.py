@@ -56,7 +56,7 @@ class Table:
         dataset: the whole table, memory-mapped Arrow.
         rows: indices of the rows of this view, in order (int64).
         columns: role -> column name (or names, for ``features``).
-        classes: names of the classes; the label of a row is an index into it. Empty when there is no label column.
+        classes: names of the classes, empty when there is no label column. codes: class index of every row of ``dataset``.
         origin: a description that fixes the content (files with hashes and every view step).
         shape: [H, W] or [C, H, W] of images that are stored as flat numbers; scale: divisor of their values.
         distort: distortion steps applied to images when they are read: ``(kind, amount)``.
@@ -67,6 +67,7 @@ class Table:
     rows: NDArray[np.int64] = field(repr=False, compare=False)
     columns: Mapping[str, Any]
     classes: tuple[str, ...]
+    codes: NDArray[np.int64] = field(repr=False, compare=False)
     origin: Any = field(repr=False)
     shape: tuple[int, ...] = ()
     scale: float = 1.0
@@ -97,26 +98,13 @@ class Table:
         if "label" not in self.columns:
             raise InterfuseError("input.missing", "the table has no label column", where=self.name,
                                  fix="Declare it: columns: {label: NAME}.")  # fmt: skip
-        return _codes(self)[self.rows]
+        return self.codes[self.rows]
 
     def ids(self) -> list[str]:
         """One identifier per row: the id column, or the row's number in the whole table."""
         if "id" in self.columns:
             return [str(v) for v in self.dataset.select_columns([self.columns["id"]])[self.rows][self.columns["id"]]]
         return [str(i) for i in self.rows]
-
-
-_CODES: dict[int, NDArray[np.int64]] = {}
-
-
-def _codes(table: Table) -> NDArray[np.int64]:
-    slot = id(table.dataset)
-    if slot not in _CODES:
-        values = _column(table.dataset, table.columns["label"])
-        index = {name: i for i, name in enumerate(table.classes)}
-        _CODES.clear()
-        _CODES[slot] = np.array([index[str(v)] for v in values], dtype=np.int64)
-    return _CODES[slot]
 
 
 def _column(dataset: Dataset, name: str) -> list[Any]:
@@ -298,6 +286,7 @@ def _declare(dataset: Any, columns: Mapping[str, Any], name: str, origin: Any, s
         raise InterfuseError("input.missing", "no column is declared as image, text or features", where=name,
                              fix="Declare one: columns: {text: NAME, label: NAME}. Columns: " + ", ".join(dataset.column_names))  # fmt: skip
     classes: tuple[str, ...] = ()
+    codes = np.zeros(0, dtype=np.int64)
     if "label" in chosen:
         values = _column(dataset, chosen["label"])
         for row, value in enumerate(values):
@@ -315,14 +304,16 @@ def _declare(dataset: Any, columns: Mapping[str, Any], name: str, origin: Any, s
             raise InterfuseError(
                 "input.missing", f"the label {unknown[0]!r} is not among the declared labels", where=name
             )
+        place = {value: i for i, value in enumerate(classes)}
+        codes = np.array([place[str(v)] for v in values], dtype=np.int64)
     origin = {
         "data": origin,
-        "columns": {k: v for k, v in sorted(chosen.items())},
+        "columns": dict(sorted(chosen.items())),
         "shape": list(shape),
         "scale": scale,
         "classes": list(classes),
     }
-    return Table(name, dataset, np.arange(len(dataset), dtype=np.int64), chosen, classes, origin, shape, scale)
+    return Table(name, dataset, np.arange(len(dataset), dtype=np.int64), chosen, classes, codes, origin, shape, scale)
 
 
 def _view(table: Table, spec: Mapping[str, Any], name: str) -> Table:
@@ -349,7 +340,7 @@ def _view(table: Table, spec: Mapping[str, Any], name: str) -> Table:
                     "param.value", f"there is no class {value!r}", where=name, fix=did_you_mean(value, table.classes)
                 )
         keep = np.array([table.classes.index(c) for c in wanted])
-        rows = rows[np.isin(_codes(table)[rows], keep)]
+        rows = rows[np.isin(table.codes[rows], keep)]
     if "limit" in spec:
         rows = rows[: int(spec["limit"])]
     if "distort" in spec:
@@ -380,7 +371,7 @@ def _split(table: Table, shares: Any, seed: int, name: str) -> dict[str, NDArray
     rng = Ctx(seed=seed).rng("split")
     groups = [table.rows]
     if "label" in table.columns:
-        codes = _codes(table)[table.rows]
+        codes = table.codes[table.rows]
         groups = [table.rows[codes == c] for c in np.unique(codes)]
     parts: dict[str, list[NDArray[np.int64]]] = {part: [] for part in shares}
     for group in groups:

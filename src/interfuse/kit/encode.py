@@ -1,0 +1,219 @@
+"""From a table's rows to what one model reads: pixels, tokens or feature vectors, and from batches to logits.
+
+Every model has an encoder of its own, so teachers and students may differ in image size, channels or tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.data.images import distort, fit, to_array
+from interfuse.data.models import Model, build
+from interfuse.data.tables import Table
+
+Batch = dict[str, torch.Tensor]
+#: encoded tables up to this many bytes are kept in memory
+KEEP_BYTES = 2**30
+#: label value of positions that do not count
+IGNORE = -100
+
+
+@dataclass
+class Encoder:
+    """Turns rows of one table into the inputs of one model; ``table`` rows are addressed by position 0..N-1.
+
+    The result of :meth:`encode` has ``pixel_values`` [B, C, H, W], or ``input_ids`` and ``attention_mask`` [B, L], or ``x``
+    [B, D], all on the CPU.
+    """
+
+    model: Model
+    table: Table
+    max_length: int = 512
+    _tokenizer: Any = field(default=None, repr=False)
+    _kept: Batch | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        kind, task = self.table.kind, self.model.task
+        fits = {"image-classification": ("image",), "text-classification": ("text",), "causal-lm": ("text",), "masked-lm": ("text",),
+                "seq2seq-lm": ("text",)}.get(task, ("image", "features"))  # fmt: skip
+        if kind not in fits:
+            raise InterfuseError("input.type", f"the model is for {task}, the table holds {kind}", where=f"{self.model.name}, {self.table.name}",
+                                 fix=f"Declare a column as {' or '.join(fits)}.")  # fmt: skip
+
+    def encode(self, positions: NDArray[np.int64]) -> Batch:
+        """Encodes the rows at ``positions`` (int64 [B])."""
+        if self._kept is None and self.table.kind != "text":
+            sample = self._read(positions[:1])
+            bytes_all = sum(t[0].numel() * t.element_size() for t in sample.values()) * len(self.table)
+            if bytes_all <= KEEP_BYTES:
+                self._kept = self._read(np.arange(len(self.table)))
+        if self._kept is not None:
+            index = torch.from_numpy(np.ascontiguousarray(positions))
+            return {name: tensor[index] for name, tensor in self._kept.items()}
+        return self._read(positions)
+
+    def _read(self, positions: NDArray[np.int64]) -> Batch:
+        table = self.table
+        rows = table.rows[positions]
+        if table.kind == "features":
+            return {"x": torch.from_numpy(self._features(rows))}
+        column = table.columns[table.kind]
+        values = table.dataset.select_columns([column])[rows][column]
+        if table.kind == "text":
+            return self._tokens(list(values), rows)
+        return {
+            "pixel_values": torch.from_numpy(
+                np.stack([self._image(v, int(r)) for v, r in zip(values, rows, strict=True)])
+            )
+        }
+
+    def _image(self, value: Any, row: int) -> NDArray[np.float32]:
+        where = f"{self.table.name}: row {row}"
+        image = to_array(value, self.table.shape, self.table.scale, where)
+        if self.table.distort:
+            image = distort(image, self.table.distort, Ctx(seed=row).rng("distort"))
+        config = self.model.config
+        size = config.get("image_size")
+        target = (int(size), int(size)) if isinstance(size, int) else tuple(size) if size else None
+        return fit(image, int(config.get("num_channels", image.shape[0])), target)
+
+    def _features(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        names = self.table.columns["features"]
+        names = names if isinstance(names, list) else [names]
+        read = self.table.dataset.select_columns(names)[rows]
+        parts = [np.asarray(read[name], dtype=np.float32).reshape(len(rows), -1) for name in names]
+        array = np.concatenate(parts, axis=1) / np.float32(self.table.scale)
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            raise InterfuseError(
+                "input.nan",
+                "a feature is NaN, infinite or empty",
+                where=f"{self.table.name}: row {rows[bad[0][0]]}, feature {bad[0][1]}",
+            )
+        return array
+
+    def _tokens(self, texts: list[Any], rows: NDArray[np.int64]) -> Batch:
+        for text, row in zip(texts, rows, strict=True):
+            if not isinstance(text, str) or not text:
+                raise InterfuseError("input.missing", "the text is empty", where=f"{self.table.name}: row {row}")
+        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            InterfuseError: ``input.missing`` when the model folder has none.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = open_tokenizer(self.model)
+        return self._tokenizer
+
+    def batches(self, order: NDArray[np.int64], size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Batches of ``size`` positions in the given order, each with its encoding."""
+        for start in range(0, len(order), size):
+            positions = order[start : start + size]
+            yield positions, self.encode(positions)
+
+
+def tokenizer_folder(model: Model) -> Path | None:
+    """The folder of a model's tokenizer: its own, the declared one, or that of the model it was made from."""
+    if model.tokenizer is not None:
+        return model.tokenizer
+    if model.path is not None and (model.path / "tokenizer_config.json").is_file():
+        return model.path
+    return next((found for p in model.parents if isinstance(p, Model) and (found := tokenizer_folder(p))), None)
+
+
+def open_tokenizer(model: Model) -> Any:
+    """The tokenizer of a model; a padding token is set to the end token where there is none.
+
+    Raises:
+        InterfuseError: ``input.missing``.
+    """
+    from transformers import AutoTokenizer
+
+    folder = tokenizer_folder(model)
+    if folder is None:
+        raise InterfuseError(
+            "input.missing",
+            "the model has no tokenizer",
+            where=model.name,
+            fix="Add 'tokenizer: FOLDER' to its source.",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def targets(model: Model, labels: torch.Tensor | None, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """What the model should say: class indices [B], or for a causal language model its own next tokens [B, L-1]."""
+    if model.task == "causal-lm":
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        return torch.where(mask[:, 1:].bool(), ids[:, 1:], torch.full_like(ids[:, 1:], IGNORE))
+    return labels
+
+
+def forward(module: torch.nn.Module, model: Model, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits: [B, K] of a classifier; [B, L-1, V] of a causal language model, position t predicting token t+1."""
+    if model.task == "module":
+        output = module(next(iter(batch.values())))
+    else:
+        output = module(**batch)
+    logits = output if isinstance(output, torch.Tensor) else output.logits
+    return logits[:, :-1] if model.task == "causal-lm" else logits
+
+
+def device_of(ctx: Ctx) -> torch.device:
+    """The device a context names; ``auto`` is the first accelerator, else the CPU.
+
+    Raises:
+        InterfuseError: ``needs.capability`` when the device is not there.
+    """
+    name = ctx.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InterfuseError(
+            "needs.capability", f"there is no device {name!r} here", fix="Use --device cpu."
+        ) from error
+    return torch.device(name)
+
+
+def predict(model: Model, table: Table, ctx: Ctx, *, batch_size: int = 256) -> NDArray[np.float32]:
+    """Logits of a classifier for every row of a table, float32 [N, K].
+
+    Raises:
+        InterfuseError: ``input.nan`` naming model and row when a logit is not finite; ``input.type`` when they do not fit.
+    """
+    encoder = Encoder(model, table)
+    device = device_of(ctx)
+    module = build(model, ctx).to(device).eval()
+    rows: list[NDArray[np.float32]] = []
+    with torch.inference_mode(), ctx.bar(f"predict {model.name}", len(table), "items") as bar:
+        for positions, batch in encoder.batches(np.arange(len(table)), batch_size):
+            logits = forward(module, model, {k: v.to(device) for k, v in batch.items()})
+            rows.append(logits.float().cpu().numpy())
+            bar.advance(len(positions))
+    found = np.concatenate(rows)
+    bad = np.argwhere(~np.isfinite(found))
+    if len(bad):
+        raise InterfuseError(
+            "input.nan",
+            "the model gives a logit that is not a number",
+            where=f"{model.name}, {table.name}: row {bad[0][0]}",
+        )
+    return found
