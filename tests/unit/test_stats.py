@@ -208,6 +208,17 @@ def test_bootstrap_by_counts_and_by_items_draw_from_one_distribution() -> None:
     assert (by_counts.low, by_counts.high) == pytest.approx((by_items.low, by_items.high), abs=0.006)
 
 
+def test_bootstrap_by_counts_weighs_clusters_by_their_size() -> None:
+    sizes = np.tile([1, 3], 60)
+    clusters = np.repeat(np.arange(120), sizes)
+    d = np.where(np.repeat(sizes, sizes) == 1, 1.0, 0.0)  # 60 gains on their own, 60 clusters of three ties
+    by_counts = resample.paired_bootstrap(np.zeros(240), d, rng(1), clusters=clusters, draws=20_000)
+    nudged = d + rng(2).normal(size=240) * 1e-9
+    by_items = resample.paired_bootstrap(np.zeros(240), nudged, rng(1), clusters=clusters, draws=20_000)
+    assert by_counts.estimate == 0.25
+    assert (by_counts.low, by_counts.high) == pytest.approx((by_items.low, by_items.high), abs=0.006)
+
+
 def test_bootstrap_sees_clusters() -> None:
     d = np.repeat(rng(5).normal(size=40), 25)
     items = resample.paired_bootstrap(np.zeros(1000), d, rng(), draws=2000)
