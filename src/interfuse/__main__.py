@@ -1,0 +1,5 @@
+"""``python -m interfuse``."""
+
+from interfuse.cli.main import main
+
+main()

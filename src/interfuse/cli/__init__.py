@@ -1,0 +1,1 @@
+"""The command line: one command, its verbs are the rooms and a few helpers that only read."""

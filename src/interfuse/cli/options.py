@@ -1,0 +1,70 @@
+"""The flags every verb shares, and the context they describe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from interfuse.cli.output import quiet
+
+if TYPE_CHECKING:
+    from interfuse.core.ctx import Ctx
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and param.name:
+        ctx.meta[param.name] = True
+
+
+def json_option() -> click.Option:
+    """``--json``: one JSON value on stdout."""
+    return click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember,
+                        help="Print one JSON value on stdout, errors too.")  # fmt: skip
+
+
+def quiet_option() -> click.Option:
+    """``--quiet``: no progress."""
+    return click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember,
+                        help="No progress on stderr.")  # fmt: skip
+
+
+def work_options(*, many_seeds: bool = False, out_help: str) -> list[click.Parameter]:
+    """The flags of verbs that do work."""
+    path = click.Path(path_type=Path)
+    if many_seeds:
+        seed = click.Option(["--seed"], type=int, multiple=True, help="Use this seed; repeat it for several.")
+    else:
+        seed = click.Option(["--seed"], type=int, default=0, show_default=True, help="All randomness comes from it.")
+    return [
+        click.Option(["-o", "--out"], type=path, default=None, help=out_help),
+        click.Option(["--dry-run"], is_flag=True, help="Check everything, print plan and cost, write nothing."),
+        seed,
+        click.Option(["--force"], is_flag=True, help="Use the output folder even if something is there."),
+        click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda, mps or an exact name."),
+        click.Option(["--dtype"], type=click.Choice(DTYPES), default="float32", show_default=True,
+                     help="Floating type to compute in."),
+        json_option(),
+        quiet_option(),
+    ]  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """``INTERFUSE_CACHE``, or the place the system's conventions give."""
+    chosen = os.environ.get("INTERFUSE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "interfuse"
+
+
+def context(seed: int, device: str, dtype: str, **more: Any) -> Ctx:
+    """The context of the flags, with progress on stderr."""
+    from interfuse.cli.progress import reporter
+    from interfuse.core.ctx import Ctx
+
+    shown = reporter(quiet=quiet())
+    return Ctx(seed=seed, device=device, dtype=dtype, cache=cache_folder(), log=shown.log, bar=shown.bar, **more)

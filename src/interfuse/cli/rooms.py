@@ -1,0 +1,197 @@
+"""The verbs of the rooms: ``interfuse merge ties A B --base C -o out/``, generated from room and signature."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from interfuse.cli.options import context, json_option, work_options
+from interfuse.cli.output import as_json, duration, emit, say, size, table
+from interfuse.core import index
+from interfuse.core.errors import InterfuseError, did_you_mean
+
+if TYPE_CHECKING:
+    from interfuse.core.method import Method
+    from interfuse.core.rooms import Cost, Room
+
+
+class RoomGroup(click.Group):
+    """A room: its methods are commands, made from their signatures when they are used."""
+
+    def entries(self) -> list[index.Entry]:
+        """The methods of the room."""
+        return [e for e in index.entries().values() if e.kind == "method" and e.room == self.name]
+
+    def extra(self) -> dict[str, click.Command]:
+        """The room's own further verbs, ``VERBS`` of ``interfuse/<room>/verbs.py``, when that file is there."""
+        folders = importlib.import_module(f"interfuse.{self.name}").__path__
+        if not any((Path(folder) / "verbs.py").is_file() for folder in folders):
+            return {}
+        return dict(importlib.import_module(f"interfuse.{self.name}.verbs").VERBS)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [e.slug for e in self.entries()] + list(self.extra())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        slug = cmd_name.replace("_", "-")
+        entry = next((e for e in self.entries() if e.slug == slug), None)
+        return method_command(entry) if entry else self.extra().get(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        name = args[0]
+        if not name.startswith("-") and name.replace("_", "-") not in known and name not in known:
+            raise InterfuseError("method.unknown", f"the room {self.name} has no method {name!r}", where=ctx.command_path,
+                                 fix=f"{did_you_mean(name, known)} See: interfuse {self.name}".strip())  # fmt: skip
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        methods = [(e.slug, e.card.title) for e in self.entries()]
+        if methods:
+            with formatter.section("Methods"):
+                formatter.write_dl(methods)
+        extra = self.extra()
+        if extra:
+            with formatter.section("Further verbs"):
+                formatter.write_dl([(name, c.get_short_help_str(80)) for name, c in extra.items()])
+
+
+def room_group(name: str) -> RoomGroup:
+    """The command of a room; no method is imported."""
+    text = importlib.import_module(f"interfuse.{name}").__doc__ or name
+
+    @click.pass_context
+    def listing(ctx: click.Context) -> None:
+        if ctx.invoked_subcommand is not None:
+            return
+        rows = [e.row() for e in group.entries()]
+        if as_json():
+            emit(rows)
+            return
+        table(["method", "status", "title"], [[r["id"].split("/")[1], r["status"], r["title"]] for r in rows])
+        for verb, command in group.extra().items():
+            say(f"also: interfuse {name} {verb}    {command.get_short_help_str(80)}")
+        say(f"interfuse {name} METHOD --help shows a method's flags.")
+
+    group = RoomGroup(name, callback=listing, invoke_without_command=True, params=[json_option()],
+                      help=text.split("\n\n")[0], epilog=f"interfuse {name} METHOD --help shows a method's flags.")  # fmt: skip
+    return group
+
+
+class MethodCommand(click.Command):
+    """A method's command; its help names inputs and parameters before the flags every method has."""
+
+    def __init__(self, sections: dict[str, list[tuple[str, str]]], **rest: Any) -> None:
+        super().__init__(**rest)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown = [name for rows in self.sections.values() for name, _ in rows]
+        for title, rows in self.sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+        records = [p.get_help_record(ctx) for p in self.get_params(ctx)]
+        rest = [r for r in records if r is not None and r[0] not in shown]
+        with formatter.section("Options"):
+            formatter.write_dl(rest)
+
+
+def method_command(entry: index.Entry) -> MethodCommand:
+    """The command of one method: imports it, reads its signature, makes its flags."""
+    from interfuse.cli.flags import example, input_param, param_option
+    from interfuse.core.method import load
+    from interfuse.core.rooms import load_room
+
+    method, room = load(entry.id), load_room(entry.room)
+    inputs = [input_param(i) for i in room.inputs]
+    params = [param_option(p) for p in method.params.values()]
+    taken = {o for p in (*inputs, *params) for o in (*p.opts, *p.secondary_opts)}
+    work = [p for p in work_options(out_help=f"The artifact's folder [default: {default_out(entry)}]")
+            if not taken & {*p.opts, *p.secondary_opts}]  # fmt: skip
+    blank = click.Context(click.Command(entry.slug))
+    sections = {
+        "Inputs": [_record(p, blank, i.doc + (" [required]" if i.required else ""))
+                   for p, i in zip(inputs, room.inputs, strict=True)],
+        "Parameters": [_record(p, blank) for p in params],
+    }  # fmt: skip
+    card = entry.card
+    about = [card.title + (f" ({card.year})" if card.year else ""), card.body.strip().split("\n\n")[0]]
+    about += [f"Status: {card.status}" + (f". Paper: {card.paper}" if card.paper else "")]
+
+    def call(**values: Any) -> None:
+        _call(method, room, values)
+
+    return MethodCommand(
+        sections, name=entry.slug, params=[*inputs, *params, *work], callback=call,
+        help="\n\n".join(a for a in about if a), short_help=card.title,
+        epilog=f"\b\nExample:\n  {example(room, method)}",
+    )  # fmt: skip
+
+
+def _record(param: click.Parameter, ctx: click.Context, words: str = "") -> tuple[str, str]:
+    record = param.get_help_record(ctx)
+    return record if record is not None else (param.make_metavar(ctx), words.strip())
+
+
+def default_out(entry: index.Entry) -> Path:
+    """Where an artifact goes when nobody says."""
+    return Path("runs") / f"{entry.room}-{entry.slug}"
+
+
+def _call(method: Method, room: Room, values: dict[str, Any]) -> None:
+    from interfuse.cli.flags import given_inputs, given_params
+    from interfuse.cli.reports import print_report, report_rows
+    from interfuse.core.artifact import open_artifact, refuse_taken
+    from interfuse.core.rooms import apply, manifest_of, prepare
+
+    ctx = context(values.get("seed", 0), values.get("device", "auto"), values.get("dtype", "float32"))
+    out, force = values.get("out") or default_out(method.entry), bool(values.get("force"))
+    given = {**given_params(method, values), **given_inputs(room, values)}
+    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
+        if values.get("dry_run"):
+            refuse_taken(out, force=force)
+            call = prepare(room, method, given, ctx)
+            facts, cost = manifest_of(room, call), room.estimate(call)
+        else:
+            began = time.monotonic()
+            apply(method.id, out=out, ctx=ctx, force=force, **given)
+            seconds = time.monotonic() - began
+    if values.get("dry_run"):
+        _print_plan(facts, cost, out)
+        return
+    artifact = open_artifact(out)
+    if as_json():
+        emit({"path": str(out), "kind": artifact.kind, "method": method.id, "digest": artifact.digest,
+              "facts": artifact.manifest["facts"], "seconds": round(seconds, 3), "reports": report_rows([out])})  # fmt: skip
+        return
+    print_report(out)
+    say(f"{method.id} made a {artifact.kind} in {duration(seconds)}: {out}")
+
+
+def _print_plan(facts: dict[str, Any], cost: Cost, out: Path) -> None:
+    if as_json():
+        emit({"dry_run": True, "out": str(out), **facts, "cost": dataclasses.asdict(cost)})
+        return
+    say(f"{facts['method']} {facts['version']} would make a {facts['kind']} at {out}")
+    rows = [[name, n["name"], n["fingerprint"][:12]] for name, v in facts["inputs"][0].items()
+            for n in (v if isinstance(v, list) else [v])]  # fmt: skip
+    table(["input", "name", "fingerprint"], rows)
+    if facts["params"]:
+        table(["parameter", "value"], [[k, str(v)] for k, v in facts["params"].items()])
+    say("cost: " + cost_words(cost))
+
+
+def cost_words(cost: Cost) -> str:
+    """A cost in words."""
+    return (f"read {size(cost.bytes_read)}, write {size(cost.bytes_written)}, {cost.calls} endpoint calls, "
+            f"about {duration(cost.seconds)}")  # fmt: skip
