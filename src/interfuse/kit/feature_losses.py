@@ -1,0 +1,372 @@
+"""Distillation losses on features and on relations between samples: pure functions, one number per sample.
+
+Features are vectors ``[B, D]``, token grids ``[B, N, D]`` or maps ``[B, C, H, W]``; work is done in float32 (float64 stays
+float64), matrix products included, also under autocast.
+
+A *relational* loss (similarity-preserving, RKD, CKA, the token graph) is defined on a whole batch. It is returned as
+per-sample shares whose **mean is the published scalar**; a share belongs to the row of the relation matrix that the
+sample owns. Weighting shares is therefore weighting rows, and the shares change when the batch does.
+
+Gradients flow to both sides: detach a frozen teacher. Wrong shapes raise
+:class:`~interfuse.core.errors.InterfuseError` with code ``input.shape``, wrong parameters with ``param.value``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from interfuse.core.errors import InterfuseError
+from interfuse.kit.losses import full_precision
+
+# -- one sample at a time --------------------------------------------------------------------------------------------
+
+
+def hint_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two features of one shape (FitNets, Romero et al. 2015). ``[B, ...] -> [B]``.
+
+    Unequal widths go through a trainable regressor first, which belongs to the method.
+    """
+    _check_same(student, teacher)
+    return (full_precision(student) - full_precision(teacher)).square().flatten(1).mean(dim=1)
+
+
+def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """``1 - cos(s, t)`` over the last dimension, in [0, 2]. ``[..., D] -> [...]``."""
+    _check_same(student, teacher)
+    return 1 - (_unit(full_precision(student)) * _unit(full_precision(teacher))).sum(dim=-1)
+
+
+def norm_direction(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
+    """ND loss of KD++: ``1 - <s, e> / max(||s||, ||t||)`` with ``e = c / ||c||`` (Wang et al. 2023). ``[B, D] -> [B]``.
+
+    A student shorter than its teacher is pulled in length and direction, a longer one in direction alone.
+
+    Args:
+        student: ``[B, D]`` penultimate features.
+        teacher: ``[B, D]``.
+        centre: ``[B, D]``, the teacher's class mean of each sample's *label*, for instance ``means[labels]``.
+    """
+    _check_same(student, teacher)
+    _check_same(student, centre, "student", "centre")
+    s, t = full_precision(student), full_precision(teacher)
+    along = (s * _unit(full_precision(centre))).sum(dim=-1)
+    longest = torch.maximum(s.norm(dim=-1), t.norm(dim=-1))
+    return 1 - along / longest.clamp_min(torch.finfo(longest.dtype).tiny)
+
+
+def attention_transfer(student: Tensor, teacher: Tensor, *, p: float = 2.0) -> Tensor:
+    """Attention transfer of one stage (Zagoruyko & Komodakis 2017), as trained by the authors' code.
+
+    The attention of a position is the mean over channels of ``|a|^p``; both maps are L2-normalised and the squared
+    difference is averaged over positions. (Equation 2 of the paper takes the norm of the difference instead.)
+    The larger of two maps is average-pooled to the smaller. Sum over stages yourself.
+
+    Args:
+        student: ``[B, C, H, W]`` map or ``[B, N, D]`` tokens; widths may differ.
+        teacher: the same kind.
+        p: exponent, > 0.
+
+    Returns:
+        ``[B]``.
+    """
+    if p <= 0:
+        raise InterfuseError("param.value", f"p must be > 0, not {p}")
+    s, t = full_precision(student), full_precision(teacher)
+    if (
+        s.ndim != t.ndim
+        or s.ndim not in (3, 4)
+        or s.shape[0] != t.shape[0]
+        or (s.ndim == 3 and s.shape[1] != t.shape[1])
+    ):
+        raise _shape_error("attention transfer needs two maps [B, C, H, W] or two token grids [B, N, D]", s, t)
+    if s.ndim == 4:
+        size = (min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3]))
+        s, t = (F.adaptive_avg_pool2d(x, size) if x.shape[2:] != size else x for x in (s, t))
+    channel = 1 if s.ndim == 4 else 2
+    a_s, a_t = (_unit(x.abs().pow(p).mean(dim=channel).flatten(1)) for x in (s, t))
+    return (a_s - a_t).square().mean(dim=1)
+
+
+def contextual(student: Tensor, teacher: Tensor) -> Tensor:
+    """Contextual (inner-instance) loss of TRG (Zhang et al. 2023): how the tokens of one sample attend to each other.
+
+    Mean squared difference of ``softmax_row(F F^T / sqrt(D))``, each side with its own width D.
+
+    Args:
+        student: ``[B, N, D_s]``.
+        teacher: ``[B, N, D_t]``.
+
+    Returns:
+        ``[B]``.
+    """
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise _shape_error("both sides need [B, N, D] with the same B and N", student, teacher)
+    c_s, c_t = (
+        torch.softmax(_matmul(x, x.transpose(1, 2)) / x.shape[2] ** 0.5, dim=-1)
+        for x in (full_precision(student), full_precision(teacher))
+    )
+    return (c_s - c_t).square().flatten(1).mean(dim=1)
+
+
+# -- relations between the samples of a batch ------------------------------------------------------------------------
+
+
+def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
+    """Similarity-preserving distillation (Tung & Mori 2019): ``||G_s - G_t||_F^2 / B^2``, G the row-normalised Gram.
+
+    Rows are L2-normalised, as the first author confirmed for RepDistiller. (torchdistill divides rows by their L1 norm.)
+
+    Args:
+        student: ``[B, ...]``, flattened; widths may differ.
+        teacher: ``[B, ...]``.
+
+    Returns:
+        ``[B]`` shares, row sums divided by B: their mean is the published scalar.
+    """
+    s, t = _vectors(student, teacher, 1)
+    g_s, g_t = (_unit(_matmul(x, x.T)) for x in (s, t))
+    return (g_s - g_t).square().mean(dim=1)
+
+
+def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD, distance part (Park et al. 2019): Huber on pairwise distances divided by their mean.
+
+    The mean runs over the B(B-1) pairs of different samples, the loss over all B^2 (the diagonal is 0).
+
+    Args:
+        student: ``[B, ...]``, flattened; B >= 2; widths may differ.
+        teacher: ``[B, ...]``.
+
+    Returns:
+        ``[B]`` shares, row means of the B x B table: their mean is the published scalar.
+    """
+    s, t = _vectors(student, teacher, 2)
+    return F.smooth_l1_loss(_relative_distances(s), _relative_distances(t), reduction="none").mean(dim=1)
+
+
+def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD, angle part (Park et al. 2019): Huber on the cosine at i of the triangle (j, i, k), over all B^3 triples.
+
+    Needs memory for B^3 numbers per side.
+
+    Args:
+        student: ``[B, ...]``, flattened; B >= 2; widths may differ.
+        teacher: ``[B, ...]``.
+
+    Returns:
+        ``[B]`` shares, the mean over (j, k) at vertex i: their mean is the published scalar.
+    """
+    s, t = _vectors(student, teacher, 2)
+    return F.smooth_l1_loss(_cosines(s), _cosines(t), reduction="none").flatten(1).mean(dim=1)
+
+
+def info_nce(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    tau: float = 0.07,
+    classes: Tensor | None = None,
+    normalise: bool = True,
+) -> Tensor:
+    """InfoNCE between networks: find the teacher's view of the same sample among the batch (van den Oord et al. 2018).
+
+    ``-log exp(<s_i, t_i>/tau) / sum_j exp(<s_i, t_j>/tau)``. This is contrastive representation distillation (Tian et
+    al. 2020) with the negatives taken from the batch instead of a memory.
+
+    Args:
+        student: ``[B, D]`` embeddings.
+        teacher: ``[B, D]`` embeddings of the same width (project first).
+        tau: temperature, > 0.
+        classes: ``[B]``; when given, other samples of the same class are not used as negatives, as in CRD.
+        normalise: cosine similarity; False takes the plain inner product.
+
+    Returns:
+        ``[B]``, each sample as the anchor.
+    """
+    if tau <= 0:
+        raise InterfuseError("param.value", f"tau must be > 0, not {tau}")
+    _check_same(student, teacher)
+    if student.ndim != 2:
+        raise _shape_error("embeddings must be [B, D]", student, teacher)
+    s, t = full_precision(student), full_precision(teacher)
+    if normalise:
+        s, t = _unit(s), _unit(t)
+    similarity = _matmul(s, t.T) / tau
+    if classes is not None:
+        if classes.shape != student.shape[:1]:
+            raise _shape_error("there must be one class per sample", classes, student)
+        same = classes[:, None] == classes[None, :]
+        same = same & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+        similarity = similarity.masked_fill(same, -torch.inf)
+    return similarity.logsumexp(dim=1) - similarity.diagonal()
+
+
+# -- centred kernel alignment ----------------------------------------------------------------------------------------
+
+
+def linear_hsic(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
+    """Hilbert-Schmidt independence criterion with linear kernels: a scalar.
+
+    Biased: ``||X^T Y||_F^2`` on centred features (Kornblith et al. 2019, unnormalised). Unbiased: the estimator of Song
+    et al. 2012, which may be averaged over minibatches before forming CKA (Nguyen et al. 2021) and needs B >= 4.
+
+    Args:
+        x: ``[B, ...]``, flattened.
+        y: ``[B, ...]``, flattened; the widths may differ.
+    """
+    a, b = _vectors(x, y, 4 if unbiased else 2)
+    if not unbiased:
+        return (_centred_gram(a) * _centred_gram(b)).sum()
+    n = len(a)
+    off = 1 - torch.eye(n, dtype=a.dtype, device=a.device)
+    k, m = _matmul(a, a.T) * off, _matmul(b, b.T) * off
+    rows_k, rows_m = k.sum(dim=0), m.sum(dim=0)
+    total = (k * m).sum() + rows_k.sum() * rows_m.sum() / ((n - 1) * (n - 2)) - 2 * (rows_k * rows_m).sum() / (n - 2)
+    return total / (n * (n - 3))
+
+
+def linear_cka(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
+    """Linear CKA of one batch (Kornblith et al. 2019): a scalar, 1 for features equal up to rotation and scale.
+
+    The biased form lies in [0, 1] and is too high for small batches; the unbiased one may be slightly negative. For
+    several minibatches average the three :func:`linear_hsic` values, not the ratios. 0 if a side does not vary.
+    """
+    xy, xx, yy = (linear_hsic(a, b, unbiased=unbiased) for a, b in ((x, y), (x, x), (y, y)))
+    product = xx * yy
+    return torch.where(product > 0, xy / product.clamp_min(torch.finfo(xy.dtype).tiny).sqrt(), 0.0)
+
+
+def cka_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """``1 - linear_cka`` as per-sample shares ``[B]``, which average to it. Shares may be negative; B >= 2."""
+    s, t = _vectors(student, teacher, 2)
+    k, m = (F.normalize(_centred_gram(x).flatten(), dim=0).view(len(s), -1) for x in (s, t))
+    return 1 - len(s) * (k * m).sum(dim=1)
+
+
+# -- graph of tokens -------------------------------------------------------------------------------------------------
+
+
+def nearest_neighbours(tokens: Tensor, k: int) -> Tensor:
+    """Which tokens are among the ``k`` nearest of which: ``[M, D] -> [M, M]`` bool, ``[i, j]`` true if i is one of j's.
+
+    Euclidean distance, self excluded. The choice carries no gradient.
+    """
+    _check_tokens(tokens)
+    count = len(tokens)
+    if not 1 <= k < count:
+        raise InterfuseError("param.value", f"k must lie in [1, {count - 1}] for {count} tokens, not {k}")
+    distance = _distances(full_precision(tokens.detach())).fill_diagonal_(torch.inf)
+    near = torch.zeros(count, count, dtype=torch.bool, device=tokens.device)
+    return near.scatter_(0, distance.topk(k, dim=0, largest=False).indices, True)
+
+
+def gaussian_graph(tokens: Tensor, neighbours: Tensor, *, sigma: float = 1.0) -> Tensor:
+    """Adjacency ``exp(-||t_i - t_j||^2 / (2 sigma))`` on the given edges, else 0 (TRG, Zhang et al. 2023).
+
+    Note 2 sigma, not 2 sigma^2. L2-normalise wide tokens first, or the kernel underflows to 0.
+
+    Args:
+        tokens: ``[M, D]``.
+        neighbours: ``[M, M]`` bool, from :func:`nearest_neighbours` of this network or of the other.
+        sigma: width, > 0.
+    """
+    _check_tokens(tokens)
+    if sigma <= 0:
+        raise InterfuseError("param.value", f"sigma must be > 0, not {sigma}")
+    if neighbours.shape != (len(tokens), len(tokens)):
+        raise _shape_error("neighbours must be [M, M] for M tokens", neighbours, tokens)
+    kernel = torch.exp(-_distances(full_precision(tokens)).square() / (2 * sigma))
+    return kernel.masked_fill(~neighbours, 0.0)
+
+
+def graph_divergence(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    direction: Literal["reverse", "forward"] = "reverse",
+    axis: Literal["row", "column"] = "row",
+) -> Tensor:
+    """Local preserving loss of TRG (Zhang et al. 2023): KL between softmax-normalised rows of two adjacencies.
+
+    Zeros take part with weight ``e^0``. ``reverse`` is KL(student || teacher), as published.
+
+    Args:
+        student: ``[M, M]`` adjacency.
+        teacher: ``[M, M]`` adjacency.
+
+    Returns:
+        ``[M]``, one KL per token: the published sum is their sum.
+    """
+    _check_same(student, teacher)
+    dim = {"row": 1, "column": 0}.get(axis)
+    if dim is None or direction not in ("reverse", "forward"):
+        raise InterfuseError("param.value", f"direction {direction!r} or axis {axis!r} is not known")
+    first, second = (student, teacher) if direction == "reverse" else (teacher, student)
+    la, lb = (F.log_softmax(full_precision(x), dim=dim) for x in (first, second))
+    return (la.exp() * (la - lb)).sum(dim=dim)
+
+
+# -- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """A matrix product that autocast may not turn into half precision."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Euclidean distances ``[B, D] -> [B, B]``, exact for near points, with gradient 0 at distance 0."""
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _relative_distances(x: Tensor) -> Tensor:
+    distance = _distances(x)
+    mean = distance.sum() / (len(x) * (len(x) - 1))
+    return distance / mean.clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _cosines(x: Tensor) -> Tensor:
+    """``[i, j, k]``: the cosine at i between the directions to j and to k."""
+    towards = _unit(x[None, :, :] - x[:, None, :])
+    return _matmul(towards, towards.transpose(1, 2))
+
+
+def _centred_gram(x: Tensor) -> Tensor:
+    x = x - x.mean(dim=0)
+    return _matmul(x, x.T)
+
+
+def _vectors(student: Tensor, teacher: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher):
+        raise _shape_error("both sides need [B, ...] with the same B", student, teacher)
+    if len(student) < least:
+        raise InterfuseError(
+            "input.shape",
+            f"this loss compares samples of a batch and needs at least {least}",
+            where=f"shape {tuple(student.shape)}",
+            fix="Drop the last incomplete batch.",
+        )
+    return full_precision(student).flatten(1), full_precision(teacher).flatten(1)
+
+
+def _check_tokens(tokens: Tensor) -> None:
+    if tokens.ndim != 2:
+        raise InterfuseError("input.shape", "tokens must be [M, D]", where=f"shape {tuple(tokens.shape)}")
+
+
+def _check_same(a: Tensor, b: Tensor, name_a: str = "student", name_b: str = "teacher") -> None:
+    if a.shape != b.shape or a.ndim == 0:
+        raise _shape_error(f"{name_a} and {name_b} must have the same shape", a, b)
+
+
+def _shape_error(what: str, a: Tensor, b: Tensor) -> InterfuseError:
+    return InterfuseError("input.shape", what, where=f"{tuple(a.shape)} and {tuple(b.shape)}")
