@@ -1,0 +1,314 @@
+"""Sums and order statistics of tensors too large to hold, read once or twice from front to back.
+
+Nothing here depends on how the tensor is cut or on how many threads work: sums are taken in float64 over fixed chunks and
+added exactly, order statistics are counts of bit patterns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interfuse.core.errors import InterfuseError
+from interfuse.data.weights import Flat
+
+#: Elements summed on their own; also the granule of every block, see :mod:`interfuse.kit.streaming`.
+CHUNK = 1 << 14
+#: Elements read at a time: one megabyte of float32.
+_PASS = 1 << 18
+_INFINITY = 0x7F800000  # bits of float32 infinity; larger magnitudes are NaN
+
+
+class Difference:
+    """A task vector that is never stored: ``model - base``, subtracted in float32 while it is read."""
+
+    def __init__(self, model: Flat, base: Flat) -> None:
+        _same_size((model, base))
+        self.model, self.base = model, base
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensors' shape."""
+        return self.model.shape
+
+    def read(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Elements ``start`` to ``stop`` of the difference, float32 [stop - start]."""
+        return self.model.read(start, stop, out).sub_(self.base.read(start, stop))
+
+
+def blocks(sources: Sequence[Flat]) -> Iterator[tuple[int, list[Tensor]]]:
+    """Aligned pieces of tensors of equal size: the first element's flat index, and one float32 [n] per tensor.
+
+    The tensors given are buffers, overwritten by the next piece.
+    """
+    size = _same_size(sources)
+    buffers = [torch.empty(min(_PASS, size), dtype=torch.float32) for _ in sources]
+    for start in range(0, size, _PASS):
+        stop = min(start + _PASS, size)
+        yield (
+            start,
+            [source.read(start, stop, out[: stop - start]) for source, out in zip(sources, buffers, strict=True)],
+        )
+
+
+def sums(sources: Sequence[Flat], terms: Callable[[list[Tensor]], Sequence[Tensor]]) -> list[float]:
+    """Sums over all elements of functions of the tensors, in one reading.
+
+    Args:
+        sources: tensors of equal size.
+        terms: from one float64 [n] per source to as many float64 [n] as sums are wanted; it must work element by element.
+
+    Returns:
+        One correctly rounded sum of float64 chunk sums per term.
+
+    Example:
+        ``dot, square = sums([a, b], lambda x: (x[0] * x[1], x[0] * x[0]))``
+    """
+    partial: list[list[float]] = []
+    for _, values in blocks(sources):
+        for index, term in enumerate(terms([value.to(torch.float64) for value in values])):
+            if index == len(partial):
+                partial.append([])
+            whole = term.numel() // CHUNK * CHUNK
+            partial[index] += term[:whole].view(-1, CHUNK).sum(1).tolist()
+            if whole < term.numel():
+                partial[index].append(term[whole:].sum().item())
+    if not partial:  # empty tensors
+        return [0.0 for _ in terms([torch.empty(0, dtype=torch.float64) for _ in sources])]
+    return [_total(numbers) for numbers in partial]
+
+
+def _total(numbers: list[float]) -> float:
+    """The exactly rounded sum; NaN or infinite where :func:`math.fsum` would refuse."""
+    return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
+
+
+def gram(sources: Sequence[Flat]) -> Tensor:
+    """All inner products of tensors of equal size, in one reading: norms are the roots of the diagonal.
+
+    Returns:
+        float64 [m, m].
+    """
+    pairs = [(i, j) for i in range(len(sources)) for j in range(i + 1)]
+    products = sums(sources, lambda x: [x[i] * x[j] for i, j in pairs])
+    out = torch.empty(len(sources), len(sources), dtype=torch.float64)
+    for (i, j), product in zip(pairs, products, strict=True):
+        out[i, j] = out[j, i] = product
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What one reading says about a tensor.
+
+    Attributes:
+        count: number of elements.
+        mean: mean.
+        variance: population variance; exactly 0 for a constant tensor.
+        mean_square: mean of squares.
+        mean_absolute: mean of magnitudes.
+        positive: number of elements above 0.
+        negative: number of elements below 0.
+    """
+
+    count: int
+    mean: float
+    variance: float
+    mean_square: float
+    mean_absolute: float
+    positive: int
+    negative: int
+
+
+def moments(source: Flat) -> Moments:
+    """Mean, variance, mean square, mean magnitude and sign counts of a tensor, in one reading.
+
+    Raises:
+        InterfuseError: ``input.empty`` for a tensor without elements.
+    """
+    count = math.prod(source.shape)
+    if count == 0:
+        raise InterfuseError("input.empty", "a tensor without elements has no mean")
+    origin = source.read(0, 1).item()  # shifting by a value of the data keeps the variance free of cancellation
+
+    def terms(x: list[Tensor]) -> Sequence[Tensor]:
+        shifted = x[0] - origin
+        return x[0], shifted, shifted.square(), x[0].square(), x[0].abs(), (x[0] > 0).double(), (x[0] < 0).double()
+
+    total, shift, spread, square, absolute, positive, negative = sums([source], terms)
+    variance = max(0.0, spread / count - (shift / count) ** 2)
+    return Moments(count, total / count, variance, square / count, absolute / count, round(positive), round(negative))
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Which elements of a tensor belong to the largest magnitudes, exactly as many as were asked for.
+
+    Attributes:
+        value: elements of larger magnitude are in.
+        last: elements of this very magnitude are in up to this flat index: of equals, the earlier are kept.
+    """
+
+    value: float
+    last: int
+
+    def mask(self, values: Tensor, start: int) -> Tensor:
+        """Whether each of consecutive elements, the first at flat index ``start``, is in: bool of the same shape."""
+        flat = values.reshape(-1)
+        size = flat.abs()
+        ties = min(max(self.last + 1 - start, 0), flat.numel())
+        if ties == flat.numel():
+            out = size >= self.value
+        else:
+            out = size > self.value
+            out[:ties] |= size[:ties] == self.value
+        return out.view(values.shape)
+
+
+def magnitude_thresholds(sources: Sequence[Flat], keep: int, *, workers: int = 1) -> list[Threshold]:
+    """The ``keep`` elements of largest magnitude among several tensors taken together, or of a single one.
+
+    Exact, by counting: 65,536 buckets of the float32 bits, then the buckets' 32,768 values, then, if elements of the
+    threshold's magnitude are in part kept, the place of the last one. Of equal magnitudes those of earlier tensors, and
+    within a tensor of lower flat index, are kept.
+
+    Args:
+        sources: the tensors; any shapes.
+        keep: how many elements to keep, 0 to all.
+        workers: threads.
+
+    Returns:
+        One threshold per tensor.
+
+    Raises:
+        InterfuseError: ``param.value`` if there are not as many elements, ``input.nan`` for NaN or infinite elements.
+    """
+    sizes = [math.prod(source.shape) for source in sources]
+    total = sum(sizes)
+    if not 0 <= keep <= total:
+        raise InterfuseError("param.value", f"cannot keep {keep} of {total} elements")
+    key, below = _select(sources, total - keep, workers, _magnitude, 15) if keep else (_INFINITY, 0)
+    if keep == 0:
+        return [Threshold(math.inf, -1) for _ in sources]
+    value = _float_of(key)
+    # `below` elements are smaller than the value; of the `equal` ones the last (total - keep - below) are not kept
+    return _cut_ties(sources, sizes, value, total - keep - below)
+
+
+def _cut_ties(sources: Sequence[Flat], sizes: list[int], value: float, drop: int) -> list[Threshold]:
+    """Thresholds at ``value`` that leave out the last ``drop`` elements of exactly this magnitude."""
+    found = [Threshold(value, size - 1) for size in sizes]
+    for index in reversed(range(len(sources))):
+        if drop == 0:
+            break
+        for start in reversed(range(0, sizes[index], _PASS)):
+            values = sources[index].read(start, min(start + _PASS, sizes[index]))
+            places = (values.abs() == value).nonzero().view(-1)
+            if len(places) >= drop:
+                place = int(places[len(places) - drop])
+                found[index] = Threshold(value, start + place - 1)
+                return found
+            drop -= len(places)
+        found[index] = Threshold(value, -1)
+    return found
+
+
+def kth_smallest(source: Flat, k: int, *, magnitude: bool = False, workers: int = 1) -> float:
+    """The k-th smallest element (k = 0 is the smallest), exactly, without sorting: medians and quantiles.
+
+    Args:
+        source: the tensor.
+        k: 0 to the number of elements - 1.
+        magnitude: order by absolute value.
+        workers: threads.
+
+    Raises:
+        InterfuseError: ``param.value`` if there is no such element, ``input.nan`` for NaN or infinite elements.
+    """
+    total = math.prod(source.shape)
+    if not 0 <= k < total:
+        raise InterfuseError("param.value", f"there is no element {k} of {total}")
+    if magnitude:
+        return _float_of(_select([source], k, workers, _magnitude, 15)[0])
+    key, _ = _select([source], k, workers, _signed, 16)
+    return _float_of(key ^ 0x7FFFFFFF if key < 0 else key)
+
+
+def _float_of(bits: int) -> float:
+    return torch.tensor(bits, dtype=torch.int32).view(torch.float32).item()
+
+
+def _magnitude(values: Tensor) -> Tensor:
+    """int32 that orders finite floats by magnitude, >= 0; overwrites its argument."""
+    return values.view(torch.int32).bitwise_and_(0x7FFFFFFF)
+
+
+def _signed(values: Tensor) -> Tensor:
+    """int32 that orders finite floats by value, -0 as +0; overwrites its argument."""
+    bits = values.add_(0.0).view(torch.int32)
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))
+
+
+def _select(
+    sources: Sequence[Flat], k: int, workers: int, key: Callable[[Tensor], Tensor], shift: int
+) -> tuple[int, int]:
+    """The k-th smallest key, and how many keys are smaller."""
+    half = 0 if shift == 15 else 1 << 15  # signed keys have negative buckets
+
+    def coarse(source: Flat) -> Tensor:
+        counts = torch.zeros(1 << 16, dtype=torch.int64)
+        for _, (values,) in blocks([source]):
+            keys = key(values)
+            low, high = torch.aminmax(keys)
+            if int(high) >= _INFINITY or int(low) <= -_INFINITY - 1:
+                raise InterfuseError("input.nan", "NaN or infinite numbers have no place in an order")
+            counts += torch.bincount((keys >> shift).add_(half), minlength=1 << 16)
+        return counts
+
+    def fine(source: Flat) -> Tensor:
+        counts = torch.zeros(1 << shift, dtype=torch.int64)
+        for _, (values,) in blocks([source]):
+            keys = key(values)
+            inside = keys[(keys >> shift) == bucket - half] & ((1 << shift) - 1)
+            counts += torch.bincount(inside, minlength=1 << shift)
+        return counts
+
+    bucket, before = _rank(_add(coarse, sources, workers), k)
+    low, smaller = _rank(_add(fine, sources, workers), k - before)
+    return ((bucket - half) << shift) | low, before + smaller
+
+
+def _add(count: Callable[[Flat], Tensor], sources: Sequence[Flat], workers: int) -> Tensor:
+    """The sum of all tensors' counts; whole numbers, so the order does not matter."""
+
+    def share(group: Sequence[Flat]) -> Tensor:
+        total = count(group[0])
+        for source in group[1:]:
+            total += count(source)
+        return total
+
+    workers = min(workers, len(sources))
+    if workers <= 1:
+        return share(sources)
+    with ThreadPoolExecutor(workers) as pool:
+        return torch.stack(list(pool.map(share, [sources[w::workers] for w in range(workers)]))).sum(0)
+
+
+def _rank(counts: Tensor, k: int) -> tuple[int, int]:
+    """The bucket that holds the k-th element, and how many elements lie in lower buckets."""
+    upto = counts.cumsum(0)
+    bucket = int(torch.searchsorted(upto, k, right=True))
+    return bucket, int(upto[bucket]) - int(counts[bucket])
+
+
+def _same_size(sources: Sequence[Flat]) -> int:
+    sizes = [math.prod(source.shape) for source in sources]
+    if len(set(sizes)) > 1:
+        shapes = " and ".join(str(list(source.shape)) for source in sources)
+        raise InterfuseError("input.shape", f"tensors of different sizes: {shapes}")
+    return sizes[0]

@@ -1,0 +1,529 @@
+"""The streaming executor: output tensors computed block by block, in bounded memory, by several threads, resumably.
+
+A job names its sources and a function of float32 numbers. Work that treats elements or rows alike is cut into blocks of a
+fixed granule; the bytes written depend neither on the blocks' size nor on the number of threads, because every block
+starts at a multiple of the granule, torch runs one thread inside each worker, and sums over tensors
+(:mod:`interfuse.kit.reductions`) and random numbers (:mod:`interfuse.kit.counter_random`) are defined by element.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from interfuse.core.errors import InterfuseError
+from interfuse.data.weight_writer import TensorSink
+from interfuse.data.weights import Flat, StoredTensor, bytes_of
+from interfuse.kit.reductions import CHUNK
+
+_ROWS = 64  # granule of row-wise work: 64 rows are whole vector registers whatever the row's length
+_SYNC_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Which part of the output a function is asked for.
+
+    Attributes:
+        name: the output tensor.
+        start: flat index of the first element.
+        stop: one past the last.
+        shape: shape of the whole output tensor.
+        facts: what the job's ``prepare`` returned; None without one.
+    """
+
+    name: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    facts: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How one output tensor is computed.
+
+    Attributes:
+        name: the output tensor.
+        sources: the tensors it is made of.
+        function: from the sources' numbers (float32, buffers it may overwrite) and the :class:`Block` to the output's
+            numbers (float32 or float64, same number of elements as the block). None copies the first source.
+        scope: what the function sees at once. ``element``: flat pieces [n] of sources as large as the output; ``row``:
+            whole rows [r, columns] of sources of the output's shape (rows along the last axis); ``tensor``: the sources
+            whole, in their own shapes.
+        prepare: readings of the whole sources before the first block (norms, thresholds); its result is ``Block.facts``.
+        temporaries: how many tensors of the output block's size (float32) the function needs besides its arguments.
+    """
+
+    name: str
+    sources: tuple[Flat, ...]
+    function: Callable[[list[Tensor], Block], Tensor] | None = None
+    scope: Literal["element", "row", "tensor"] = "element"
+    prepare: Callable[[Sequence[Flat]], Any] | None = None
+    temporaries: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MergeStats:
+    """What a merge did.
+
+    Attributes:
+        tensors: number of output tensors.
+        resumed: how many of them were taken over from an interrupted run.
+        bytes_written: bytes of numbers written now.
+        seconds: wall time.
+        sha256: checksum of each output tensor's bytes, in layout order; empty without a journal.
+    """
+
+    tensors: int
+    resumed: int
+    bytes_written: int
+    seconds: float
+    sha256: dict[str, str]
+
+
+class Journal:
+    """An append-only record of finished tensors, one JSON line each, that survives a kill at any moment.
+
+    Lines reach the system at once and the disk every second. What the journal says is believed only after the tensor's
+    bytes have been hashed again.
+
+    Args:
+        path: the file; ``<path>.lock`` beside it keeps a second process out.
+        key: what the output depends on (recipe, inputs, versions). A journal of another key is discarded.
+
+    Raises:
+        InterfuseError: ``output.busy`` if another process holds the journal, ``output.write`` if it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, key: str) -> None:
+        self.path, self.key = Path(path), key
+        self.done: dict[str, str] = {}
+        self._synced = time.monotonic()
+        self._file_lock = FileLock(str(self.path) + ".lock")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file_lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InterfuseError("output.busy", "another merge is writing here", where=str(self.path)) from error
+        except OSError as error:
+            raise self._failed(error) from error
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            good = self._load()
+            os.ftruncate(self._fd, good)
+            os.lseek(self._fd, good, os.SEEK_SET)
+            if not good:
+                self._append({"key": key})
+        except OSError as error:
+            self._file_lock.release()
+            raise self._failed(error) from error
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self) -> int:
+        """Reads the records; returns the number of bytes up to the first torn one, 0 for a journal of another key."""
+        raw = self.path.read_bytes()
+        good = 0
+        for number, line in enumerate(raw.splitlines(keepends=True)):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or not isinstance(record, dict):
+                break
+            if number == 0:
+                if record != {"key": self.key}:
+                    return 0
+            elif set(record) == {"tensor", "sha256"} and all(isinstance(value, str) for value in record.values()):
+                self.done[record["tensor"]] = record["sha256"]
+            else:
+                break
+            good += len(line)
+        return good
+
+    def restart(self) -> None:
+        """Forgets everything: the output the records are about is gone."""
+        self.done = {}
+        try:
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            self._append({"key": self.key})
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def record(self, name: str, sha256: str) -> None:
+        """Notes that a tensor is complete."""
+        self.done[name] = sha256
+        try:
+            self._append({"tensor": name, "sha256": sha256})
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                os.fsync(self._fd)
+                self._synced = time.monotonic()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Flushes to disk and lets the next process in."""
+        if self._file_lock.is_locked:
+            try:
+                os.fsync(self._fd)
+            finally:
+                os.close(self._fd)
+                self._file_lock.release()
+
+    def _append(self, record: dict[str, str]) -> None:
+        line = json.dumps(record).encode("ascii") + b"\n"
+        while line:
+            line = line[os.write(self._fd, line) :]
+
+    def _failed(self, error: OSError) -> InterfuseError:
+        code = "output.space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "output.write"
+        return InterfuseError(code, f"the journal cannot be written: {error.strerror}", where=str(self.path))
+
+
+def stream_merge(
+    jobs: Sequence[Job],
+    writer: TensorSink,
+    *,
+    workers: int | None = None,
+    block_bytes: int = 2 << 20,
+    max_memory: int = 4 << 30,
+    journal: Journal | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> MergeStats:
+    """Computes every output tensor and hands it to the writer.
+
+    Jobs are started in the order given; the order of the largest source's file keeps reading sequential. While it runs,
+    torch uses one thread per worker.
+
+    Args:
+        jobs: one per tensor of the writer's layout.
+        writer: where the numbers go; the caller completes it.
+        workers: threads; the number of usable processors if None.
+        block_bytes: size of a block of float32 numbers.
+        max_memory: bytes that buffers and temporaries may take, in all threads together.
+        journal: record of finished tensors; those it names are verified and skipped.
+        progress: called with the bytes of output done, the bytes in all, and the tensor worked on.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InterfuseError: before any work ``param.value``, ``input.missing`` or ``input.duplicate`` (jobs and layout do not
+            match), ``input.shape``, ``input.type``, ``input.limit`` (a tensor does not fit into ``max_memory``); during
+            work ``input.nan`` (a result is NaN, infinite or too large for its type) and what reading, writing and the
+            functions raise. The first error stops all threads.
+    """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    for label, value in (("workers", workers), ("block_bytes", block_bytes), ("max_memory", max_memory)):
+        if value < 1:
+            raise InterfuseError("param.value", f"{label} must be positive, not {value}")
+    _check_names(jobs, writer)
+    begun = time.perf_counter()
+    tasks = [_Task(job, *writer.layout[job.name]) for job in jobs]
+    plan = _Plan(tasks, workers, max(block_bytes // 4 // CHUNK, 1) * CHUNK, max_memory)
+    resumed = _already_done(tasks, writer, journal, workers)
+    run = _Run(plan, [task for task in tasks if task.job.name not in resumed], writer, journal, progress)
+    run.execute()
+    done = dict(journal.done) if journal else {}
+    sha256 = {name: done[name] for name in writer.layout if name in done}
+    written = sum(task.nbytes for task in run.tasks)
+    return MergeStats(len(tasks), len(resumed), written, time.perf_counter() - begun, sha256)
+
+
+def _check_names(jobs: Sequence[Job], writer: TensorSink) -> None:
+    names = [job.name for job in jobs]
+    known = dict.fromkeys(names)
+    if len(known) < len(names):
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise InterfuseError("input.duplicate", f"two jobs compute tensor {twice!r}")
+    for name in known:
+        if name not in writer.layout:
+            raise InterfuseError("input.missing", f"the output has no tensor {name!r}")
+    for name in writer.layout:
+        if name not in known:
+            raise InterfuseError("input.missing", f"no job computes tensor {name!r}")
+
+
+def _already_done(tasks: list[_Task], writer: TensorSink, journal: Journal | None, workers: int) -> dict[str, None]:
+    """The tensors an interrupted run has left whole; the others' records are forgotten."""
+    if journal is None or not journal.done:
+        return {}
+    old = journal.done
+    names = [task.job.name for task in tasks if task.job.name in old]
+    with ThreadPoolExecutor(workers) as pool:
+        whole = list(pool.map(lambda name: writer.is_present(name, old[name]), names))
+    kept = {name: None for name, good in zip(names, whole, strict=True) if good}
+    if len(kept) < len(old):
+        journal.restart()
+        for name in kept:
+            journal.record(name, old[name])
+    return kept
+
+
+@dataclass(slots=True)
+class _Task:
+    """A job, its output, and how far it has come."""
+
+    job: Job
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    numel: int = 0
+    nbytes: int = 0
+    step: int = 0  # elements per block
+    memory: int = 0  # bytes one block needs, without reusable source buffers
+    raw: bool = False  # the stored bytes are copied as they are
+    state: Literal["new", "preparing", "ready"] = "new"
+    facts: Any = None
+    start: int = 0  # first element not handed out
+    hashed: int = 0  # first element not hashed
+    done: int = 0  # elements written
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def __post_init__(self) -> None:
+        self.numel = math.prod(self.shape)
+        self.nbytes = self.numel * self.dtype.itemsize
+        self.raw = self._check()
+
+    def _check(self) -> bool:
+        """Whether the work is a plain copy of bytes; refuses what cannot be computed."""
+        job = self.job
+        where = f"tensor {job.name!r}"
+        if not job.sources:
+            raise InterfuseError("input.empty", "the job has no sources", where=where)
+        first = job.sources[0]
+        if job.function is None or job.scope != "tensor":
+            for source in job.sources:
+                same = math.prod(source.shape) == self.numel and (job.scope == "element" or source.shape == self.shape)
+                if not same:
+                    what = f"a source is {list(source.shape)}, the output {list(self.shape)}"
+                    raise InterfuseError("input.shape", what, where=where)
+        if job.function is None and isinstance(first, StoredTensor) and first.info.dtype == self.dtype:
+            return True
+        if not self.dtype.is_floating_point:
+            fix = "Copy it from one source in that source's type."
+            raise InterfuseError(
+                "input.type", f"{self.dtype} numbers can be copied, not computed", where=where, fix=fix
+            )
+        return False
+
+
+class _Plan:
+    """Block sizes and memory, decided before any work."""
+
+    def __init__(self, tasks: list[_Task], workers: int, block: int, max_memory: int) -> None:
+        self.workers = workers
+        sources = max((len(task.job.sources) for task in tasks if task.job.scope != "tensor"), default=0)
+        spare = max((task.job.temporaries for task in tasks if task.job.scope != "tensor"), default=0)
+        while block > CHUNK and workers * block * 4 * (sources + spare + 1) > max_memory:
+            block = max(block // 2 // CHUNK, 1) * CHUNK
+        for task in tasks:
+            self._size(task, block)
+        buffered = [task.step * len(task.job.sources) for task in tasks if task.job.scope != "tensor"]
+        #: Bytes of source buffers that each worker keeps from block to block.
+        self.kept = 4 * max(buffered, default=0)
+        while self.workers > 1 and self.workers * (self.kept + _least(tasks)) > max_memory:
+            self.workers -= 1
+        self.free = max_memory - self.workers * self.kept
+        for task in tasks:
+            if task.memory > self.free:
+                needed = task.memory + self.workers * self.kept
+                what = f"the work needs {needed:,} bytes at once, max_memory is {max_memory:,}"
+                raise InterfuseError("input.limit", what, where=f"tensor {task.job.name!r}", fix="Raise max_memory.")
+
+    @staticmethod
+    def _size(task: _Task, block: int) -> None:
+        job = task.job
+        if task.raw or job.scope == "element":
+            task.step = min(block, task.numel)
+        elif job.scope == "row":
+            columns = max(task.shape[-1] if task.shape else 1, 1)
+            task.step = min(max(block // columns // _ROWS, 1) * _ROWS * columns, task.numel)
+        else:
+            task.step = task.numel
+        own = task.step * (1 + job.temporaries)
+        if job.scope == "tensor" and not task.raw:
+            own += sum(math.prod(source.shape) for source in job.sources)
+        task.memory = 4 * own
+
+
+def _least(tasks: list[_Task]) -> int:
+    return max((task.memory for task in tasks if task.job.scope != "tensor"), default=0)
+
+
+class _Run:
+    """The threads and what they share; every field is guarded by ``changed``."""
+
+    def __init__(
+        self,
+        plan: _Plan,
+        tasks: list[_Task],
+        writer: TensorSink,
+        journal: Journal | None,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> None:
+        self.plan, self.tasks, self.writer, self.journal, self.progress = plan, tasks, writer, journal, progress
+        self.pending = deque(tasks)
+        self.free = plan.free
+        self.total = sum(task.nbytes for task in tasks)
+        self.bytes_done = 0
+        self.error: BaseException | None = None
+        self.stop = False
+        self.changed = threading.Condition()
+
+    def execute(self) -> None:
+        """Runs all tasks; raises the first error after every thread has stopped."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)  # threads started from now on use one
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.plan.workers)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            with self.changed:
+                self.stop = True
+                self.changed.notify_all()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+            torch.set_num_threads(before)
+        if self.error is not None:
+            raise self.error
+
+    def _work(self) -> None:
+        name = ""
+        try:
+            with torch.no_grad():
+                torch.set_num_threads(1)
+                hand = _Hand(self.plan.kept)
+                while (piece := self._next()) is not None:
+                    task, start = piece
+                    name = task.job.name
+                    if start < 0:
+                        facts = task.job.prepare(task.job.sources) if task.job.prepare else None
+                        with self.changed:
+                            task.facts, task.state = facts, "ready"
+                            self.changed.notify_all()
+                        continue
+                    stop = min(start + task.step, task.numel)
+                    values = hand.copy(task, start, stop) if task.raw else hand.compute(task, start, stop)
+                    self.writer.write(name, start, values)
+                    self._finish(task, start, stop, values)
+        except BaseException as error:
+            error.add_note(f"while computing tensor {name!r}")
+            with self.changed:
+                self.error = self.error or error
+                self.stop = True
+                self.changed.notify_all()
+
+    def _next(self) -> tuple[_Task, int] | None:
+        """The next block as task and first element, or task and -1 for its preparation; None when all is handed out."""
+        with self.changed:
+            while not self.stop and self.pending:
+                for task in self.pending:
+                    if task.state == "new":
+                        if task.job.prepare is not None:
+                            task.state = "preparing"
+                            return task, -1
+                        task.state = "ready"
+                    if task.state == "ready":
+                        if task.memory > self.free:
+                            break  # in order: a large tensor is not overtaken for ever
+                        self.free -= task.memory
+                        start = task.start
+                        task.start += task.step
+                        if task.start >= task.numel:
+                            self.pending.remove(task)
+                        return task, start
+                self.changed.wait()
+            return None
+
+    def _finish(self, task: _Task, start: int, stop: int, values: Tensor) -> None:
+        """Hashes a written block when its turn has come, and notes a finished tensor."""
+        if self.journal is not None:
+            with self.changed:
+                while task.hashed != start and not self.stop:
+                    self.changed.wait()
+                if self.stop:
+                    return
+            if values.numel():
+                task.digest.update(bytes_of(values))
+        with self.changed:
+            task.hashed = stop
+            task.done += stop - start
+            self.free += task.memory
+            self.bytes_done += (stop - start) * task.dtype.itemsize
+            if task.done == task.numel:
+                task.facts = None
+                if self.journal is not None:
+                    self.journal.record(task.job.name, task.digest.hexdigest())
+            if self.progress is not None:
+                self.progress(self.bytes_done, self.total, task.job.name)
+            self.changed.notify_all()
+
+
+class _Hand:
+    """One thread's buffers."""
+
+    def __init__(self, kept: int) -> None:
+        self.buffer = torch.empty(kept // 4, dtype=torch.float32)
+
+    def copy(self, task: _Task, start: int, stop: int) -> Tensor:
+        """The stored bytes of a piece, unchanged."""
+        source = task.job.sources[0]
+        out = torch.empty(stop - start, dtype=task.dtype)
+        if isinstance(source, StoredTensor) and out.numel():
+            source.weights.read_bytes(source.info, start * task.dtype.itemsize, bytes_of(out))
+        return out
+
+    def compute(self, task: _Task, start: int, stop: int) -> Tensor:
+        """The job's function of one block, rounded to the output's type."""
+        job, n = task.job, stop - start
+        if job.scope == "tensor":
+            values = [source.read(0, math.prod(source.shape)).view(source.shape) for source in job.sources]
+        else:
+            slots = [self.buffer[i * task.step : i * task.step + n] for i in range(len(job.sources))]
+            values = [source.read(start, stop, out) for source, out in zip(job.sources, slots, strict=True)]
+            if job.scope == "row" and n:
+                columns = task.shape[-1] if task.shape else 1
+                values = [value.view(-1, columns) for value in values]
+        block = Block(job.name, start, stop, task.shape, task.facts)
+        result = job.function(values, block) if job.function is not None else values[0]
+        if result.numel() != n or not result.is_floating_point():
+            what = f"the function returned {result.dtype} {list(result.shape)} for {n} elements"
+            raise InterfuseError("input.shape", what, where=f"tensor {job.name!r}")
+        if n:
+            low, high = torch.aminmax(result)
+            largest = torch.finfo(task.dtype).max
+            if not (low.item() >= -largest and high.item() <= largest):
+                what = f"the result is NaN, infinite or too large for {task.dtype}"
+                raise InterfuseError("input.nan", what, where=f"tensor {job.name!r}, elements {start} to {stop}")
+        out = result.reshape(-1).to(task.dtype)  # round to nearest, ties to even
+        return out.contiguous()
