@@ -136,7 +136,11 @@ def param_option(param: Param) -> click.Option:
     if is_switch(param.annotation):
         return click.Option([f"{flag}/--no-{flag[2:]}", f"param_{param.name}"], default=None, help=param_help(param))
     return click.Option(
-        [flag, f"param_{param.name}"], default=None, type=str, metavar=param.type_name, help=param_help(param)
+        [flag, f"param_{param.name}"],
+        default=None,
+        type=str,
+        metavar=param.type_name.removesuffix(" (optional)"),
+        help=param_help(param),
     )
 
 
@@ -160,7 +164,7 @@ def input_param(item: Input) -> click.Parameter:
     if item.positional:
         metavar = item.name.upper().replace("_", "-") + ("..." if item.many else "")
         return click.Argument([key], nargs=-1 if item.many else 1, required=False, metavar=metavar)
-    words = item.doc + (" Repeat it for several." if item.many else "") + (" [required]" if item.required else "")
+    words = item.doc + ("; repeat it for several" if item.many else "") + (" [required]" if item.required else "")
     return click.Option(
         [flag_of(item.name), key], multiple=item.many, default=None, type=str,
         metavar=item.name.upper().replace("_", "-"), help=words.strip(),

@@ -142,7 +142,9 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.command(cls=App, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "interfuse", cls=App, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )

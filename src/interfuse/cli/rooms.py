@@ -49,6 +49,9 @@ class RoomGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         name = args[0]
+        default = vars(importlib.import_module(f"interfuse.{self.name}")).get("DEFAULT")
+        if default in known and name not in known and Path(name).exists():
+            args, name = [default, *args], default  # interfuse measure out/ --against A
         if not name.startswith("-") and name.replace("_", "-") not in known and name not in known:
             raise InterfuseError("method.unknown", f"the room {self.name} has no method {name!r}", where=ctx.command_path,
                                  fix=f"{did_you_mean(name, known)} See: interfuse {self.name}".strip())  # fmt: skip
@@ -100,7 +103,7 @@ class MethodCommand(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
-        records = [p.get_help_record(ctx) for p in self.get_params(ctx)]
+        records = [p.get_help_record(ctx) for p in self.get_params(ctx) if isinstance(p, click.Option)]
         rest = [r for r in records if r is not None and r[0] not in shown]
         with formatter.section("Options"):
             formatter.write_dl(rest)
@@ -139,7 +142,8 @@ def method_command(entry: index.Entry) -> MethodCommand:
 
 
 def _record(param: click.Parameter, ctx: click.Context, words: str = "") -> tuple[str, str]:
-    record = param.get_help_record(ctx)
+    """A line of the help page; click has nothing to say of plain arguments."""
+    record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
     return record if record is not None else (param.make_metavar(ctx), words.strip())
 
 

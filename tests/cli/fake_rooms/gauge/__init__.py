@@ -1,0 +1,5 @@
+"""Reports on numbers."""
+
+TAKES = "numbers"
+MAKES = "a report"
+DEFAULT = "look"

@@ -1,0 +1,7 @@
+"""Numbers from numbers.
+
+More words that help pages leave out.
+"""
+
+TAKES = "numbers"
+MAKES = "a number"

@@ -1,0 +1,76 @@
+"""Texts of flags as values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, TypeAdapter
+
+from interfuse.cli.flags import alternatives, default_text, is_switch, read_value
+from interfuse.core.errors import InterfuseError
+
+
+@pytest.mark.parametrize(
+    "text, annotation, value",
+    [
+        ("3", int, 3),
+        ("3", float, 3.0),
+        ("1e-5", float, 1e-5),
+        ("3", str, "3"),
+        ("none", str, "none"),
+        ("none", str | None, None),
+        ("null", int | None, None),
+        ("3", int | str, 3),
+        ("x", int | str, "x"),
+        ("0.5", Annotated[float, Field(gt=0)], 0.5),
+        ("2", Literal[1, 2], 2),
+        ("2", Literal["1", "2"], "2"),
+        ("true", bool | str, True),
+        ("a,b", list[str], ["a", "b"]),
+        ("a", list[str], ["a"]),
+        ("", list[str], []),
+        ("1, 2", list[int], [1, 2]),
+        ("[1, 2]", list[int], [1, 2]),
+        ("1,2", tuple[int, ...], [1, 2]),
+        ("1,a", tuple[int, str], [1, "a"]),
+        ("0.5", float | list[float], 0.5),
+        ("0.5,1", float | list[float], [0.5, 1.0]),
+        ('{"a": 1}', dict[str, int], {"a": 1}),
+        ("[x", str, "[x"),
+        ("7", Any, 7),
+        ("seven", Any, "seven"),
+        ("a/b", Path, "a/b"),
+        ("x", list[Annotated[int, Field(ge=0)]], ["x"]),
+    ],
+)
+def test_reading(text, annotation, value):
+    found = read_value(text, annotation)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_bad_json_is_a_coded_error():
+    with pytest.raises(InterfuseError, match=r"param\.value.*JSON"):
+        read_value("{1", dict[str, int])
+    with pytest.raises(InterfuseError, match=r"param\.value"):
+        read_value("[" * 100_000, list[int])
+
+
+def test_switches():
+    assert is_switch(bool)
+    assert is_switch(Annotated[bool, Field()])
+    assert is_switch(bool | None)
+    assert not is_switch(bool | str)
+    assert alternatives(Annotated[int | None, Field()] | str) == ([int, str], True)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False)) | st.none())
+def test_a_default_as_shown_reads_back(value):
+    annotation = list[float] | None
+    text = default_text(value)
+    if text != "empty":
+        assert TypeAdapter(annotation).validate_python(read_value(text, annotation)) == value
