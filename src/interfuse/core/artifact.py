@@ -23,7 +23,9 @@ from interfuse.core.safe import (
     contained,
     file_sha256,
     fingerprint,
-    read_text,
+    jsonable,
+    read_bytes,
+    sweep,
     sync_folder,
     writing_errors,
 )
@@ -60,8 +62,10 @@ def open_artifact(path: Path | str) -> Artifact:
     Raises:
         InterfuseError: ``input.missing`` when the folder is not an artifact, ``artifact.damaged`` when it is torn.
     """
-    path = Path(path)
-    _wait_for(path)
+    return _steadily(Path(path), _open)
+
+
+def _open(path: Path) -> Artifact:
     file = path / MANIFEST
     if not file.is_file():
         raise InterfuseError(
@@ -70,21 +74,26 @@ def open_artifact(path: Path | str) -> Artifact:
             where=str(path),
             fix="Name a folder that Interfuse has written.",
         )
-    text = read_text(file, limit=2**28)
     try:
-        manifest = json.loads(text)
+        data = read_bytes(file, limit=2**28)
+        manifest = json.loads(data.decode())
         digest = manifest.pop("digest")
         whole = fingerprint(manifest) == digest
         manifest["digest"] = digest
-        whole = whole and canonical_json(manifest) == text.encode() and manifest["format"] == FORMAT
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        whole = whole and canonical_json(manifest) == data and isinstance(manifest["kind"], str)
+        version = manifest["format"]
+        sizes = {str(name): int(row["bytes"]) for name, row in manifest["files"].items() if row["sha256"]}
+    except (InterfuseError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InterfuseError("artifact.damaged", "the manifest cannot be read", where=str(file)) from error
     if not whole:
         raise InterfuseError("artifact.damaged", "the manifest does not match its own digest", where=str(file))
-    for name, row in manifest["files"].items():
+    if version != FORMAT:
+        raise InterfuseError("artifact.damaged", f"the manifest is of format {version!r}, not {FORMAT}",
+                             where=str(file), fix="Another version of Interfuse wrote it.")  # fmt: skip
+    for name, size in sizes.items():
         target = contained(path, name)
-        if not target.is_file() or target.stat().st_size != row["bytes"]:
-            raise InterfuseError("artifact.damaged", f"{name} is missing or not {row['bytes']} bytes", where=str(path))
+        if not target.is_file() or target.stat().st_size != size:
+            raise InterfuseError("artifact.damaged", f"{name} is missing or not {size} bytes", where=str(path))
     return Artifact(path, manifest)
 
 
@@ -94,16 +103,22 @@ def verify(path: Path | str) -> Artifact:
     Raises:
         InterfuseError: as :func:`open_artifact`, or ``artifact.damaged`` naming each file that differs.
     """
-    artifact = open_artifact(path)
+    return _steadily(Path(path), _verify)
+
+
+def _verify(path: Path) -> Artifact:
+    artifact = _open(path)
     files = artifact.manifest["files"]
-    bad = [
-        f"{name} has other bytes"
-        for name, row in sorted(files.items())
-        if file_sha256(artifact.path / name) != row["sha256"]
-    ]
-    bad += [f"{name} is not in the manifest" for name in _walk(artifact.path) if name not in files and name != MANIFEST]
+    bad = []
+    for name, row in sorted(files.items()):
+        try:
+            if file_sha256(path / name) != row["sha256"]:
+                bad.append(f"{name} has other bytes")
+        except OSError as error:
+            bad.append(f"{name} cannot be read ({error.strerror})")
+    bad += [f"{name} is not in the manifest" for name in _walk(path) if name not in files and name != MANIFEST]
     if bad:
-        raise InterfuseError("artifact.damaged", "; ".join(bad[:20]), where=str(artifact.path))
+        raise InterfuseError("artifact.damaged", "; ".join(bad[:20]), where=str(path))
     return artifact
 
 
@@ -118,32 +133,28 @@ def save_artifact(
 
     Args:
         path: where it shall be. It must be free, empty, or (with ``force``) an artifact, which is then replaced.
-        write: fills the folder it is given, and may return facts to put into the manifest.
+        write: fills the folder it is given with plain files and folders, and may return facts to put into the manifest.
         manifest: ``kind`` and whatever else describes the work; it must not hold times or absolute paths, so that the
             same work gives the same bytes.
-        force: replace what is there, even if it is not ours.
+        force: replace what is there, even if it is not ours (but never a folder that holds the working or home folder).
 
     Raises:
         InterfuseError: ``output.exists``, ``output.busy``, ``output.space`` or ``output.write``; what was there is untouched.
     """
-    path = Path(path)
-    with writing_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path):
-        _recover(path)
+    path, place = Path(path), _real(Path(path))
+    with lock(place), writing_errors(path):
+        _recover(place)
         refuse_taken(path, force=force)
-        _sweep(path)
-        with writing_errors(path):
-            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+        _sweep(place)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.tmp-", dir=place.parent))
         try:
-            with writing_errors(path):
-                temporary.chmod(0o755)
-                facts = write(temporary)
-                body = {"format": FORMAT, **manifest, "facts": dict(facts or {}), "files": _files(temporary)}
-                body["digest"] = fingerprint(body)
-                (temporary / MANIFEST).write_bytes(canonical_json(body))
-                _sync_tree(temporary)
-                _replace(temporary, path)
+            temporary.chmod(0o755)
+            facts = jsonable(dict(write(temporary) or {}))
+            body = {"format": FORMAT, **jsonable(manifest), "facts": facts, "files": _files(temporary)}
+            body["digest"] = fingerprint(body)
+            (temporary / MANIFEST).write_bytes(canonical_json(body))
+            _sync_tree(temporary)
+            _replace(temporary, place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -152,7 +163,17 @@ def save_artifact(
 
 def refuse_taken(path: Path, *, force: bool = False) -> None:
     """Raises ``output.exists`` when ``path`` holds something and overwriting was not asked for."""
-    if force or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    with writing_errors(path):
+        free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+        if free:
+            return
+        dear = [Path(os.path.realpath(place)) for place in (os.getcwd(), os.path.expanduser("~"))]
+    if any(place.is_relative_to(_real(path)) for place in dear):
+        raise InterfuseError(
+            "output.exists", "the folder holds the working or home folder and is never replaced", where=str(path),
+            fix="Choose another place with -o.",
+        )  # fmt: skip
+    if force:
         return
     ours = (path / MANIFEST).is_file()
     what = "an artifact is there already" if ours else "something that Interfuse did not write is there"
@@ -171,8 +192,9 @@ def lock(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     with writing_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        guard = FileLock(path.parent / f".{path.name}.lock")
+        place = _real(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        guard = FileLock(place.parent / f".{place.name}.lock")
         try:
             guard.acquire(timeout=0)
         except Timeout as error:
@@ -205,8 +227,14 @@ def _walk(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-            for name in _walk(folder) if name != MANIFEST}  # fmt: skip
+    rows: dict[str, dict[str, Any]] = {}
+    for name in _walk(folder):
+        file = contained(folder, name)
+        if file.is_symlink() or not file.is_file() or not name.isprintable():
+            raise InterfuseError("output.write", f"an artifact holds plain files only, not {name!r}")
+        if name != MANIFEST:
+            rows[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    return rows
 
 
 def _sync_tree(folder: Path) -> None:
@@ -221,8 +249,44 @@ def _sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
+def _real(path: Path) -> Path:
+    """The place behind links and dots: what is renamed and locked."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError as error:
+        raise InterfuseError("unsafe.path", "the name holds a NUL", where=repr(str(path))) from error
+
+
 def _aside(path: Path) -> Path:
     return path.parent / f".{path.name}.old"
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when another folder takes the place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
+def _steadily(path: Path, look: Callable[[Path], Artifact]) -> Artifact:
+    """What ``look`` finds at ``path``; if the artifact is replaced meanwhile, it looks again."""
+    for _ in range(1000):
+        place = _real(path)
+        _wait_for(place)
+        before = _stamp(place)
+        try:
+            found = look(path)
+        except (InterfuseError, OSError) as error:
+            if before != _stamp(place) or (before is None and _aside(place).exists()):
+                continue  # it was about something that is not there any more
+            if isinstance(error, InterfuseError):
+                raise
+            raise InterfuseError("artifact.damaged", f"cannot be read: {error.strerror}", where=str(path)) from error
+        if before == _stamp(place):
+            return found
+    raise InterfuseError("output.busy", "the artifact is replaced again and again", where=str(path))
 
 
 def _replace(new: Path, path: Path) -> None:
@@ -232,15 +296,16 @@ def _replace(new: Path, path: Path) -> None:
     if path.is_dir() and not any(path.iterdir()):
         path.rmdir()
     if path.exists():
-        if aside.exists():
-            shutil.rmtree(aside)
-        os.rename(path, aside)
-    os.rename(new, path)
-    sync_folder(path.parent)
-    if aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
-    elif aside.exists():
-        aside.unlink()
+        os.rename(path, aside)  # _sweep has made this name free
+    try:
+        os.rename(new, path)
+        sync_folder(path.parent)
+    except BaseException:
+        if not new.exists():
+            os.rename(path, new)
+        _recover(path)
+        raise
+    _sweep(path)
 
 
 def _recover(path: Path) -> None:
@@ -264,8 +329,9 @@ def _wait_for(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Removes what a killed process left half-written; the lock is held, so nobody is writing it."""
-    for left in path.parent.glob(f".{path.name}.tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    if path.exists() and _aside(path).exists():
-        shutil.rmtree(_aside(path), ignore_errors=True)
+    """Removes the old artifact and what a killed process left half-written; the lock is held, so nobody is writing it."""
+    aside = _aside(path)
+    if path.exists() and os.path.lexists(aside):
+        with contextlib.suppress(OSError):  # it loses its name first: what stands there is always whole
+            os.rename(aside, path.parent / f".{path.name}.tmp-old-{time.time_ns()}")
+    sweep(path)

@@ -10,6 +10,7 @@ from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.safe import load_yaml, read_text
 
 STATUSES = ("sketch", "checked", "reproduced")
+SHOWN = ("yes", "no", "partly", "open")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Claim:
     what: str
     paper: str
     ours: str = "not measured yet"
-    shown: str = "open"  # yes | no | partly | open
+    shown: str = "open"
     why: str = ""
 
 
@@ -55,18 +56,21 @@ def read_card(path: Path) -> Card:
     Raises:
         InterfuseError: ``method.card`` naming file and line when a field is unknown, missing or of the wrong type.
     """
-    text = read_text(path)
-    if not text.startswith("---\n") or "\n---" not in text[4:]:
+    text = read_text(path).replace("\r\n", "\n")
+    if not text.startswith("---\n") or "\n---\n" not in text + "\n":
         raise InterfuseError("method.card", "the card has no front matter between two lines of ---", where=str(path))
-    head, body = text[4:].split("\n---", 1)
-    raw, lines = load_yaml(head, where=str(path))
-    return _card(raw, lines, path, body.lstrip("\n"))
+    head, body = (text + "\n")[4:].split("\n---\n", 1)
+    try:
+        raw, lines = load_yaml("\n" + head, where=str(path))  # the first line of --- counts
+    except InterfuseError as error:
+        raise InterfuseError("method.card", error.what, where=error.where) from error
+    return _card(raw, lines, path, body.strip("\n") + "\n")
 
 
 def _card(raw: Any, lines: Any, path: Path, body: str) -> Card:
     def fail(message: str, key: str = "") -> InterfuseError:
         line = lines.get((key,))
-        return InterfuseError("method.card", message, where=f"{path}:{line + 1}" if line else str(path))
+        return InterfuseError("method.card", message, where=f"{path}:{line}" if line else str(path))
 
     if not isinstance(raw, dict):
         raise fail("the front matter is not a table of fields")
@@ -77,7 +81,7 @@ def _card(raw: Any, lines: Any, path: Path, body: str) -> Card:
     for f in fields(Card):
         if f.default is MISSING and f.default_factory is MISSING and not raw.get(f.name):
             raise fail(f"the field {f.name!r} is missing")
-    kinds: dict[str, type | tuple[type, ...]] = {
+    kinds: dict[str, type] = {
         "version": int,
         "year": int,
         "experimental": bool,
@@ -85,7 +89,8 @@ def _card(raw: Any, lines: Any, path: Path, body: str) -> Card:
         "departs": list,
     }
     for key, value in raw.items():
-        if not isinstance(value, kinds.get(key, str)):
+        kind = kinds.get(key, str)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise fail(f"the field {key!r} is of the wrong type", key)
     if raw["status"] not in STATUSES:
         raise fail(f"status {raw['status']!r} is not one of {', '.join(STATUSES)}", "status")
@@ -94,6 +99,10 @@ def _card(raw: Any, lines: Any, path: Path, body: str) -> Card:
         names = [f.name for f in fields(Claim)]
         if not isinstance(row, dict) or not set(row) <= set(names) or not {"what", "paper"} <= set(row):
             raise fail(f"a claim has the fields {', '.join(names)}, of which what and paper are required", "claims")
+        if row.get("shown", "open") not in SHOWN:
+            raise fail(f"a claim's 'shown' is one of {', '.join(SHOWN)}, not {row['shown']!r}", "claims")
         claims.append(Claim(**{key: str(value) for key, value in row.items()}))
+    if not all(isinstance(d, str) for d in raw.get("departs", [])):
+        raise fail("'departs' is a list of sentences (quote the ones with a colon)", "departs")
     rest = {key: value for key, value in raw.items() if key not in ("claims", "departs")}
-    return Card(**rest, claims=tuple(claims), departs=tuple(str(d) for d in raw.get("departs", [])), body=body)
+    return Card(**rest, claims=tuple(claims), departs=tuple(raw.get("departs", [])), body=body)

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,17 @@ def _methods(package: str, folder: Path) -> Iterator[Entry]:
             yield Entry(f"{room}/{card.stem.replace('_', '-')}", "method", card, f"{package}.{room}.{card.stem}")
 
 
+def _places(package: str) -> list[Path]:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.submodule_search_locations is None:  # one broken package must not close the house
+        warnings.warn(f"the package {package!r} of the group {GROUP} cannot be found", stacklevel=3)
+        return []
+    return [Path(place) for place in spec.submodule_search_locations]
+
+
 @functools.cache
 def entries() -> dict[str, Entry]:
     """Every method, recipe and map by id, in a fixed order.
@@ -99,10 +111,9 @@ def entries() -> dict[str, Entry]:
         InterfuseError: ``input.duplicate`` when two packages bring the same id.
     """
     found = list(_methods("interfuse", Path(__file__).parent.parent))
-    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name):
-        spec = importlib.util.find_spec(point.value)
-        for place in spec.submodule_search_locations or [] if spec else []:
-            found += _methods(point.value, Path(place))
+    for package in sorted({point.module for point in importlib.metadata.entry_points(group=GROUP)}):
+        for place in _places(package):
+            found += _methods(package, place)
     recipes, maps = shipped("recipes"), shipped("maps")
     for path in sorted(recipes.rglob("*.yaml")):
         card = path.with_suffix(".md")
@@ -126,7 +137,7 @@ def find(name: str, *, room: str = "") -> Entry:
     """
     table = entries()
     slug = name.replace("_", "-")
-    if "/" in name and slug in table:
+    if "/" in name and slug in table and (not room or table[slug].room == room):
         return table[slug]
     matches = [e for e in table.values() if e.slug == slug and (not room or e.room == room)]
     if len(matches) == 1:
@@ -150,6 +161,8 @@ def load_module(entry: Entry) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == entry.module:
             raise InterfuseError("method.card", "the card has no code beside it", where=str(entry.card_path)) from error
+        if error.name is None or error.name.startswith("interfuse."):
+            raise
         raise InterfuseError(
             "needs.package", f"{entry.id} needs the package {error.name!r}", fix=f"pip install {error.name}"
         ) from error

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
+import reprlib
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -64,15 +67,17 @@ class Param:
             InterfuseError: ``param.value`` saying what was expected.
         """
         try:
-            return TypeAdapter(self.annotation).validate_python(value)
+            checked = TypeAdapter(self.annotation).validate_python(value)
         except ValidationError as error:
-            detail = "; ".join(e["msg"] for e in error.errors()[:3])
-            raise InterfuseError(
-                "param.value",
-                f"{self.name} = {value!r}: {detail}",
-                where=where,
-                fix=f"{self.name} is {self.type_name}{' ' + self.bounds if self.bounds else ''}. {self.doc}".strip(),
-            ) from error
+            raise self._wrong(value, "; ".join(e["msg"] for e in error.errors()[:3]), where) from error
+        if isinstance(checked, float) and math.isnan(checked):
+            raise self._wrong(value, "it is not a number", where)
+        return checked
+
+    def _wrong(self, value: Any, detail: str, where: str) -> InterfuseError:
+        bounds = f" {self.bounds}" if self.bounds else ""
+        return InterfuseError("param.value", f"{self.name} = {reprlib.repr(value)}: {detail}", where=where,
+                              fix=f"{self.name} is {self.type_name}{bounds}. {self.doc}".strip())  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,6 @@ class Method:
     def version(self) -> str:
         """The card's version and the first 12 digits of the hash of the method's file: part of every step's key."""
         source = inspect.getsourcefile(self.target)
-        from pathlib import Path
-
         return f"{self.card.version}+{file_sha256(Path(source))[:12]}" if source else str(self.card.version)
 
     def check(self, values: Mapping[str, Any], *, where: str = "", extra: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -147,6 +150,12 @@ def type_name(annotation: Any) -> str:
     return getattr(annotation, "__name__", str(annotation))
 
 
+def _infos(annotation: Any) -> list[FieldInfo]:
+    """The fields' descriptions and ranges of an annotation, those within a union or list included."""
+    found = [m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, FieldInfo)]
+    return found + [info for part in typing.get_args(annotation) for info in _infos(part)]
+
+
 def _bounds(meta: Any) -> str:
     words = {"Gt": ("gt", "> "), "Ge": ("ge", ">= "), "Lt": ("lt", "< "), "Le": ("le", "<= ")}
     parts = [
@@ -159,13 +168,16 @@ def _bounds(meta: Any) -> str:
 
 def read_params(target: Callable[..., Any]) -> dict[str, Param]:
     """The parameters of a marked function (keyword-only arguments but ``ctx``) or dataclass (fields)."""
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    except NameError as error:
+        raise InterfuseError("method.card", f"an annotation cannot be resolved: {error}", where=str(target)) from error
     found = {}
     for p in inspect.signature(target).parameters.values():
         if (p.kind is not p.KEYWORD_ONLY and not dataclasses.is_dataclass(target)) or p.name == "ctx":
             continue
         annotation = hints.get(p.name, Any)
-        infos = [m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, FieldInfo)]
+        infos = _infos(annotation)
         doc = next((i.description for i in infos if i.description), "")
         default = p.default
         if type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from interfuse.core.errors import InterfuseError, did_you_mean
-from interfuse.core.rooms import Source
+from interfuse.core.index import find
+from interfuse.core.rooms import Source, load_room
 from interfuse.core.safe import Lines, load_yaml, read_text
 
 KEYS = ("interfuse", "title", "description", "seeds", "sources", "steps")
@@ -38,7 +39,7 @@ class Ref:
 
 @dataclass(frozen=True)
 class Step:
-    """One step. ``given`` holds the values as written; names of inputs are resolved by :func:`inputs_of`."""
+    """One step. ``given`` holds the values as written; names of inputs are resolved by :meth:`Recipe.resolve`."""
 
     name: str
     use: str
@@ -122,14 +123,14 @@ def load_recipe(path: Path | str, *, seeds: tuple[int, ...] = ()) -> Recipe:
     for key in raw:
         if key not in KEYS:
             raise fail(f"unknown key {key!r}. {did_you_mean(key, KEYS)}", key)
-    if raw.get("interfuse") != 1:
+    if raw.get("interfuse") != 1 or raw.get("interfuse") is True:
         raise fail("the first key must be 'interfuse: 1' (the recipe format)", "interfuse")
     for key, kind in (("sources", dict), ("steps", dict)):
         if not isinstance(raw.get(key, {}), kind):
             raise fail(f"{key!r} must be a table of names", key)
     if not raw.get("steps"):
         raise fail("the recipe has no steps", "steps")
-    found = raw.get("seeds", [0])
+    found = list(seeds) if seeds else raw.get("seeds", [0])
     if (
         not isinstance(found, list)
         or not found
@@ -147,9 +148,12 @@ def load_recipe(path: Path | str, *, seeds: tuple[int, ...] = ()) -> Recipe:
             raise fail(f"a step's name has letters, digits, - and _ only: {name!r}", "steps", name)
         if not isinstance(body, dict) or not isinstance(body.get("use"), str):
             raise fail(f"the step {name!r} needs 'use: room/method'", "steps", name)
-        steps[name] = Step(name, body["use"], {k: v for k, v in body.items() if k != "use"}, lines[("steps", name)])
-    order = _ordered(steps, fail)
-    return Recipe(path, str(raw.get("title", path.stem)), seeds or tuple(found), sources, order, text)
+        line = lines.get(("steps", name), lines[("steps",)])
+        steps[name] = Step(name, body["use"], {k: v for k, v in body.items() if k != "use"}, line)
+    recipe = Recipe(path, str(raw.get("title", path.stem)), tuple(found), sources, _ordered(steps, fail), text)
+    for name in sources:
+        recipe._spec(name, f"{path}:{lines.get(('sources', name), lines[('sources',)])}", ())
+    return recipe
 
 
 def _failer(path: Path, lines: Lines) -> Any:
@@ -169,14 +173,27 @@ def names_in(value: Any) -> Iterator[str]:
             yield from names_in(item)
 
 
+def _inputs(step: Step) -> list[Any]:
+    try:
+        names = {i.name for i in load_room(find(step.use).room).inputs}
+    except InterfuseError:  # an unknown method is reported by the plan
+        return list(step.given.values())
+    return [value for key, value in step.given.items() if key in names]
+
+
 def _ordered(steps: dict[str, Step], fail: Any) -> tuple[Step, ...]:
     needs = {name: [n for v in step.given.values() for n in names_in(v) if n in steps] for name, step in steps.items()}
     try:
         order = tuple(TopologicalSorter(needs).static_order())
-    except CycleError as error:
-        raise fail(
-            "steps need each other: " + " -> ".join(error.args[1]), "steps", error.args[1][0], code="recipe.cycle"
-        ) from error
+    except CycleError:  # a parameter's word may happen to be the name of a step: now only the rooms' inputs count
+        needs = {name: [n for v in _inputs(step) for n in names_in(v) if n in steps] for name, step in steps.items()}
+        try:
+            order = tuple(TopologicalSorter(needs).static_order())
+        except CycleError as error:
+            circle = error.args[1]
+            raise fail(
+                "steps need each other: " + " -> ".join(circle), "steps", circle[0], code="recipe.cycle"
+            ) from error
     written = {name: i for i, name in enumerate(steps)}
     rank: dict[str, int] = {}
     for name in order:  # keep the written order as far as needs allow

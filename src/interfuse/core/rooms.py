@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,15 @@ from interfuse.core.artifact import environment, refuse_taken, save_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import Method, load
+from interfuse.core.safe import jsonable as jsonable
 
 
 class Noun(Protocol):
-    """A model, table, graph ... : has a name for reports and a fingerprint of its content."""
+    """A model, table, graph ... : has a name for reports and a fingerprint of its content.
+
+    What a room promises to make is a frozen dataclass that also has the fields ``made_by``, ``parents`` and ``key``; with
+    a ``key``, that is its fingerprint.
+    """
 
     @property
     def name(self) -> str: ...
@@ -35,7 +41,6 @@ class Source:
     Attributes:
         spec: a path or id (str), a table of keys from a recipe, or a Python object.
         name: how reports call it. folder: where relative paths start.
-        kind: ``file`` when a bare word came from the command line or Python, ``recipe`` when from a recipe's sources.
     """
 
     spec: Any
@@ -94,7 +99,6 @@ class Room:
         run: does the work: fills the folder it is given and returns facts for the manifest.
         check: raises coded errors before any work starts. estimate: the cost, from sizes alone.
         promise: the noun that ``run`` will have made at a path, known before the work as far as the plan needs it.
-        settings: parameters every method of the room takes besides its own (a function's keyword-only arguments).
         across_seeds: one call sees the inputs of all seeds.
     """
 
@@ -120,7 +124,7 @@ class Room:
                 )
         for item in self.inputs:
             value = given.get(item.name)
-            if value is None or (item.many and not isinstance(value, str | Source) and len(value) == 0):
+            if value is None or (isinstance(value, list | tuple) and not value):
                 if item.required:
                     raise InterfuseError(
                         "param.missing", f"the input {item.name!r} is not given", where=where, fix=item.doc
@@ -189,22 +193,13 @@ def manifest_of(room: Room, call: Call, key: str = "") -> dict[str, Any]:
     }
 
 
-def jsonable(value: Any) -> Any:
-    """A parameter value as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
-
-
 def apply(
     method_name: str,
     *,
     room: str = "",
     out: str | Path | None = None,
     ctx: Ctx | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     force: bool = False,
     **given: Any,
 ) -> Any:
@@ -213,6 +208,7 @@ def apply(
     Args:
         method_name: an id (``merge/ties``) or, with ``room``, a slug.
         out: the folder of the artifact; a fresh temporary folder when None.
+        ctx: device, budget, log ...; ``seed`` is used instead of its seed when given.
         given: the room's inputs and the method's parameters by name.
 
     Raises:
@@ -220,12 +216,23 @@ def apply(
     """
     chosen = load(method_name, room=room)
     door_room = load_room(chosen.entry.room)
-    ctx = ctx or Ctx(seed=seed)
-    place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="interfuse-")) / chosen.entry.slug
-    refuse_taken(place, force=force)
+    ctx = ctx or Ctx()
+    ctx = ctx if seed is None else ctx.with_(seed=seed)
+    if out is not None:
+        refuse_taken(Path(out), force=force)
     call = prepare(door_room, chosen, given, ctx)
+    place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="interfuse-")) / chosen.entry.slug
     save_artifact(place, lambda folder: door_room.run(call, folder), manifest_of(door_room, call), force=force)
     return door_room.promise(call, place)
+
+
+class _Door(ModuleType):
+    """A room's package. Importing a method's module must not hide the method's function of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        file = getattr(value, "__file__", None) if isinstance(value, ModuleType) else None
+        if file is None or not Path(file).with_suffix(".md").is_file():
+            super().__setattr__(name, value)
 
 
 def door(package: str) -> Callable[[str], Any]:
@@ -234,6 +241,7 @@ def door(package: str) -> Callable[[str], Any]:
     ``interfuse.merge.ties([a, b], base=c, density=0.3)`` passes plain arguments to the room's inputs in order.
     """
     room_name = package.rsplit(".", 1)[1]
+    sys.modules[package].__class__ = _Door
 
     def __getattr__(attribute: str) -> Any:
         slug = attribute.replace("_", "-")

@@ -21,9 +21,10 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load
 from interfuse.core.recipe import Recipe, Ref, Step
 from interfuse.core.rooms import Call, Cost, Room, Source, jsonable, load_room, manifest_of, split
-from interfuse.core.safe import canonical_json, fingerprint, write_atomic
+from interfuse.core.safe import canonical_json, fingerprint, sweep, write_atomic, writing_errors
 
 MARK = "run.json"
+Opener = Callable[[Source, Ctx], Any]
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Plan:
     recipe: Recipe
     out: Path
     work: list[Planned] = field(default_factory=list)
+    fresh: bool = False
 
     @property
     def cost(self) -> Cost:
@@ -71,9 +73,9 @@ def make_plan(recipe: Recipe, out: Path, ctx: Ctx, *, force: bool = False, fresh
         InterfuseError: with the code of the first thing that is wrong, naming step and line.
     """
     _refuse_foreign(out, force)
-    plan = Plan(recipe, out)
+    plan = Plan(recipe, out, fresh=fresh)
     made: dict[tuple[str, int], Any] = {}
-    opened: dict[tuple[str, str, int], Any] = {}
+    opened: dict[tuple[str, Opener, int], Any] = {}
     for step in recipe.steps:
         where = recipe.where(step)
         try:
@@ -110,7 +112,7 @@ def _bind(
     value: Any,
     seed: int,
     made: dict[tuple[str, int], Any],
-    opened: dict[tuple[str, str, int], Any],
+    opened: dict[tuple[str, Opener, int], Any],
     room: Room,
     name: str,
     ctx: Ctx,
@@ -120,7 +122,7 @@ def _bind(
     if isinstance(value, Ref):
         return made[(value.step, seed)]
     item = next(i for i in room.inputs if i.name == name)
-    slot = (fingerprint(jsonable({"spec": value.spec, "name": value.name})), item.open.__qualname__, seed)
+    slot = (fingerprint(jsonable({"spec": value.spec, "name": value.name})), item.open, seed)
     if slot not in opened:
         opened[slot] = item.open(value, ctx)
     return opened[slot]
@@ -155,19 +157,20 @@ def _key(call: Call) -> str:
 
 def _is_done(path: Path, key: str) -> bool:
     try:
-        return verify(path).manifest["key"] == key
+        return verify(path).manifest.get("key") == key
     except InterfuseError:
         return False
 
 
 def _refuse_foreign(out: Path, force: bool) -> None:
-    if force or not out.exists() or (out / MARK).is_file() or (out.is_dir() and not any(out.iterdir())):
-        return
+    with writing_errors(out):
+        if not out.exists() or (out / MARK).is_file() or (out.is_dir() and (force or not any(out.iterdir()))):
+            return
     raise InterfuseError(
         "output.exists",
         "something that is not a run of Interfuse is there",
         where=str(out),
-        fix="Choose another place with -o, or add --force to use it.",
+        fix="Choose another place with -o, or add --force to use the folder.",
     )
 
 
@@ -181,13 +184,14 @@ def run_plan(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> dic
         InterfuseError: ``output.busy``, or whatever stopped a step, naming the step.
     """
     with lock(plan.out):
-        plan.out.mkdir(parents=True, exist_ok=True)
+        sweep(plan.out / MARK)
         mark = {"interfuse": 1, "title": plan.recipe.title, "recipe": plan.recipe.text, "seeds": list(plan.recipe.seeds),
                 "steps": [{k: r[k] for k in ("step", "method", "seeds", "key")} for r in plan.rows()]}  # fmt: skip
         write_atomic(plan.out / MARK, canonical_json(mark))
         for number, item in enumerate(plan.work, 1):
             head = f"[{number}/{len(plan.work)}] {item.label}: {item.call.method.id}"
-            if item.done:
+            if item.done or (not plan.fresh and _is_done(item.path, item.key)):
+                _drop_scratch(item)
                 tell(f"{head}: done before")
                 continue
             began = time.monotonic()
@@ -203,11 +207,13 @@ def run_plan(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> dic
                     "ended": int(time.time()),
                 },
             )
-    return {p.step.name: p.path for p in reversed(plan.work)}
+    first = {p.step.name: p.path for p in reversed(plan.work)}
+    return {step.name: first[step.name] for step in plan.recipe.steps}
 
 
 def _carry_out(item: Planned) -> None:
-    scratch = item.path.parent / f".scratch-{item.path.name}-{item.key[:12]}"
+    scratch = _scratch(item)
+    _drop_scratch(item, but=scratch)
     call = dataclasses.replace(item.call, ctx=item.call.ctx.with_(scratch=scratch))
     try:
         save_artifact(
@@ -220,13 +226,32 @@ def _carry_out(item: Planned) -> None:
             where=f"step {item.label}" + (f": {error.where}" if error.where else ""),
             fix=error.fix,
         ) from error
+    except Exception as error:
+        raise InterfuseError(
+            "run.failed", f"{type(error).__name__}: {error}", where=f"step {item.label}",
+            fix="Run it again: what is finished is kept.",
+        ) from error  # fmt: skip
     item.done = True
-    shutil.rmtree(scratch, ignore_errors=True)
+    _drop_scratch(item)
+
+
+def _scratch(item: Planned) -> Path:
+    return item.path.parent / f".scratch-{item.path.name}-{item.key[:12]}"
+
+
+def _drop_scratch(item: Planned, *, but: Path | None = None) -> None:
+    """Removes the state of unfinished work that no run will go on with."""
+    for left in item.path.parent.glob(".scratch-*"):
+        if left != but and left.name.startswith(f".scratch-{item.path.name}-"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _journal(out: Path, row: dict[str, Any]) -> None:
-    with (out / "journal.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    """One line per finished step; a line that a kill has torn is ended first."""
+    with writing_errors(out), (out / "journal.jsonl").open("a+b") as file:
+        if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
 
 
 def run(
@@ -245,7 +270,8 @@ def run(
     """
     from interfuse.core.recipe import load_recipe
 
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(locate(recipe), seeds=tuple(seeds))
+    path = recipe.path if isinstance(recipe, Recipe) else locate(recipe)
+    loaded = recipe if isinstance(recipe, Recipe) and not seeds else load_recipe(path, seeds=tuple(seeds))
     place = Path(out) if out is not None else Path("runs") / loaded.path.stem
     context = ctx or Ctx()
     return run_plan(make_plan(loaded, place, context, force=force, fresh=fresh), context.log)
@@ -256,7 +282,7 @@ def locate(name: str | Path) -> Path:
     from interfuse.core import index
 
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     entry = index.find(str(name), room="" if "/" in str(name) else "recipes")
     if entry.recipe_path is None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -21,6 +24,8 @@ from interfuse.core.errors import InterfuseError
 MAX_TEXT = 10 * 2**20
 MAX_NODES = 100_000
 MAX_DEPTH = 100
+#: so many characters count as one more value, so that an alias of a long text is not free
+CHARS_PER_NODE = 128
 
 #: position of every value in a document: the path of keys and indices -> line number, from 1
 Lines = Mapping[tuple[str | int, ...], int]
@@ -28,26 +33,48 @@ Lines = Mapping[tuple[str | int, ...], int]
 _NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
 _INT = re.compile(r"[-+]?[0-9]{1,300}\Z")
+_BASED = re.compile(r"0o[0-7]{1,300}\Z|0x[0-9a-fA-F]{1,300}\Z")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)\Z|\.(?:nan|NaN|NAN)\Z")
+#: names that mean a device on Windows, with any ending
+_DEVICE = re.compile(
+    r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])[ .]*(?:\..*)?\Z", re.IGNORECASE | re.DOTALL
+)
 
 
 def read_text(path: Path, *, limit: int = MAX_TEXT) -> str:
     """The text of a UTF-8 file, at most ``limit`` bytes; a byte-order mark is dropped.
 
     Raises:
-        InterfuseError: ``input.missing``, ``input.limit`` or ``input.format``.
+        InterfuseError: ``input.missing`` (also for what is not a plain file), ``input.limit`` or ``input.format``.
     """
     try:
-        if path.stat().st_size > limit:
-            raise InterfuseError("input.limit", f"the file is larger than {limit} bytes", where=str(path))
-        return path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise InterfuseError("input.missing", "there is no such file", where=str(path)) from error
+        return read_bytes(path, limit=limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InterfuseError(
             "input.format", f"the file is not UTF-8 text (byte {error.start})", where=str(path)
         ) from error
+
+
+def read_bytes(path: Path, *, limit: int = MAX_TEXT) -> bytes:
+    """The bytes of a plain file, at most ``limit``.
+
+    Raises:
+        InterfuseError: ``input.missing`` (also for what is not a plain file) or ``input.limit``.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or device would never end
+            raise InterfuseError("input.missing", "there is no such file", where=str(path))
+        with path.open("rb") as file:
+            data = file.read(min(limit, found.st_size) + 1)
+        if len(data) > limit:
+            raise InterfuseError("input.limit", f"the file is larger than {limit} bytes", where=str(path))
+        return data
+    except OSError as error:
+        raise InterfuseError("input.missing", f"cannot read the file: {error.strerror}", where=str(path)) from error
+    except ValueError as error:  # a NUL in the name
+        raise InterfuseError("input.missing", "there is no such file", where=repr(str(path))) from error
 
 
 def load_yaml(text: str, *, where: str = "YAML") -> tuple[Any, Lines]:
@@ -71,8 +98,10 @@ def load_yaml(text: str, *, where: str = "YAML") -> tuple[Any, Lines]:
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise InterfuseError("recipe.syntax", f"not valid YAML: {problem}", where=f"{where}{line}") from error
-    except RecursionError as error:
-        raise InterfuseError("recipe.syntax", f"nested deeper than {MAX_DEPTH}", where=where) from error
+    except UnicodeEncodeError as error:
+        raise InterfuseError(
+            "recipe.syntax", "the text holds half of a character (a surrogate)", where=where
+        ) from error
     return value, lines
 
 
@@ -133,6 +162,7 @@ class _Builder:
         import yaml
 
         if isinstance(event, yaml.ScalarEvent):
+            self.grow(event, len(event.value) // CHARS_PER_NODE)
             return event.value if event.style else _scalar(event.value)
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Any] = []
@@ -144,8 +174,9 @@ class _Builder:
             if not isinstance(child, yaml.ScalarEvent) or child.tag is not None:
                 raise self.fail(child, "keys must be plain words")
             key = child.value
+            self.grow(child, len(key) // CHARS_PER_NODE)
             if key in mapping:
-                raise self.fail(child, f"the key {key!r} occurs twice")
+                raise self.fail(child, f"the key {key[:100]!r} occurs twice")
             mapping[key] = self.node(next(self.events), (*path, key), depth + 1)
             self.lines[(*path, key)] = self.line(child)
         return mapping
@@ -158,15 +189,13 @@ def _scalar(text: str) -> Any:
         return text.lower() == "true"
     if _INT.match(text):
         return int(text)
-    if _FLOAT.match(text) or _SPECIAL.match(text):
-        return float(
-            text.replace(".inf", "inf")
-            .replace(".Inf", "inf")
-            .replace(".INF", "inf")
-            .replace(".nan", "nan")
-            .replace(".NaN", "nan")
-            .replace(".NAN", "nan")
-        )
+    if _BASED.match(text):
+        return int(text, 0)
+    if _SPECIAL.match(text):
+        return float(text.replace(".", ""))
+    if _FLOAT.match(text):
+        number = float(text)
+        return number if math.isfinite(number) else text  # too large for a double: left as it was written
     return text
 
 
@@ -176,30 +205,57 @@ def contained(root: Path, relative: str) -> Path:
     Raises:
         InterfuseError: ``unsafe.path``.
     """
+    windows = PureWindowsPath(relative)
     bad = (
         not relative
+        or relative.startswith("~")
         or "\0" in relative
+        or ":" in relative  # drives and alternate streams
         or len(relative.encode("utf-8", "surrogatepass")) > 1024
         or PurePosixPath(relative).is_absolute()
-        or PureWindowsPath(relative).drive != ""
-        or PureWindowsPath(relative).root != ""
-        or ".." in PureWindowsPath(relative).parts
-        or relative.startswith("~")
+        or windows.root != ""
+        or not windows.parts
+        or any(_leaves(part) for part in windows.parts)
     )
-    path = root / relative
+    path = root / relative if not bad else root
     if not bad:
         try:
             bad = not path.resolve().is_relative_to(root.resolve())
-        except OSError:
+        except (OSError, RuntimeError):  # a circle of links
             bad = True
     if bad:
-        raise InterfuseError("unsafe.path", f"{relative!r} leads outside its folder", where=str(root))
+        raise InterfuseError("unsafe.path", f"{relative[:200]!r} leads outside its folder", where=str(root))
     return path
+
+
+def _leaves(part: str) -> bool:
+    """Whether one part of a path climbs (Windows drops dots and blanks at an end), is a device, or is too long to exist."""
+    climbs = not part.rstrip(" .")
+    return climbs or _DEVICE.match(part) is not None or len(part.encode("utf-8", "surrogatepass")) > 255
 
 
 def canonical_json(value: Any) -> bytes:
     """The one byte form of a JSON value: sorted keys, no NaN, two-space indent, UTF-8, newline at the end."""
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def jsonable(value: Any) -> Any:
+    """A value as JSON can hold it: tuples become lists, sets sorted lists, arrays nested lists, NaN and infinities their
+    names, half characters question marks, anything unknown its ``str``."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # half a character cannot be written
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, set | frozenset):
+        return sorted((jsonable(v) for v in value), key=canonical_json)
+    tolist = getattr(value, "tolist", None)  # arrays, tensors and their scalars
+    return jsonable(tolist()) if callable(tolist) else str(value)
 
 
 def fingerprint(value: Any) -> str:
@@ -227,12 +283,23 @@ def write_atomic(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(name, 0o644)
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
         sync_folder(path.parent)
+
+
+def sweep(path: Path) -> None:
+    """Removes what killed processes left half-written beside ``path``. The caller must hold the right to write there."""
+    with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next start
+        for left in [p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.tmp-")]:
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -260,4 +327,7 @@ def writing_errors(path: Path) -> Iterator[None]:
                 where=str(path),
                 fix="Free room and run it again; finished steps are kept.",
             ) from error
-        raise InterfuseError("output.write", f"cannot write: {error.strerror}", where=str(path)) from error
+        place = f" ({error.filename})" if error.filename else ""
+        raise InterfuseError(
+            "output.write", f"cannot write: {error.strerror or error}{place}", where=str(path)
+        ) from error
