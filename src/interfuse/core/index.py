@@ -166,3 +166,8 @@ def load_module(entry: Entry) -> ModuleType:
         raise InterfuseError(
             "needs.package", f"{entry.id} needs the package {error.name!r}", fix=f"pip install {error.name}"
         ) from error
+
+
+def load_room_module(room: str) -> ModuleType:
+    """Imports ``<room>/room.py``, which holds the room's contract as ``ROOM``."""
+    return importlib.import_module(f"interfuse.{room}.room")

@@ -212,4 +212,6 @@ def load(name: str, *, room: str = "") -> Method:
     ]
     if len(marked) != 1:
         raise InterfuseError("method.card", f"the module holds {len(marked)} methods, not one", where=entry.module)
-    return Method(entry, marked[0], read_params(marked[0]), getattr(marked[0], _MARK))
+    room = index.load_room_module(entry.room).ROOM
+    shared = read_params(room.settings) if room.settings is not None else {}
+    return Method(entry, marked[0], {**shared, **read_params(marked[0])}, getattr(marked[0], _MARK))

@@ -110,6 +110,7 @@ class Room:
     check: Callable[[Call], None] = field(default=lambda call: None)
     estimate: Callable[[Call], Cost] = field(default=lambda call: Cost())
     across_seeds: bool = False
+    settings: type | None = None
 
     def open_inputs(self, given: Mapping[str, Any], ctx: Ctx, where: str = "") -> dict[str, Any]:
         """Opens every input. ``given`` maps input names to a :class:`Source`, a noun, or lists of these."""
@@ -149,7 +150,7 @@ def load_room(name: str) -> Room:
     """
     if name not in index.rooms():
         raise InterfuseError("method.unknown", f"there is no room {name!r}", fix=did_you_mean(name, index.rooms()))
-    return importlib.import_module(f"interfuse.{name}.room").ROOM
+    return index.load_room_module(name).ROOM
 
 
 def split(room: Room, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

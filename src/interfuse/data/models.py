@@ -5,10 +5,11 @@ Nothing is read before it is needed, weights are safetensors only, and code in a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,8 +280,9 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
         dtype = torch.float32 if train else getattr(torch, ctx.dtype)
         read_config(model.path)
         try:
-            module, info = auto.from_pretrained(model.path, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                                                dtype=dtype, output_loading_info=True)  # fmt: skip
+            with _quiet():
+                module, info = auto.from_pretrained(model.path, local_files_only=True, use_safetensors=True,
+                                                    trust_remote_code=False, dtype=dtype, output_loading_info=True)  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InterfuseError(
                 "input.format", f"the weights cannot be loaded: {str(error).splitlines()[0]}", where=str(model.path)
@@ -293,6 +295,20 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
         with seeded(ctx.seed_for("init/" + fingerprint({"config": _plain(model.config), "task": model.task}))):
             module = getattr(transformers, TASKS[model.task][0]).from_config(make_config(model))
     return module.train(train)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps ``transformers`` from drawing progress bars of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def make_config(model: Model) -> Any:
@@ -324,7 +340,8 @@ def save(module: torch.nn.Module, folder: Path, *, tokenizer_from: Path | None =
 
     save_pretrained = getattr(module, "save_pretrained", None)
     if callable(save_pretrained):
-        save_pretrained(folder)
+        with _quiet():
+            save_pretrained(folder)
     else:
         state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
         safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,191 @@
+"""What a distillation method may say about training: hooks, all optional, whose defaults are plain supervised training.
+
+A method is a frozen dataclass whose fields are its hyper-parameters and which overrides the hooks it needs. It holds no
+state of its own: modules go into :meth:`Run.add`, so that they are saved, restored and put on the device with the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from interfuse.kit.losses import cross_entropy
+
+if TYPE_CHECKING:
+    from interfuse.core.ctx import Ctx
+    from interfuse.data.models import Model
+    from interfuse.data.tables import Table
+    from interfuse.distill.room import DistillSettings
+    from interfuse.kit.encode import Encoder
+    from interfuse.kit.taps import Taps
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs, checked before anything is loaded.
+
+    Attributes:
+        labels: a label per example. teachers: least and most number of teachers.
+        live: the teacher must run on every batch (augmented inputs), so stored predictions will not do.
+        student_features, teacher_features: layer patterns (see ``kit.taps``).
+        augments: the method changes images, so it cannot be used on text or features.
+    """
+
+    labels: bool = False
+    teachers: tuple[int, int] = (1, 1)
+    live: bool = False
+    student_features: tuple[str, ...] = ()
+    teacher_features: tuple[str, ...] = ()
+    augments: bool = False
+
+
+@dataclass
+class Batch:
+    """One batch on the device.
+
+    Attributes:
+        positions: rows of the table, int64 [B] (NumPy).
+        student: inputs of the student. teachers: inputs of each teacher (empty where predictions are stored).
+        labels: int64 [B], or [B, L-1] for a causal language model, or None. soft: class probabilities [B, K] that replace
+            labels after mixing, or None.
+    """
+
+    positions: NDArray[np.int64]
+    student: dict[str, Tensor]
+    teachers: list[dict[str, Tensor]]
+    labels: Tensor | None
+    soft: Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Views:
+    """What the models said about a batch: logits [B, K] or [B, L, V], features by layer name, and the batch itself."""
+
+    batch: Batch
+    student: Tensor
+    teachers: list[Tensor]
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_features: list[Mapping[str, Tensor]] = field(default_factory=list)
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.batch.labels
+
+
+@dataclass
+class Run:
+    """One training: models, data and extra modules, handed to every hook."""
+
+    ctx: Ctx
+    settings: DistillSettings
+    student: torch.nn.Module
+    student_model: Model
+    teachers: list[torch.nn.Module]
+    teacher_models: list[Model]
+    data: Table
+    encoder: Encoder
+    teacher_encoders: list[Encoder]
+    labels: Tensor | None
+    device: torch.device
+    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
+    lr_scales: dict[str, float] = field(default_factory=dict)
+    exported: list[str] = field(default_factory=list)
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    stored: list[Tensor] | None = None
+    student_taps: Taps | None = None
+    teacher_taps: list[Taps] = field(default_factory=list)
+    accelerator: Any = None
+    epoch: int = 0
+    step: int = 0
+    steps: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes (or tokens of the vocabulary)."""
+        return int(self.student_model.labels or 0)
+
+    def add(self, name: str, module: torch.nn.Module, *, train: bool = True, lr_scale: float = 1.0) -> torch.nn.Module:
+        """Registers an extra module of the method: moved to the device, saved in checkpoints, and trained with the student
+        at ``lr_scale`` times its learning rate unless ``train`` is False (then it is frozen, or the method's own to train)."""
+        self.modules[name] = module.to(self.device)
+        if train:
+            self.lr_scales[name] = lr_scale
+        return self.modules[name]
+
+    def frozen_copy(self, module: torch.nn.Module) -> torch.nn.Module:
+        """A copy in evaluation mode that takes no gradient."""
+        return copy.deepcopy(module).eval().requires_grad_(False)
+
+    def generator(self, name: str) -> torch.Generator:
+        """A generator for a named purpose; include epoch or step in the name where it must differ between them."""
+        from interfuse.data.seeding import generator
+
+        return generator(self.ctx, name, "cpu")
+
+
+class Hooks:
+    """The interface of a distillation method."""
+
+    def needs(self) -> Needs:
+        """What must be there before work starts."""
+        return Needs(labels=True, teachers=(0, 0))
+
+    def setup(self, run: Run) -> None:
+        """Adds extra modules, once, before the optimiser is made."""
+
+    def scan(self, run: Run) -> None:
+        """One look at data and models before training: class means, statistics."""
+
+    def select(self, run: Run, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of this epoch, from all rows in this epoch's random order."""
+        return order
+
+    def batch(self, run: Run, batch: Batch) -> Batch:
+        """Augments inputs and targets."""
+        return batch
+
+    def views(self, run: Run, batch: Batch) -> Views:
+        """The forward passes."""
+        from interfuse.distill.room import default_views
+
+        return default_views(run, batch)
+
+    def terms(self, run: Run, views: Views) -> dict[str, Tensor]:
+        """The loss terms by name, one number per sample [B] or token [B, L]."""
+        return {"ce": hard_loss(views)}
+
+    def weights(self, run: Run, views: Views) -> dict[str, float | Tensor]:
+        """The weight of each term: a number, or one per sample without gradient. Missing names weigh 1."""
+        return {}
+
+    def backward(self, run: Run, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Accumulates gradients of ``loss``, the weighted sum of ``parts`` (scalars by term name)."""
+        run.accelerator.backward(loss)
+
+    def after_step(self, run: Run) -> None:
+        """Runs after each optimiser step: slow weights, outer steps, second phases."""
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Runs after each epoch."""
+
+    def export(self, run: Run) -> torch.nn.Module:
+        """The module to save."""
+        return run.student
+
+
+def hard_loss(views: Views, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy with the labels (or with mixed soft labels), per sample [B] or token [B, L]."""
+    target = views.batch.soft if views.batch.soft is not None else views.labels
+    assert target is not None, "needs().labels guarantees labels"
+    return cross_entropy(views.student, target, label_smoothing=smoothing)
