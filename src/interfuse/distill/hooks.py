@@ -83,7 +83,11 @@ class Views:
 
 @dataclass
 class Run:
-    """One training: models, data and extra modules, handed to every hook."""
+    """One training: models, data and extra modules, handed to every hook.
+
+    ``student_shapes`` and ``teacher_shapes`` (one table per teacher) hold the shape of every tapped layer without the batch,
+    (C, H, W), (N, D) or (D,), as the dry batch showed it: they are there in :meth:`Hooks.setup`.
+    """
 
     ctx: Ctx
     settings: DistillSettings
@@ -104,6 +108,8 @@ class Run:
     stored: list[Tensor] | None = None
     student_taps: Taps | None = None
     teacher_taps: list[Taps] = field(default_factory=list)
+    student_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    teacher_shapes: list[dict[str, tuple[int, ...]]] = field(default_factory=list)
     accelerator: Any = None
     epoch: int = 0
     step: int = 0

@@ -222,6 +222,8 @@ def _dry_batch(state: Run) -> None:
                     f"logits are {tuple(logits.shape[1:])}, the student's {tuple(shape[1:])}",
                     where=model.name,
                 )
+    state.student_shapes = state.student_taps.shapes() if state.student_taps else {}
+    state.teacher_shapes = [taps.shapes() for taps in state.teacher_taps]
 
 
 def _store_predictions(state: Run, live: bool) -> None:

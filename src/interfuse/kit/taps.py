@@ -80,6 +80,17 @@ class Taps:
             lambda _, __, output: self.features.__setitem__(name, _tensor(output, name))
         )
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every layer's last feature, without the batch.
+
+        Raises:
+            InterfuseError: ``needs.capability`` when a layer did not take part in the forward pass.
+        """
+        for name in self.names:
+            if name not in self.features:
+                raise InterfuseError("needs.capability", f"the layer {name!r} takes no part in the forward pass")
+        return {name: tuple(self.features[name].shape[1:]) for name in self.names}
+
     def close(self) -> None:
         """Removes the hooks."""
         for handle in self._handles:
