@@ -49,7 +49,7 @@ def make_optimizer(groups: Iterable[dict[str, Any]], settings: TrainSettings) ->
         return torch.optim.SGD(
             prepared, lr=settings.lr, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay
         )
-    return torch.optim.AdamW(prepared, lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(prepared, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
