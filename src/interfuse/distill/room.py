@@ -28,6 +28,7 @@ from interfuse.data.tables import Table, open_table
 from interfuse.distill.hooks import Batch, Hooks, Run, Views
 from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, device_of, forward, predict, targets, tokenizer_folder
 from interfuse.kit.taps import Taps, layer_names
+from interfuse.kit.threads import threads_for
 from interfuse.kit.train import TrainSettings, load_state, make_optimizer, save_state, set_lr
 
 #: a training that can be resumed writes a checkpoint at the first end of an epoch after this many seconds
@@ -128,9 +129,10 @@ def promise(call: Call, path: Path) -> Model:
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Trains the student with the method's hooks and writes it as a model folder, with ``training.csv`` beside it."""
     hooks = _hooks(call)
-    state = start(call, hooks)
-    history = train(state, hooks)
-    module = hooks.export(state)
+    with threads_for(max(size_of(m) for m in [call.inputs["student"], *call.inputs["teacher"]])):
+        state = start(call, hooks)
+        history = train(state, hooks)
+        module = hooks.export(state)
     save(module.cpu(), folder, tokenizer_from=tokenizer_folder(call.inputs["student"]))
     if history:
         with (folder / "training.csv").open("w", newline="", encoding="utf-8") as file:

@@ -19,6 +19,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.data.images import distort, fit, to_array
 from interfuse.data.models import Model, build
 from interfuse.data.tables import Table
+from interfuse.kit.threads import threads_for
 
 Batch = dict[str, torch.Tensor]
 #: encoded tables up to this many bytes are kept in memory
@@ -203,7 +204,8 @@ def predict(model: Model, table: Table, ctx: Ctx, *, batch_size: int = 256) -> N
     device = device_of(ctx)
     module = build(model, ctx).to(device).eval()
     rows: list[NDArray[np.float32]] = []
-    with torch.inference_mode(), ctx.bar(f"predict {model.name}", len(table), "items") as bar:
+    size = sum(p.numel() for p in module.parameters())
+    with threads_for(size), torch.inference_mode(), ctx.bar(f"predict {model.name}", len(table), "items") as bar:
         for positions, batch in encoder.batches(np.arange(len(table)), batch_size):
             logits = forward(module, model, {k: v.to(device) for k, v in batch.items()})
             rows.append(logits.float().cpu().numpy())
