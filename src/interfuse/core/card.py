@@ -57,11 +57,11 @@ def read_card(path: Path) -> Card:
         InterfuseError: ``method.card`` naming file and line when a field is unknown, missing or of the wrong type.
     """
     text = read_text(path).replace("\r\n", "\n")
-    if not text.startswith("---\n") or "\n---\n" not in text + "\n":
+    head, end, body = (text + "\n")[3:].partition("\n---\n")  # the head keeps a first empty line: lines count from ---
+    if not text.startswith("---\n") or not end:
         raise InterfuseError("method.card", "the card has no front matter between two lines of ---", where=str(path))
-    head, body = (text + "\n")[4:].split("\n---\n", 1)
     try:
-        raw, lines = load_yaml("\n" + head, where=str(path))  # the first line of --- counts
+        raw, lines = load_yaml(head, where=str(path))
     except InterfuseError as error:
         raise InterfuseError("method.card", error.what, where=error.where) from error
     return _card(raw, lines, path, body.strip("\n") + "\n")

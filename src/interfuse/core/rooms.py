@@ -100,6 +100,7 @@ class Room:
         check: raises coded errors before any work starts. estimate: the cost, from sizes alone.
         promise: the noun that ``run`` will have made at a path, known before the work as far as the plan needs it.
         across_seeds: one call sees the inputs of all seeds.
+        settings: a dataclass whose fields are parameters of every method of the room.
     """
 
     name: str
