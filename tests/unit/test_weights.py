@@ -218,6 +218,26 @@ def test_writer_refuses_what_does_not_fit(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_error_after_completion_leaves_the_files(tmp_path):
+    writer = WeightWriter(tmp_path, dict.fromkeys("ab", (torch.float32, (1,))))
+    writer.write("a", 0, torch.ones(1))
+    writer.write("b", 0, torch.ones(1))
+    assert [path.name for path in writer.close()] == ["model.safetensors"]
+    writer.abort()
+    assert list(Weights.open(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("stale", ["model.safetensors.index.json", "model-00001-of-00009.safetensors"])
+def test_stale_weights_beside_the_output(tmp_path, stale):
+    (tmp_path / stale).write_text("old")
+    with pytest.raises(InterfuseError) as caught:
+        write_all(tmp_path, {"a": torch.ones(4)})
+    assert caught.value.code == "output.exists"
+    assert [path.name for path in tmp_path.iterdir()] == [stale]
+    write_all(tmp_path, {"a": torch.ones(4)}, resumable=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_writer_leaves_existing_files_alone(tmp_path):
     state = {"a": torch.ones(4)}
     write_all(tmp_path, state)

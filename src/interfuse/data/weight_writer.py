@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import threading
@@ -31,6 +32,7 @@ from interfuse.data.weights import INDEX, SINGLE, bytes_of
 
 #: Output tensors: name -> (element type, shape), in the model's order.
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+_WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json(\.part)?)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -124,6 +126,7 @@ class WeightWriter:
         self.taken_over = True
         with _coded(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        self._clear_place()
         self._check_room()
         try:
             for shard in self.shards:
@@ -142,6 +145,18 @@ class WeightWriter:
             self.close()
         else:
             self.abort()
+
+    def _clear_place(self) -> None:
+        """Weight files that would be read in place of, or beside, the ones to be written are refused or removed."""
+        mine = {shard.name for shard in self.shards}
+        for path in sorted(self.folder.iterdir()):
+            if path.name in mine or not _WEIGHT_FILE.fullmatch(path.name):
+                continue
+            if not self.resumable:
+                fix = "Choose another folder or remove the file."
+                raise InterfuseError("output.exists", "other weights are already there", where=str(path), fix=fix)
+            with _coded(path):
+                path.unlink()
 
     def _check_room(self) -> None:
         needed = 0
@@ -267,8 +282,8 @@ class WeightWriter:
         """Closes the files without completing them, and removes them unless they are resumable."""
         opened = list(self._fds)
         self._release()
-        if not self.resumable:
-            for name in opened:
+        if opened and not self.resumable:
+            for name in [*opened, INDEX, INDEX + ".part"]:  # none of them was there before
                 (self.folder / name).unlink(missing_ok=True)
 
     def _release(self) -> None:
