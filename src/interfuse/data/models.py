@@ -62,10 +62,10 @@ class Model:
         """The key of the step that makes it, or a digest of its configuration and weights."""
         if self.key:
             return self.key
-        if self.module is not None:
-            return _module_digest(self.module)
         if self.path is not None:
             return _folder_digest(self.path)
+        if self.module is not None:
+            return _module_digest(self.module)
         return fingerprint({"config": _plain(self.config), "task": self.task})
 
     @property
@@ -268,13 +268,16 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
     """
     import copy
 
+    import safetensors.torch
     import torch
     import transformers
 
     from interfuse.data.seeding import seeded
 
     if model.module is not None:
-        module = copy.deepcopy(model.module) if train else model.module
+        module = copy.deepcopy(model.module) if train or model.path is not None else model.module
+        if model.path is not None:
+            module.load_state_dict(safetensors.torch.load_file(model.path / "model.safetensors"))
     elif model.path is not None:
         auto = getattr(transformers, TASKS[model.task][0])
         dtype = torch.float32 if train else getattr(torch, ctx.dtype)

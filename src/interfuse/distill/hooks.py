@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from interfuse.kit.losses import cross_entropy
 
 if TYPE_CHECKING:
     from interfuse.core.ctx import Ctx
+    from interfuse.core.rooms import Call
     from interfuse.data.models import Model
     from interfuse.data.tables import Table
     from interfuse.distill.room import DistillSettings
@@ -147,6 +149,10 @@ class Hooks:
         """What must be there before work starts."""
         return Needs(labels=True, teachers=(0, 0))
 
+    def choose(self, call: Call) -> tuple[Model, dict[str, Any]]:
+        """The student to train, before anything is built, and facts for the manifest. Default: the given one."""
+        return call.inputs["student"], {}
+
     def setup(self, run: Run) -> None:
         """Adds extra modules, once, before the optimiser is made."""
 
@@ -188,6 +194,9 @@ class Hooks:
     def export(self, run: Run) -> torch.nn.Module:
         """The module to save."""
         return run.student
+
+    def write(self, run: Run, folder: Path) -> None:
+        """Writes what else the method made beside the saved student: trained partners, tables, pictures."""
 
 
 def hard_loss(views: Views, smoothing: float = 0.0) -> Tensor:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call, Cost, Input, Room
-from interfuse.data.models import Model, build, open_model, save, size_of
+from interfuse.data.models import Model, build, open_model, read_config, save, size_of
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
 from interfuse.distill.hooks import Batch, Hooks, Run, Views
@@ -122,18 +122,24 @@ def _units(model: Model, data: Table, settings: DistillSettings) -> float:
 def promise(call: Call, path: Path) -> Model:
     """The trained student."""
     student: Model = call.inputs["student"]
+    made = (path / "config.json").is_file()  # a method may have chosen another configuration than the given one
     return dataclasses.replace(student, path=path, module=None if student.task != "module" else student.module,
+                               config=read_config(path) if made else student.config,
                                tokenizer=student.tokenizer or tokenizer_folder(student))  # fmt: skip
 
 
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Trains the student with the method's hooks and writes it as a model folder, with ``training.csv`` beside it."""
     hooks = _hooks(call)
-    with threads_for(max(size_of(m) for m in [call.inputs["student"], *call.inputs["teacher"]])):
+    student, facts = hooks.choose(call)
+    call = dataclasses.replace(call, inputs={**call.inputs, "student": student})
+    with threads_for(max(size_of(m) for m in [student, *call.inputs["teacher"]])):
         state = start(call, hooks)
+        state.facts.update(facts)
         history = train(state, hooks)
         module = hooks.export(state)
-    save(module.cpu(), folder, tokenizer_from=tokenizer_folder(call.inputs["student"]))
+    save(module.cpu(), folder, tokenizer_from=tokenizer_folder(student))
+    hooks.write(state, folder)
     if history:
         with (folder / "training.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(history[0]), lineterminator="\n")
