@@ -60,9 +60,9 @@ def test_names_and_seeds_are_independent() -> None:
 
 
 def test_no_global_state() -> None:
-    before = np.random.get_state()[1].copy()
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     Ctx(seed=5).rng("x").normal(size=100)
-    assert np.array_equal(before, np.random.get_state()[1])
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_budget_is_refused_before_it_is_spent() -> None:

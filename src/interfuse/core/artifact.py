@@ -67,7 +67,7 @@ def open_artifact(path: Path | str) -> Artifact:
 
 def _open(path: Path) -> Artifact:
     file = path / MANIFEST
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InterfuseError(
             "input.missing",
             f"the folder has no {MANIFEST}",
@@ -279,7 +279,7 @@ def _steadily(path: Path, look: Callable[[Path], Artifact]) -> Artifact:
         try:
             found = look(path)
         except (InterfuseError, OSError) as error:
-            if before != _stamp(place) or (before is None and _aside(place).exists()):
+            if before != _stamp(place) or (before is None and os.path.exists(_aside(place))):
                 continue  # it was about something that is not there any more
             if isinstance(error, InterfuseError):
                 raise
@@ -319,7 +319,7 @@ def _wait_for(path: Path) -> None:
     """A reader that finds nothing but the old artifact aside: either a writer is between its two renames, which takes an
     instant, or one was killed there, and then the lock is free."""
     for _ in range(200):
-        if path.exists() or not _aside(path).exists():
+        if os.path.exists(path) or not os.path.exists(_aside(path)):  # False also for a name too long
             return
         try:
             with lock(path):

@@ -212,6 +212,6 @@ def load(name: str, *, room: str = "") -> Method:
     ]
     if len(marked) != 1:
         raise InterfuseError("method.card", f"the module holds {len(marked)} methods, not one", where=entry.module)
-    room = index.load_room_module(entry.room).ROOM
-    shared = read_params(room.settings) if room.settings is not None else {}
+    settings = index.load_room_module(entry.room).ROOM.settings
+    shared = read_params(settings) if settings is not None else {}
     return Method(entry, marked[0], {**shared, **read_params(marked[0])}, getattr(marked[0], _MARK))

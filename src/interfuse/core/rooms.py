@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 from interfuse.core import index
-from interfuse.core.artifact import environment, refuse_taken, save_artifact
+from interfuse.core.artifact import Artifact, environment, refuse_taken, save_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import Method, load
+from interfuse.core.safe import fingerprint
 from interfuse.core.safe import jsonable as jsonable
 
 
@@ -170,7 +172,7 @@ def prepare(room: Room, method: Method, given: Mapping[str, Any], ctx: Ctx, *, w
     return call
 
 
-def manifest_of(room: Room, call: Call, key: str = "") -> dict[str, Any]:
+def manifest_of(room: Room, call: Call, key: str) -> dict[str, Any]:
     """What ``interfuse.json`` says of a call, without times or places."""
 
     def lineage(value: Any) -> Any:
@@ -193,6 +195,47 @@ def manifest_of(room: Room, call: Call, key: str = "") -> dict[str, Any]:
         "key": key,
         "environment": environment(),
     }
+
+
+def key_of(call: Call) -> str:
+    """The key of a call: it changes with the method's version, a parameter, an input's content or a seed."""
+
+    def prints(value: Any) -> Any:
+        return (
+            [prints(v) for v in value]
+            if isinstance(value, list)
+            else None
+            if value is None
+            else [value.name, value.fingerprint()]
+        )
+
+    return fingerprint({
+        "method": call.method.id, "version": call.method.version(), "params": jsonable(call.params), "dtype": call.ctx.dtype,
+        "seeds": list(call.seeds), "inputs": [{k: prints(v) for k, v in r.items()} for r in call.replicas],
+    })  # fmt: skip
+
+
+def carry_out(room: Room, call: Call, path: Path, key: str, *, force: bool = False) -> Artifact:
+    """Does the work of a checked call and saves its artifact atomically.
+
+    Unfinished work keeps its state in a hidden folder beside ``path`` that only the same key goes on with.
+
+    Raises:
+        InterfuseError: ``output.exists``, ``output.busy``, ``output.space`` or ``output.write``, or whatever stops the work.
+    """
+    scratch = path.parent / f".scratch-{path.name}-{key[:12]}"
+    drop_scratch(path, but=scratch)
+    local = replace(call, ctx=call.ctx.with_(scratch=scratch))
+    made = save_artifact(path, lambda folder: room.run(local, folder), manifest_of(room, local, key), force=force)
+    drop_scratch(path)
+    return made
+
+
+def drop_scratch(path: Path, *, but: Path | None = None) -> None:
+    """Removes the state of unfinished work at ``path`` that no run will go on with."""
+    for left in path.parent.glob(".scratch-*"):
+        if left != but and left.name.startswith(f".scratch-{path.name}-"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def apply(
@@ -224,7 +267,7 @@ def apply(
         refuse_taken(Path(out), force=force)
     call = prepare(door_room, chosen, given, ctx)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="interfuse-")) / chosen.entry.slug
-    save_artifact(place, lambda folder: door_room.run(call, folder), manifest_of(door_room, call), force=force)
+    carry_out(door_room, call, place, key_of(call), force=force)
     return door_room.promise(call, place)
 
 

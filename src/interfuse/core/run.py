@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interfuse.core.artifact import lock, save_artifact, verify
+from interfuse.core.artifact import lock, verify
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load
 from interfuse.core.recipe import Recipe, Ref, Step
-from interfuse.core.rooms import Call, Cost, Room, Source, jsonable, load_room, manifest_of, split
+from interfuse.core.rooms import Call, Cost, Room, Source, carry_out, drop_scratch, jsonable, key_of, load_room, split
 from interfuse.core.safe import canonical_json, fingerprint, sweep, write_atomic, writing_errors
 
 MARK = "run.json"
@@ -94,7 +93,7 @@ def make_plan(recipe: Recipe, out: Path, ctx: Ctx, *, force: bool = False, fresh
                 chosen = [r for r, s in zip(replicas, recipe.seeds, strict=True) if s in group]
                 call = Call(method, chosen[0], checked, ctx.with_(seed=group[0]), group, chosen)
                 room.check(call)
-                key = _key(call)
+                key = key_of(call)
                 path = out / "steps" / step.name / ("all" if room.across_seeds else f"seed-{group[0]}")
                 item = Planned(step, room, call, key, path, room.estimate(call), not fresh and _is_done(path, key))
                 plan.work.append(item)
@@ -139,22 +138,6 @@ def _named(noun: Any, item: Planned) -> Any:
     return dataclasses.replace(noun, name=item.step.name, made_by=item.call.method.id, parents=parents, key=item.key)
 
 
-def _key(call: Call) -> str:
-    def prints(value: Any) -> Any:
-        return (
-            [prints(v) for v in value]
-            if isinstance(value, list)
-            else None
-            if value is None
-            else [value.name, value.fingerprint()]
-        )
-
-    return fingerprint({
-        "method": call.method.id, "version": call.method.version(), "params": jsonable(call.params), "dtype": call.ctx.dtype,
-        "seeds": list(call.seeds), "inputs": [{k: prints(v) for k, v in r.items()} for r in call.replicas],
-    })  # fmt: skip
-
-
 def _is_done(path: Path, key: str) -> bool:
     try:
         return verify(path).manifest.get("key") == key
@@ -191,7 +174,7 @@ def run_plan(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> dic
         for number, item in enumerate(plan.work, 1):
             head = f"[{number}/{len(plan.work)}] {item.label}: {item.call.method.id}"
             if item.done or (not plan.fresh and _is_done(item.path, item.key)):
-                _drop_scratch(item)
+                drop_scratch(item.path)
                 tell(f"{head}: done before")
                 continue
             began = time.monotonic()
@@ -212,13 +195,8 @@ def run_plan(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> dic
 
 
 def _carry_out(item: Planned) -> None:
-    scratch = _scratch(item)
-    _drop_scratch(item, but=scratch)
-    call = dataclasses.replace(item.call, ctx=item.call.ctx.with_(scratch=scratch))
     try:
-        save_artifact(
-            item.path, lambda folder: item.room.run(call, folder), manifest_of(item.room, call, item.key), force=True
-        )
+        carry_out(item.room, item.call, item.path, item.key, force=True)
     except InterfuseError as error:
         raise InterfuseError(
             error.code,
@@ -232,18 +210,6 @@ def _carry_out(item: Planned) -> None:
             fix="Run it again: what is finished is kept.",
         ) from error  # fmt: skip
     item.done = True
-    _drop_scratch(item)
-
-
-def _scratch(item: Planned) -> Path:
-    return item.path.parent / f".scratch-{item.path.name}-{item.key[:12]}"
-
-
-def _drop_scratch(item: Planned, *, but: Path | None = None) -> None:
-    """Removes the state of unfinished work that no run will go on with."""
-    for left in item.path.parent.glob(".scratch-*"):
-        if left != but and left.name.startswith(f".scratch-{item.path.name}-"):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _journal(out: Path, row: dict[str, Any]) -> None:
