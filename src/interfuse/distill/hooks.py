@@ -39,6 +39,8 @@ class Needs:
         live: the teacher must run on every batch (augmented inputs), so stored predictions will not do.
         student_features, teacher_features: layer patterns (see ``kit.taps``).
         augments: the method changes images, so it cannot be used on text or features.
+        batch: fewest examples a batch must hold (relations between samples, batch normalisation); an epoch's last batch is
+            left out when it holds fewer.
     """
 
     labels: bool = False
@@ -47,6 +49,7 @@ class Needs:
     student_features: tuple[str, ...] = ()
     teacher_features: tuple[str, ...] = ()
     augments: bool = False
+    batch: int = 1
 
 
 @dataclass
@@ -204,3 +207,11 @@ def hard_loss(views: Views, smoothing: float = 0.0) -> Tensor:
     target = views.batch.soft if views.batch.soft is not None else views.labels
     assert target is not None, "needs().labels guarantees labels"
     return cross_entropy(views.student, target, label_smoothing=smoothing)
+
+
+def per_position(value: Tensor, views: Views) -> Tensor:
+    """A loss per sample [B] repeated over the positions of its text [B, L] where labels are per token, so that it weighs the same."""
+    labels = views.labels
+    if labels is None or labels.ndim == 1:
+        return value
+    return value.unsqueeze(1).expand(labels.shape)

@@ -75,6 +75,16 @@ def check(call: Call) -> None:
     if needs.labels and "label" not in data.columns and student.task != "causal-lm":
         raise InterfuseError("input.missing", f"{call.method.id} needs labels, the table has none", where=data.name,
                              fix="Declare the column: columns: {label: NAME}.")  # fmt: skip
+    settings = _settings(call)
+    if settings.batch_size < needs.batch:
+        raise InterfuseError("param.value", f"{call.method.id} compares samples of a batch, which must hold at least {needs.batch}",
+                             where="batch_size")  # fmt: skip
+    if len(data) < needs.batch:
+        raise InterfuseError(
+            "input.shape",
+            f"{call.method.id} needs at least {needs.batch} examples, there are {len(data)}",
+            where=data.name,
+        )
     if needs.augments and data.kind != "image":
         raise InterfuseError(
             "input.type", f"{call.method.id} changes images, the table holds {data.kind}", where=data.name
@@ -284,7 +294,7 @@ def train(state: Run, hooks: Hooks) -> list[dict[str, Any]]:
         ctx.log(f"resuming after epoch {state.epoch} of {settings.epochs}")
     hooks.scan(state)
     saved = time.monotonic()
-    window = settings.batch_size * settings.accumulate
+    window, least = settings.batch_size * settings.accumulate, hooks.needs().batch
     world, rank = accelerator.num_processes, accelerator.process_index
     with ctx.bar(f"train {state.student_model.name}", settings.epochs * len(state.data), "examples") as bar:
         bar.advance(state.epoch * len(state.data))
@@ -300,7 +310,8 @@ def train(state: Run, hooks: Hooks) -> list[dict[str, Any]]:
                         chunk[i : i + settings.batch_size][rank::world]
                         for i in range(0, len(chunk), settings.batch_size)
                     ]
-                    seen += _step(state, hooks, [m for m in micro if len(m)], sums)
+                    micro = [m for m in micro if len(m) >= least]
+                    seen += _step(state, hooks, micro, sums) if micro else 0
                     bar.advance(len(chunk))
             state.epoch = epoch + 1
             hooks.on_epoch_end(state)
