@@ -275,7 +275,8 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
     from interfuse.data.seeding import seeded
 
     if model.module is not None:
-        module = copy.deepcopy(model.module) if train or model.path is not None else model.module
+        # the caller's module stays as it is; for prediction only, the copy shares its tensors
+        module = copy.deepcopy(model.module, None if train or model.path is not None else _frozen(model.module))
         if model.path is not None:
             module.load_state_dict(safetensors.torch.load_file(model.path / "model.safetensors"))
     elif model.path is not None:
@@ -298,6 +299,14 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
         with seeded(ctx.seed_for("init/" + fingerprint({"config": _plain(model.config), "task": model.task}))):
             module = getattr(transformers, TASKS[model.task][0]).from_config(make_config(model))
     return module.train(train)
+
+
+def _frozen(module: torch.nn.Module) -> dict[int, Any]:
+    """A memo for ``copy.deepcopy``: a copy with flags and hooks of its own on the same tensors, without gradient."""
+    import torch
+
+    memo: dict[int, Any] = {id(b): b.detach() for b in module.buffers()}
+    return memo | {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
 
 
 @contextlib.contextmanager

@@ -115,8 +115,8 @@ def open_table(source: Source, ctx: Ctx) -> Table:
     """Opens a table: reads files' headers and label columns, checks the declared columns, computes the view.
 
     Raises:
-        InterfuseError: ``input.missing``, ``input.empty``, ``input.nan``, ``input.format``, ``unsafe.pickle``, ``param.unknown``
-            or ``param.value``.
+        InterfuseError: ``input.missing``, ``input.empty``, ``input.nan``, ``input.duplicate``, ``input.format``, ``unsafe.pickle``,
+            ``param.unknown`` or ``param.value``.
     """
     spec = source.spec
     if isinstance(spec, Table):
@@ -306,6 +306,12 @@ def _declare(dataset: Any, columns: Mapping[str, Any], name: str, origin: Any, s
             )
         place = {value: i for i, value in enumerate(classes)}
         codes = np.array([place[str(v)] for v in values], dtype=np.int64)
+    if "id" in chosen:
+        first: dict[str, int] = {}
+        for row, value in enumerate(_column(dataset, chosen["id"])):
+            if first.setdefault(str(value), row) != row:
+                raise InterfuseError("input.duplicate", f"the id {str(value)!r} occurs twice", where=f"{name}: rows {first[str(value)]} and {row}",
+                                     fix="Remove one of the rows, or declare no id column: rows are then named by number.")  # fmt: skip
     origin = {
         "data": origin,
         "columns": dict(sorted(chosen.items())),

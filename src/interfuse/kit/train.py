@@ -93,7 +93,7 @@ def save_state(path: Path, modules: Mapping[str, torch.nn.Module], optimizers: M
     with writing_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        safetensors.torch.save_file(flat, temporary, metadata={"state": json.dumps(plain, sort_keys=True)})
+        safetensors.torch.save_file(flat, temporary, metadata={"state": json.dumps(plain)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
