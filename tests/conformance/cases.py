@@ -1,0 +1,60 @@
+"""The methods and how the battery calls them: one line per method.
+
+``case(id, ...)`` takes
+
+- ``inputs``: which of the room's tiny inputs (see the room's function in ``fixtures.py``),
+- ``oracle``: a function of ``tests/oracles/<room>*_oracle.py``, found by its name; a card of status ``checked`` needs one,
+- ``random``: False when the seed must not change the result,
+- ``na``: check -> why it does not apply to this method, beside what the room's fixture says,
+
+and then whatever the room's fixture understands (``teachers=2``, ``student="vit"``), and the method's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line: a method, and how it is called."""
+
+    method: str
+    inputs: str = ""
+    oracle: str = ""
+    random: bool = True
+    na: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def room(self) -> str:
+        return self.method.split("/")[0]
+
+    @property
+    def slug(self) -> str:
+        return self.method.split("/")[1]
+
+
+CASES: list[Case] = []
+
+
+def case(
+    method: str,
+    *,
+    inputs: str = "",
+    oracle: str = "",
+    random: bool = True,
+    na: Mapping[str, str] | None = None,
+    **given: Any,
+) -> Case:
+    """Adds a line."""
+    CASES.append(Case(method, inputs, oracle, random, na or {}, given))
+    return CASES[-1]
+
+
+case("distill/none", inputs="images", teachers=0, epochs=2, oracle="ce_loss")
+case("distill/label-smoothing", inputs="images", teachers=0, epochs=2, eps=0.2, oracle="smoothed_loss")
+case("distill/kd", inputs="images", teachers=1, epochs=2, oracle="kd_loss")
+case("distill/ensemble", inputs="images", teachers=2, epochs=2, teacher_weights=[1, 3], oracle="ensemble_loss")

@@ -1,0 +1,306 @@
+"""Tiny inputs for every room, made by code. A room joins the battery by one function here, marked with its name.
+
+The function gets a case and a folder in which it may keep what several cases share, and gives back a :class:`Scene`.
+Called twice with the same folder it must give the same scene and make nothing again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.conformance.cases import Case
+from tests.oracles.seen import Seen
+
+
+class Killed(BaseException):
+    """The process ends here, as far as the code under test can tell."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An input that must be refused: what is given instead (None: left out), and the codes that may name it.
+
+    ``or_works``: it may also be done.
+    """
+
+    label: str
+    given: Mapping[str, Any]
+    codes: tuple[str, ...]
+    or_works: bool = False
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the battery needs to know about one case.
+
+    Attributes:
+        given: the room's inputs and the method's parameters, as :func:`interfuse.apply` takes them; inputs are paths.
+        in_memory: the same, with objects in memory wherever the room accepts them.
+        files: the folder whose files are the inputs.
+        opens: opens the artifact as its ecosystem does and gives every number in it by name.
+        dtype: of every floating tensor in the artifact; empty where the room has none.
+        bad: check -> the inputs that it must see refused.
+        interrupted: inside it, the work raises :class:`Killed` after some of it is kept; gives a function that tells
+            whether later work went on from there.
+        compare: an oracle -> pairs to be equal: (name, ours, the oracle's). tolerance: relative.
+        not_applicable: check -> why it does not apply to the room.
+    """
+
+    given: Mapping[str, Any]
+    in_memory: Callable[[], dict[str, Any]]
+    files: Path
+    opens: Callable[[Path], Mapping[str, NDArray[Any]]]
+    bad: Mapping[str, Sequence[Bad]]
+    interrupted: Callable[[], AbstractContextManager[Any]] | None = None
+    compare: Callable[[Callable[..., Any]], Sequence[tuple[str, Any, Any]]] | None = None
+    tolerance: float = 1e-6
+    dtype: str = ""
+    not_applicable: Mapping[str, str] = field(default_factory=dict)
+
+
+SCENES: dict[str, Callable[[Case, Path], Scene]] = {}
+
+
+def room(name: str) -> Callable[[Callable[[Case, Path], Scene]], Callable[[Case, Path], Scene]]:
+    """Marks the function that furnishes a room."""
+
+    def mark(function: Callable[[Case, Path], Scene]) -> Callable[[Case, Path], Scene]:
+        SCENES[name] = function
+        return function
+
+    return mark
+
+
+# ------------------------------------------------------------------------------------------------ images and models
+
+CLASSES = 6
+#: tiny architectures that read 8 x 8 grey images
+VISION: dict[str, dict[str, Any]] = {
+    "resnet": {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],
+               "layer_type": "basic", "downsample_in_first_stage": False, "num_labels": CLASSES},
+    "vit": {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+            "image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": CLASSES},
+    "convnext": {"model_type": "convnext", "num_channels": 1, "patch_size": 2, "num_stages": 2, "hidden_sizes": [8, 16],
+                 "depths": [1, 1], "image_size": 8, "num_labels": CLASSES},
+}  # fmt: skip
+
+
+@functools.cache
+def digits(per_class: int = 10) -> tuple[NDArray[np.float64], list[str]]:
+    """The first images of each of the first classes, [N, 8, 8] in [0, 1], and their labels."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    rows = np.sort(np.concatenate([np.flatnonzero(bunch.target == c)[:per_class] for c in range(CLASSES)]))
+    return bunch.images[rows] / 16.0, [str(t) for t in bunch.target[rows]]
+
+
+def image_table(path: Path, change: str = "") -> str:
+    """A parquet file of 60 digits, whole or with a fault."""
+    from datasets import Dataset
+
+    file = path / f"digits{'-' + change if change else ''}.parquet"
+    if not file.is_file():
+        images, labels = digits()
+        images, ids = images.copy(), [f"d{i}" for i in range(len(labels))]
+        if change == "nan":
+            images[37, 3, 3] = np.nan
+        if change == "twice":
+            ids[41] = ids[5]
+        rows = Dataset.from_dict({"image": images.tolist(), "label": labels, "id": ids})
+        if change in ("empty", "one"):
+            rows = rows.select(range(change == "one"))
+        path.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(file)
+    return str(file)
+
+
+def image_model(path: Path, name: str, number: int) -> str:
+    """The folder of a tiny model trained for two epochs on the digits."""
+    from interfuse.core.rooms import apply
+
+    folder = path / f"{name}-{number}"
+    if not folder.is_dir():
+        apply("distill/none", student={"config": VISION[name]}, data=image_table(path), epochs=2, batch_size=32, lr=3e-3,
+              seed=100 + number, out=folder)  # fmt: skip
+    return str(folder)
+
+
+def numbers_of_model(path: Path, auto: str) -> dict[str, NDArray[Any]]:
+    """Every tensor of a model folder, as transformers loads it."""
+    import transformers
+
+    module, info = getattr(transformers, auto).from_pretrained(path, local_files_only=True, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+# ------------------------------------------------------------------------------------------------ distill
+
+
+@room("distill")
+def distill(case: Case, shared: Path) -> Scene:
+    """``teachers``: how many, or their architectures. ``student``: its architecture."""
+    given = dict(case.given)
+    teachers = given.pop("teachers", 1)
+    names = [list(VISION)[(i + 1) % len(VISION)] for i in range(teachers)] if isinstance(teachers, int) else teachers
+    config = VISION[given.pop("student", "resnet")]
+    path = shared / "images"
+    folders = [image_model(path, name, number) for number, name in enumerate(names)]
+    given = {
+        "student": {"config": config},
+        "data": image_table(path),
+        "batch_size": 32,
+        "epochs": 2,
+        "lr": 3e-3,
+        **given,
+        **({"teacher": folders} if folders else {}),
+    }
+
+    def in_memory() -> dict[str, Any]:
+        from datasets import Dataset
+        from transformers import AutoModelForImageClassification
+
+        from interfuse.core.ctx import Ctx
+        from interfuse.core.rooms import Source
+        from interfuse.data.models import build, open_model
+
+        modules = [AutoModelForImageClassification.from_pretrained(folder).train() for folder in folders]
+        student = build(open_model(Source({"config": config}), Ctx()), Ctx(), train=True)
+        held = {"student": student, "data": Dataset.from_parquet(given["data"], keep_in_memory=True)}
+        return {**given, **held, **({"teacher": modules} if modules else {})}
+
+    other = {**config, "num_labels": CLASSES + 1}
+    shapes = [Bad("student of another class count", {"student": {"config": other}}, ("input.shape",))]
+    if folders:
+        strange = _strange_teacher(path)
+        wrong = [strange] * len(folders)
+        shapes.append(Bad("teacher of another class count", {"teacher": wrong}, ("input.shape",)))
+    bad = {
+        "refuses_wrong_shape": shapes,
+        "refuses_empty": [Bad("table of no rows", {"data": image_table(path, "empty")}, ("input.empty",))],
+        "one_row": [Bad("table of one row", {"data": image_table(path, "one")},
+                        ("input.empty", "input.shape", "needs.capability", "run.failed"), or_works=True)],
+        "refuses_nan": [Bad("NaN in a picture", {"data": image_table(path, "nan")}, ("input.nan",))],
+        "refuses_duplicates": [Bad("an id twice", {"data": image_table(path, "twice")}, ("input.duplicate",))],
+        "refuses_missing_input": [Bad("no student", {"student": None}, ("param.missing",)),
+                                  Bad("no data", {"data": None}, ("param.missing",))],
+    }  # fmt: skip
+    if folders:
+        bad["refuses_missing_input"].append(Bad("no teacher", {"teacher": None}, ("param.value", "param.missing")))
+    return Scene(
+        given,
+        in_memory,
+        path,
+        lambda folder: numbers_of_model(folder, "AutoModelForImageClassification"),
+        bad,
+        _killed_after_an_epoch,
+        lambda oracle: _distill_oracle(case, given, oracle),
+        dtype="float32",
+    )
+
+
+def _strange_teacher(path: Path) -> str:
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.rooms import Source
+    from interfuse.data.models import build, open_model
+
+    folder = path / "strange-vit"
+    if not folder.is_dir():
+        config = {**VISION["vit"], "num_labels": CLASSES + 1}
+        build(open_model(Source({"config": config}), Ctx()), Ctx()).save_pretrained(folder)  # type: ignore[operator]
+    return str(folder)
+
+
+@contextlib.contextmanager
+def _killed_after_an_epoch() -> Iterator[None]:
+    """The engine keeps its state at the end of every epoch, and dies right after the first."""
+    engine = importlib.import_module("interfuse.distill.room")
+    keep = engine.save_state
+
+    def save_and_die(*args: Any) -> None:
+        keep(*args)
+        raise Killed
+
+    with mock.patch.object(engine, "CHECKPOINT_SECONDS", 0.0), mock.patch.object(engine, "save_state", save_and_die):
+        yield
+
+
+def _distill_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """The method's weighted terms on one batch, in float64, beside what the oracle says of the same views."""
+    import torch
+
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.method import load
+    from interfuse.core.rooms import load_room, prepare
+    from interfuse.data.seeding import seeded
+
+    engine: ModuleType = importlib.import_module("interfuse.distill.room")
+    call = prepare(load_room("distill"), load(case.method), given, Ctx(seed=7))
+    hooks = engine._hooks(call)
+    run = engine.start(call, hooks)
+    hooks.scan(run)
+    for module in run.modules.values():
+        module.double()
+    order = hooks.select(run, np.arange(len(run.data)))
+    with seeded(7):
+        views = hooks.views(run, hooks.batch(run, engine.make_batch(run, order[:12])))
+
+    def wide(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().double() if value.is_floating_point() else value
+        if isinstance(value, Mapping):
+            return {k: wide(v) for k, v in value.items()}
+        return [wide(v) for v in value] if isinstance(value, list) else value
+
+    views = dataclasses.replace(
+        views,
+        batch=dataclasses.replace(views.batch, soft=wide(views.batch.soft), extra=wide(views.batch.extra)),
+        **{k: wide(getattr(views, k)) for k in ("student", "teachers", "features", "teacher_features")},
+    )
+    with seeded(7):
+        terms, weights = hooks.terms(run, views), hooks.weights(run, views)
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().cpu().numpy()
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list) else value
+
+    ours = {name: plain(term * weights.get(name, 1.0)) for name, term in terms.items()}
+    seen = Seen(
+        positions=views.batch.positions,
+        student=plain(views.student),
+        teachers=plain(views.teachers),
+        labels=plain(views.labels),
+        soft=plain(views.batch.soft),
+        features=plain(dict(views.features)),
+        teacher_features=plain(views.teacher_features),
+        extra=plain(views.batch.extra),
+        modules={name: plain(dict(module.state_dict())) for name, module in run.modules.items()},
+        tensors=plain(dict(run.tensors)),
+        epoch=run.epoch,
+        epochs=run.settings.epochs,
+        step=run.step,
+        steps=run.steps,
+    )
+    own = {f.name: call.params[f.name] for f in dataclasses.fields(call.method.target)}  # type: ignore[arg-type]
+    said = oracle(seen, **own)
+    if not isinstance(said, dict):
+        return [("the whole loss", sum(ours.values()), said)]
+    assert set(said) == set(ours), f"the oracle names the terms {sorted(said)}, the method {sorted(ours)}"
+    return [(name, ours[name], said[name]) for name in sorted(ours)]
