@@ -119,12 +119,13 @@ class Run:
     epoch: int = 0
     step: int = 0
     steps: int = 0
+    outputs: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
-        """The number of classes (or tokens of the vocabulary)."""
-        return int(self.student_model.labels or 0)
+        """The number of classes (or tokens of the vocabulary): as the configuration or, after it, the dry batch tells."""
+        return int(self.student_model.labels or self.outputs)
 
     def add(self, name: str, module: torch.nn.Module, *, train: bool = True, lr_scale: float = 1.0) -> torch.nn.Module:
         """Registers an extra module of the method: moved to the device, saved in checkpoints, and trained with the student

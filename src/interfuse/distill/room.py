@@ -202,17 +202,6 @@ def start(call: Call, hooks: Hooks) -> Run:
 def _dry_batch(state: Run) -> None:
     """One batch through every model without gradient: shapes and numbers are checked before the first epoch."""
     batch = make_batch(state, np.arange(min(2, len(state.data))), live=True)
-    if (
-        state.labels is not None
-        and batch.labels is not None
-        and state.classes
-        and int(state.labels.max()) >= state.classes
-    ):
-        raise InterfuseError(
-            "input.shape",
-            f"a label is {int(state.labels.max())}, the student has {state.classes} classes",
-            where=state.data.name,
-        )
     shape: torch.Size | None = None
     rows = [
         (state.student, state.student_model, batch.student),
@@ -240,6 +229,14 @@ def _dry_batch(state: Run) -> None:
                     f"logits are {tuple(logits.shape[1:])}, the student's {tuple(shape[1:])}",
                     where=model.name,
                 )
+    assert shape is not None, "there is always a student"
+    state.outputs = int(shape[-1])
+    if state.labels is not None and batch.labels is not None and int(state.labels.max()) >= state.classes:
+        raise InterfuseError(
+            "input.shape",
+            f"a label is {int(state.labels.max())}, the student has {state.classes} classes",
+            where=state.data.name,
+        )
     state.student_shapes = state.student_taps.shapes() if state.student_taps else {}
     state.teacher_shapes = [taps.shapes() for taps in state.teacher_taps]
 
