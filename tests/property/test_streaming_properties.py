@@ -6,13 +6,14 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from interfuse.core.errors import InterfuseError
 from interfuse.data.weight_writer import MemoryWriter, WeightWriter
 from interfuse.data.weights import Weights
+from interfuse.kit import reductions
 from interfuse.kit.counter_random import tensor_key, uniform
 from interfuse.kit.reductions import CHUNK, Difference, gram, kth_smallest, magnitude_thresholds, moments, sums
 from interfuse.kit.streaming import Job, stream_merge
@@ -40,9 +41,15 @@ def kept_by_sorting(arrays, keep):
     return masks
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(float32s(), min_size=1, max_size=4), st.data())
-def test_largest_magnitudes_equal_sorting(arrays, data):
+@pytest.mark.parametrize("way", ["whole", "bracket", "count"])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(arrays=st.lists(float32s(), min_size=1, max_size=4), data=st.data())
+def test_largest_magnitudes_equal_sorting(way, monkeypatch, arrays, data):
+    if way != "whole":
+        monkeypatch.setattr(reductions, "_HELD", len(arrays[0]) - 1 if way == "bracket" else 0)
+        arrays = arrays[: 1 if way == "bracket" else None]
+        keys = sorted(data.draw(st.tuples(*[st.sampled_from(np.abs(arrays[0]).view(np.int32).tolist())] * 2)))
+        monkeypatch.setattr(reductions, "_bracket", lambda *rest: keys)  # right, wrong, wide, narrow
     keep = data.draw(st.integers(0, sum(map(len, arrays))))
     for workers in (1, 2):
         thresholds = magnitude_thresholds([flat(a) for a in arrays], keep, workers=workers)
@@ -64,13 +71,17 @@ def test_kth_smallest_equals_sorting(array, data):
     assert kth_smallest(flat(array), k, magnitude=True) == sorted(abs(array))[k]
 
 
-@pytest.mark.parametrize("kind", ["normal", "bfloat16", "constant", "two values", "one outlier"])
-def test_largest_magnitudes_of_a_long_tensor(kind):
+@pytest.mark.parametrize("held", [1 << 21, 100_000, 0])
+@pytest.mark.parametrize("kind", ["normal", "sorted", "bfloat16", "constant", "two values", "one outlier"])
+def test_largest_magnitudes_of_a_long_tensor(kind, held, monkeypatch):
+    monkeypatch.setattr(reductions, "_HELD", held)
     n = 700_001  # three readings
     rng = np.random.default_rng(3)
     x = rng.standard_normal(n).astype(np.float32)
     if kind == "bfloat16":
         x = torch.from_numpy(x).bfloat16().float().numpy()
+    elif kind == "sorted":
+        x.sort()
     elif kind == "constant":
         x[:] = 0.25
     elif kind == "two values":
@@ -89,8 +100,19 @@ def test_largest_magnitudes_of_a_long_tensor(kind):
         assert kth_smallest(flat(x), k) == ordered[k]
 
 
+def test_the_bracket_is_what_answers(monkeypatch):
+    """A long ordinary tensor is read once: counting bit patterns is never reached."""
+    monkeypatch.setattr(reductions, "_HELD", 100_000)
+    monkeypatch.setattr(reductions, "_select", lambda *rest: pytest.fail("counted"))
+    x = np.random.default_rng(0).standard_normal(700_001).astype(np.float32)
+    for keep in (7, 70_000, 350_000, 699_000):
+        magnitude_thresholds([flat(x)], keep)
+
+
+@pytest.mark.parametrize("held", [1 << 21, 2, 0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_order_of_nan_is_refused(bad):
+def test_order_of_nan_is_refused(bad, held, monkeypatch):
+    monkeypatch.setattr(reductions, "_HELD", held)
     x = np.array([1, bad, 2], np.float32)
     for call in (lambda: magnitude_thresholds([flat(x)], 1), lambda: kth_smallest(flat(x), 1)):
         with pytest.raises(InterfuseError) as caught:

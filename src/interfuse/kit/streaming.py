@@ -225,7 +225,8 @@ def stream_merge(
         writer: where the numbers go; the caller completes it.
         workers: threads; the number of usable processors if None.
         block_bytes: size of a block of float32 numbers.
-        max_memory: bytes that buffers and temporaries may take, in all threads together.
+        max_memory: bytes that the blocks' buffers and temporaries may take, in all threads together. What a ``prepare``
+            holds comes on top: up to 60 MB per thread for a magnitude threshold.
         journal: record of finished tensors; those it names are verified and skipped.
         progress: called with the bytes of output done, the bytes in all, and the tensor worked on.
 
