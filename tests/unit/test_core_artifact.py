@@ -242,5 +242,5 @@ def test_verify_names_every_difference(tmp_path: Path) -> None:
     (path / "a.txt").write_text("two")
     (path / "new").write_text("x")
     open_artifact(path)  # sizes fit
-    with pytest.raises(InterfuseError, match="a.txt has other bytes; new is not in the manifest"):
+    with pytest.raises(InterfuseError, match=r"a\.txt has other bytes; new is not in the manifest"):
         verify(path)

@@ -156,7 +156,7 @@ def _call(method: Method, room: Room, values: dict[str, Any]) -> None:
     from interfuse.cli.flags import given_inputs, given_params
     from interfuse.cli.reports import print_report, report_rows
     from interfuse.core.artifact import open_artifact, refuse_taken
-    from interfuse.core.rooms import apply, manifest_of, prepare
+    from interfuse.core.rooms import apply, key_of, manifest_of, prepare
 
     ctx = context(values.get("seed", 0), values.get("device", "auto"), values.get("dtype", "float32"))
     out, force = values.get("out") or default_out(method.entry), bool(values.get("force"))
@@ -165,7 +165,7 @@ def _call(method: Method, room: Room, values: dict[str, Any]) -> None:
         if values.get("dry_run"):
             refuse_taken(out, force=force)
             call = prepare(room, method, given, ctx)
-            facts, cost = manifest_of(room, call), room.estimate(call)
+            facts, cost = manifest_of(room, call, key_of(call)), room.estimate(call)
         else:
             began = time.monotonic()
             apply(method.id, out=out, ctx=ctx, force=force, **given)

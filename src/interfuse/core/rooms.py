@@ -224,10 +224,14 @@ def carry_out(room: Room, call: Call, path: Path, key: str, *, force: bool = Fal
         InterfuseError: ``output.exists``, ``output.busy``, ``output.space`` or ``output.write``, or whatever stops the work.
     """
     scratch = path.parent / f".scratch-{path.name}-{key[:12]}"
-    drop_scratch(path, but=scratch)
     local = replace(call, ctx=call.ctx.with_(scratch=scratch))
-    made = save_artifact(path, lambda folder: room.run(local, folder), manifest_of(room, local, key), force=force)
-    drop_scratch(path)
+
+    def work(folder: Path) -> Mapping[str, Any]:
+        drop_scratch(path, but=scratch)  # the lock is held here: nobody is using it
+        return room.run(local, folder)
+
+    made = save_artifact(path, work, manifest_of(room, local, key), force=force)
+    shutil.rmtree(scratch, ignore_errors=True)
     return made
 
 
