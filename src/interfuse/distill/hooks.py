@@ -7,7 +7,7 @@ state of its own: modules go into :meth:`Run.add`, so that they are saved, resto
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from interfuse.kit.losses import cross_entropy
+from interfuse.kit.nets import is_auto, pair_layers, unpadded
 
 if TYPE_CHECKING:
     from interfuse.core.ctx import Ctx
@@ -85,6 +86,11 @@ class Views:
     def labels(self) -> Tensor | None:
         return self.batch.labels
 
+    def pair(self, student: str, teacher: str) -> tuple[Tensor, Tensor]:
+        """What a layer of the student and one of the first teacher gave, zero where a text is only padding."""
+        theirs = self.batch.teachers[0] if self.batch.teachers else {}
+        return unpadded(self.features[student], self.batch.student), unpadded(self.teacher_features[0][teacher], theirs)
+
 
 @dataclass
 class Run:
@@ -126,6 +132,15 @@ class Run:
     def classes(self) -> int:
         """The number of classes (or tokens of the vocabulary): as the configuration or, after it, the dry batch tells."""
         return int(self.student_model.labels or self.outputs)
+
+    def layer_pairs(self, student_layers: Sequence[str], teacher_layers: Sequence[str]) -> list[tuple[str, str]]:
+        """The tapped layers of student and first teacher, paired in order (see :func:`interfuse.kit.nets.pair_layers`).
+
+        Args:
+            student_layers, teacher_layers: the patterns they were tapped by, the same as in :class:`Needs`.
+        """
+        auto = is_auto(student_layers, teacher_layers)
+        return pair_layers(list(self.student_shapes), list(self.teacher_shapes[0]), auto=auto)
 
     def add(self, name: str, module: torch.nn.Module, *, train: bool = True, lr_scale: float = 1.0) -> torch.nn.Module:
         """Registers an extra module of the method: moved to the device, saved in checkpoints, and trained with the student

@@ -8,7 +8,7 @@ a distillation token, registers. Which leading tokens these are is read off the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,14 @@ def as_tokens(feature: Tensor) -> Tensor:
     if feature.ndim == 4:
         return feature.flatten(2).transpose(1, 2)
     return feature.unsqueeze(1) if feature.ndim == 2 else feature
+
+
+def unpadded(feature: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Tokens ``[B, N, D]`` with those of a text's padding set to zero; every other feature as it is."""
+    mask = inputs.get("attention_mask")
+    if mask is None or feature.ndim != 3 or feature.shape[:2] != mask.shape:
+        return feature
+    return feature * mask.unsqueeze(-1).to(feature.dtype)
 
 
 def resize(feature: Tensor, size: tuple[int, int]) -> Tensor:
