@@ -40,6 +40,7 @@ class Needs:
         live: the teacher must run on every batch (augmented inputs), so stored predictions will not do.
         student_features, teacher_features: layer patterns (see ``kit.taps``).
         augments: the method changes images, so it cannot be used on text or features.
+        validation: the method can use examples held apart (the room's input ``validation``).
         batch: fewest examples a batch must hold (relations between samples, batch normalisation); an epoch's last batch is
             left out when it holds fewer.
     """
@@ -50,6 +51,7 @@ class Needs:
     student_features: tuple[str, ...] = ()
     teacher_features: tuple[str, ...] = ()
     augments: bool = False
+    validation: bool = False
     batch: int = 1
 
 
@@ -117,6 +119,7 @@ class Run:
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     stored: list[Tensor] | None = None
+    validation: Table | None = None
     student_taps: Taps | None = None
     teacher_taps: list[Taps] = field(default_factory=list)
     student_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -203,6 +206,9 @@ class Hooks:
     def backward(self, run: Run, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
         """Accumulates gradients of ``loss``, the weighted sum of ``parts`` (scalars by term name)."""
         run.accelerator.backward(loss)
+
+    def before_step(self, run: Run) -> None:
+        """Runs when the gradients of a whole window are there, before they are clipped and the optimiser steps."""
 
     def after_step(self, run: Run) -> None:
         """Runs after each optimiser step: slow weights, outer steps, second phases."""

@@ -85,6 +85,7 @@ def check(call: Call) -> None:
             f"{call.method.id} needs at least {needs.batch} examples, there are {len(data)}",
             where=data.name,
         )
+    _check_validation(call, needs.validation)
     if needs.augments and data.kind != "image":
         raise InterfuseError(
             "input.type", f"{call.method.id} changes images, the table holds {data.kind}", where=data.name
@@ -103,6 +104,25 @@ def check(call: Call) -> None:
                                  where=f"{teacher.name}, {student.name}")  # fmt: skip
         Encoder(teacher, data)
     Encoder(student, data)
+
+
+def _check_validation(call: Call, wanted: bool) -> None:
+    held: Table | None = call.inputs.get("validation")
+    data: Table = call.inputs["data"]
+    if held is None:
+        return
+    if not wanted:
+        raise InterfuseError("param.value", f"{call.method.id} has no use for validation examples", where="validation")
+    if held.kind != data.kind or held.classes != data.classes:
+        raise InterfuseError("input.shape", "validation and training examples differ in kind or classes",
+                             where=f"{held.name}, {data.name}")  # fmt: skip
+    same_source = held.origin.get("data", held.origin) == data.origin.get("data", data.origin)
+    if same_source or ("id" in held.columns and "id" in data.columns):
+        known = set(data.ids())
+        both = [i for i in held.ids() if i in known]
+        if both:
+            raise InterfuseError("input.leak", f"{len(both)} validation examples are trained on, the first is {both[0]}",
+                                 where=f"{held.name}, {data.name}")  # fmt: skip
 
 
 def estimate(call: Call) -> Cost:
@@ -178,7 +198,7 @@ def start(call: Call, hooks: Hooks) -> Run:
     labels = torch.from_numpy(data.labels()) if "label" in data.columns else None
     state = Run(ctx, settings, student, student_model, teachers, teacher_models, data,
                 Encoder(student_model, data, settings.max_length), [Encoder(t, data, settings.max_length) for t in teacher_models],
-                labels, device, accelerator=accelerator)  # fmt: skip
+                labels, device, accelerator=accelerator, validation=call.inputs.get("validation"))  # fmt: skip
     if needs.student_features:
         state.student_taps = Taps(student, needs.student_features)
     if needs.teacher_features:
@@ -357,6 +377,7 @@ def _step(state: Run, hooks: Hooks, micro: list[NDArray[np.int64]], sums: dict[s
             sums[f"raw/{name}"] = sums.get(f"raw/{name}", 0.0) + value.detach().sum()
             sums[f"weighted/{name}"] = sums.get(f"weighted/{name}", 0.0) + parts[name].detach() * total
         hooks.backward(state, torch.stack(list(parts.values())).sum(), parts)
+    hooks.before_step(state)
     if settings.clip:
         accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], settings.clip)
     optimizer.step()
@@ -399,6 +420,12 @@ ROOM = Room(
             "student", open_model, doc="the model to train: a folder to go on from, or a configuration to start from"
         ),
         Input("data", open_table, doc="the examples to learn on"),
+        Input(
+            "validation",
+            open_table,
+            required=False,
+            doc="examples held apart, for methods that tune themselves on them",
+        ),
     ),
     settings=DistillSettings,
     run=run,
