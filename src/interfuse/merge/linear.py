@@ -1,0 +1,35 @@
+"""Weight averaging: model soups (Wortsman et al. 2022), federated averaging, and every weighted mean of checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from interfuse.core.errors import InterfuseError
+from interfuse.core.method import method
+from interfuse.merge.room import Part, PerModel, per_model, weighted_sum
+
+
+@method(scope="element", base="none", temporaries=0)
+def linear(
+    part: Part,
+    *,
+    weight: Annotated[PerModel, Field(description="weight of each model")] = 1.0,
+    normalize: Annotated[bool, Field(description="divide the weights by their sum")] = True,
+) -> Tensor:
+    """``sum_i w_i theta_i``, with weights that sum to 1 when ``normalize``.
+
+    Raises:
+        InterfuseError: ``param.value`` when the weights sum to 0 and shall be normalised.
+    """
+    weights = per_model(weight, len(part.models), "weight")
+    if normalize:
+        total = sum(weights)
+        if total == 0:
+            raise InterfuseError(
+                "param.value", "the weights sum to 0 and cannot be normalised", fix="Add --no-normalize."
+            )
+        weights = [w / total for w in weights]
+    return weighted_sum(part.models, weights)
