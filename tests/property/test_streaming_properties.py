@@ -1,7 +1,9 @@
 """Order statistics, sums, masks and merges do not depend on how the work is cut, and equal slow obvious oracles."""
 
+import hashlib
 import math
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from interfuse.data.weights import Weights
 from interfuse.kit import reductions
 from interfuse.kit.counter_random import tensor_key, uniform
 from interfuse.kit.reductions import CHUNK, Difference, gram, kth_smallest, magnitude_thresholds, moments, sums
-from interfuse.kit.streaming import Job, stream_merge
+from interfuse.kit.streaming import Job, Journal, stream_merge
 
 TINY = 1.401298464324817e-45  # the smallest denormal float32
 SPECIAL = [0.0, -0.0, TINY, -TINY, 1.17549435e-38, 1.0, -1.0, 0.5, 3.4028235e38, -3.4028235e38]
@@ -378,3 +380,18 @@ def test_an_error_in_one_thread_stops_all_and_is_raised():
         stream_merge([Job("w", (source,), function)], writer, block_bytes=1, workers=4)
     assert any("tensor 'w'" in note for note in caught.value.__notes__)
     assert torch.get_num_threads() == threads
+
+
+def test_checksums_are_of_the_bytes_in_order(tmp_path):
+    values = torch.arange(400_000, dtype=torch.float32)
+    source = Weights.from_state_dict({"x": values}).source("x")
+
+    def function(x, block):
+        time.sleep(0.002 if block.start // CHUNK % 3 == 0 else 0)  # later blocks finish first
+        return x[0]
+
+    writer = MemoryWriter({"x": (torch.float32, (400_000,))})
+    with Journal(tmp_path / "journal", "k") as journal:
+        stats = stream_merge([Job("x", (source,), function)], writer, workers=4, block_bytes=1, journal=journal)
+    assert writer.state["x"].equal(values)
+    assert stats.sha256 == {"x": hashlib.sha256(values.numpy().tobytes()).hexdigest()}
