@@ -304,3 +304,111 @@ def _distill_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., 
         return [("the whole loss", sum(ours.values()), said)]
     assert set(said) == set(ours), f"the oracle names the terms {sorted(said)}, the method {sorted(ours)}"
     return [(name, ours[name], said[name]) for name in sorted(ours)]
+
+
+# ------------------------------------------------------------------------------------------------ measure
+
+
+def held_out(path: Path) -> str:
+    """A parquet file of 60 digits that no tiny model was trained on."""
+    from datasets import Dataset
+
+    file = path / "held-out.parquet"
+    if not file.is_file():
+        images, labels = digits(20)
+        rows = [i for c in range(CLASSES) for i in [j for j, y in enumerate(labels) if y == str(c)][10:]]
+        Dataset.from_dict({"image": images[rows].tolist(), "label": [labels[i] for i in rows], "id": [f"h{i}" for i in rows]}).to_parquet(file)  # fmt: skip
+    return str(file)
+
+
+@room("measure")
+def measure(case: Case, shared: Path) -> Scene:
+    """One model against two sources."""
+    path = shared / "images"
+    model, *sources = [image_model(path, name, number) for number, name in enumerate(VISION)]
+    image_table(path)
+    given = {"models": [model], "against": sources, "data": held_out(path), **case.given}
+
+    def in_memory() -> dict[str, Any]:
+        from datasets import Dataset
+        from transformers import AutoModelForImageClassification
+
+        modules = [AutoModelForImageClassification.from_pretrained(folder).train() for folder in (model, *sources)]
+        return {**given, "models": modules[:1], "against": modules[1:], "data": Dataset.from_parquet(given["data"], keep_in_memory=True)}  # fmt: skip
+
+    strange = _strange_teacher(path)
+    bad = {
+        "refuses_wrong_shape": [Bad("model of another class count", {"models": [strange]}, ("input.shape",)),
+                                Bad("source of another class count", {"against": [strange]}, ("input.shape",))],
+        "refuses_empty": [Bad("table of no rows", {"data": image_table(path, "empty")}, ("input.empty",))],
+        "one_row": [Bad("table of one row", {"data": image_table(path, "one")}, ("input.empty", "input.shape"))],
+        "refuses_nan": [Bad("NaN in a picture", {"data": image_table(path, "nan")}, ("input.nan",))],
+        "refuses_duplicates": [Bad("an id twice", {"data": image_table(path, "twice")}, ("input.duplicate",)),
+                               Bad("a model twice", {"models": [model, model]}, ("input.duplicate",)),
+                               Bad("a source measured against itself", {"models": sources}, ("input.duplicate",))],
+        "refuses_missing_input": [Bad("no model", {"models": None}, ("param.missing",)), Bad("no data", {"data": None}, ("param.missing",))],
+    }  # fmt: skip
+    return Scene(
+        given,
+        in_memory,
+        path,
+        _numbers_of_report,
+        bad,
+        compare=lambda oracle: _measure_oracle(case, given, oracle),
+        tolerance=1e-9,
+        not_applicable={
+            "resume_equals_one_go": "a report is made in one go, from predictions that take seconds",
+            "dtype_kept": "a report holds statistics, not tensors of its inputs",
+        },
+    )
+
+
+def _numbers_of_report(folder: Path) -> dict[str, NDArray[Any]]:
+    """Every number of the per-item log and of the report, as pandas' and Python's own readers give them."""
+    import json
+
+    import pyarrow.parquet
+
+    numbers: list[float] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                walk(item)
+        elif isinstance(value, int | float):
+            numbers.append(float(value))
+
+    walk(json.loads((folder / "report.json").read_text()))
+    log = pyarrow.parquet.read_table(folder / "items.parquet")
+    columns = {n: log[n].to_numpy() for n in log.column_names if str(log[n].type) in ("int64", "double", "bool")}
+    return {"report.json": np.array(numbers), **columns}
+
+
+def _measure_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """The report's figures that need no draws, beside what the oracle says of the same logits under two seeds."""
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.method import load
+    from interfuse.core.rooms import load_room, prepare
+
+    engine: ModuleType = importlib.import_module("interfuse.measure.room")
+    call = prepare(load_room("measure"), load(case.method), given, Ctx(seed=7))
+    call = dataclasses.replace(call, seeds=(7, 8), replicas=(call.inputs, call.inputs))
+    seen = engine.predictions(call)
+    noise = Ctx(seed=7).rng("oracle")  # models from folders are the same under every seed: here they shall not be
+    changed = [dataclasses.replace(c, logits=c.logits + noise.normal(size=c.logits.shape)) for c in seen.contenders]
+    figures = call.method.target(
+        dataclasses.replace(seen, contenders=tuple(changed)), ctx=call.ctx, **call.params
+    ).figures
+    said = oracle({c.name: c.logits.tolist() for c in changed}, seen.labels.tolist(), call.params["bins"])
+    pairs = [(key, m["scores"][score]["mean"], said[key]) for m in figures["models"] for score in m["scores"]
+             if (key := f"{m['name']}: {score}") in said]  # fmt: skip
+    for c in figures["comparisons"]:
+        head = f"{c['model']} against {c['baseline']}"
+        pairs += [
+            (f"{head}: {part}", c[part]["items"], said[f"{head}: {part}"])
+            for part in ("gained", "kept", "lost", "never")
+        ]
+        pairs.append((f"{head}: McNemar", c["mcnemar_p"], said[f"{head}: McNemar"]))
+        delta = (said[f"{head}: gained"] - said[f"{head}: lost"]) / c["n"]
+        pairs.append((f"{head}: difference", c["delta"]["mean"], delta))
+    return pairs

@@ -160,15 +160,9 @@ def check(call: Call) -> None:
 
 
 def _check_table(table: Table) -> None:
-    table.labels()
-    ids = table.ids()
-    if len(ids) < 2:
-        raise InterfuseError("input.empty", f"{len(ids)} item leaves no spread to measure", where=table.name)
-    seen: dict[str, int] = {}
-    for row, item in enumerate(ids):
-        if item in seen:
-            raise InterfuseError("input.duplicate", f"the id {item!r} occurs twice", where=f"{table.name}: rows {seen[item]} and {row}")  # fmt: skip
-        seen[item] = row
+    table.labels()  # refuses a table without labels; opening it has refused ids that occur twice
+    if len(table) < 2:
+        raise InterfuseError("input.empty", "one item leaves no spread to measure", where=table.name)
 
 
 def _check_model(model: Model, table: Table) -> None:
