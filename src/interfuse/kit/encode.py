@@ -168,6 +168,8 @@ def targets(model: Model, labels: torch.Tensor | None, batch: Mapping[str, torch
 
 def forward(module: torch.nn.Module, model: Model, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits: [B, K] of a classifier; [B, L-1, V] of a causal language model, position t predicting token t+1."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
     if model.task == "module":
         output = module(next(iter(batch.values())))
     else:

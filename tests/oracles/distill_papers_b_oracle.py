@@ -1,0 +1,89 @@
+"""OFA-KD, BD-KD, Fantastic Gains, HARD and DisWOT once more: slow, obvious, float64, one sample at a time.
+
+Form and rules as in ``distill_oracle.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tests.oracles import losses_oracle as losses
+from tests.oracles.seen import Array, Seen
+
+
+def _hard(logits: Array, labels: Any) -> Array:
+    return np.array([-math.log(losses.softmax(z)[y]) for z, y in zip(logits, labels, strict=True)])
+
+
+# -- OFA-KD ------------------------------------------------------------------------------------------------------------
+
+
+def adaptive(s: Array, t: Array, y: int, eps: float, tau: float, form: str) -> float:
+    """The adaptive target loss of one sample (section 3 of the paper; ``code``: as the authors train)."""
+    p, q = losses.softmax(t, tau), losses.softmax(s, tau)
+    total = 0.0
+    for c in range(len(p)):
+        if form == "code":
+            weight = (1 + p[c]) ** eps - 1 if c == y else p[c] ** eps
+        else:
+            weight = (1 + p[c]) ** eps if c == y else p[c]
+        total -= weight * math.log(q[c])
+    return total
+
+
+def light_exit(feature: Array, weights: Any) -> Array:
+    """LayerNorm at every place, mean over places, Linear, GELU, Linear: one feature [C, H, W], [N, D] or [D]."""
+    places = {1: lambda f: f[None], 2: lambda f: f, 3: lambda f: f.reshape(f.shape[0], -1).T}[feature.ndim](feature)
+    rows = []
+    for place in places:
+        centred = place - place.mean()
+        rows.append(centred / math.sqrt((centred**2).mean() + 1e-5) * weights["norm.weight"] + weights["norm.bias"])
+    hidden = weights["head.0.weight"] @ np.mean(rows, axis=0) + weights["head.0.bias"]
+    active = np.array([h * 0.5 * (1 + math.erf(h / math.sqrt(2))) for h in hidden])
+    out: Array = weights["head.2.weight"] @ active + weights["head.2.bias"]
+    return out
+
+
+def ofa_loss(seen: Seen, *, eps: Any, tau: float, form: str, w_gt: float, w_kd: float, w_ofa: float, **_: Any) -> dict[str, Array]:  # fmt: skip
+    """Step 3 of the card, with light exits."""
+    assert seen.labels is not None
+    exponents = eps if isinstance(eps, list) else [eps] * (len(seen.features) + 1)
+
+    def rows(logits: Any, e: float) -> Array:
+        triples = zip(logits, seen.teachers[0], seen.labels, strict=True)  # type: ignore[arg-type]
+        return np.array([adaptive(s, t, int(y), e, tau, form) for s, t, y in triples])
+
+    said = {"ce": w_gt * _hard(seen.student, seen.labels), "ofa": w_kd * rows(seen.student, exponents[-1])}
+    for k, feature in enumerate(seen.features.values(), start=1):
+        logits = [light_exit(f, seen.modules[f"exit_{k}"]) for f in feature]
+        said[f"exit_{k}"] = w_ofa * rows(logits, exponents[k - 1])
+        said[f"right_{k}"] = np.zeros(len(seen.labels))
+    return said
+
+
+# -- BD-KD -------------------------------------------------------------------------------------------------------------
+
+
+def bd_loss(seen: Seen, *, delta: float, rule: str, tau: float, weight: float, ce: float, **_: Any) -> dict[str, Array]:
+    """Steps 1 to 3 of the card, for one teacher or several."""
+    assert seen.labels is not None
+    count, size = len(seen.teachers), len(seen.student)
+    said = {"ce": ce * _hard(seen.student, seen.labels)}
+    for k, teacher in enumerate(seen.teachers):
+        forward, reverse = np.zeros(size), np.zeros(size)
+        for i in range(size):
+            s, t = seen.student[i], teacher[i]
+            less_certain = losses.entropy(s, tau) >= losses.entropy(t, tau)
+            v, u = {"balance": (1.0, delta) if less_certain else (delta, 1.0),
+                    "flipped": (delta, 1.0) if less_certain else (1.0, delta),
+                    "fixed": (1.0, 1.0), "forward": (1.0, 0.0), "reverse": (0.0, 1.0)}[rule]  # fmt: skip
+            forward[i] = weight * v * losses.forward_kl(s, t, tau) / count
+            reverse[i] = weight * u * losses.reverse_kl(s, t, tau) / count
+        said |= {f"forward_{k}": forward, f"reverse_{k}": reverse, f"less_certain_{k}": np.zeros(size)}
+        others = [seen.student] + [t for j, t in enumerate(seen.teachers) if j != k]
+        pulls = [[losses.forward_kl(own, other, tau) for own, other in zip(teacher, o, strict=True)] for o in others]
+        said |= {f"teacher_ce_{k}": _hard(teacher, seen.labels), f"teacher_kl_{k}": weight * np.mean(pulls, axis=0)}
+    return said
