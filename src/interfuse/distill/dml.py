@@ -1,0 +1,60 @@
+"""Deep mutual learning (Zhang et al. 2018): students trained together teach each other; no teacher is trained before."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from interfuse.core.method import method
+from interfuse.data.models import build
+from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
+from interfuse.kit.encode import forward
+from interfuse.kit.losses import forward_kl
+
+
+@method()
+@dataclass(frozen=True)
+class DML(Hooks):
+    """``CE_k + weight / (K - 1) * sum over l != k of KL(p_l || p_k)`` for every network k of K (section 3).
+
+    The input ``teacher`` names the peers: models to go on from, or configurations that start from weights of their own.
+    """
+
+    weight: Annotated[float, Field(ge=0, description="weight of what the peers say")] = 1.0
+    tau: Annotated[float, Field(gt=0, description="temperature; 1 in the paper")] = 1.0
+
+    def needs(self) -> Needs:
+        return Needs(labels=True, teachers=(1, 16), live=True)
+
+    def setup(self, run: Run) -> None:
+        for k, model in enumerate(run.teacher_models, start=1):
+            # a seed of its own: a peer of the student's configuration must not start from the student's weights
+            ctx = run.ctx.with_(seed=run.ctx.seed_for(f"peer/{k}"))
+            run.add(f"peer_{k}", build(model, ctx, train=True).requires_grad_(True))
+        run.teachers = []
+
+    def views(self, run: Run, batch: Batch) -> Views:
+        student = forward(run.student, run.student_model, batch.student)
+        peers = [
+            forward(run.modules[f"peer_{k}"], model, inputs)
+            for k, (model, inputs) in enumerate(zip(run.teacher_models, batch.teachers, strict=True), start=1)
+        ]
+        return Views(batch, student, peers)
+
+    def terms(self, run: Run, views: Views) -> dict[str, torch.Tensor]:
+        networks = [views.student, *views.teachers]
+        terms: dict[str, torch.Tensor] = {}
+        for k, logits in enumerate(networks):
+            others = [z.detach() for j, z in enumerate(networks) if j != k]
+            said = torch.stack([forward_kl(logits, z, tau=self.tau) for z in others]).mean(dim=0)
+            end = f"_peer_{k}" if k else ""
+            terms |= {f"ce{end}": hard_loss(dataclasses.replace(views, student=logits)), f"kl{end}": said}
+        return terms
+
+    def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:
+        names = ["kl", *(f"kl_peer_{k}" for k in range(1, len(views.teachers) + 1))]
+        return dict.fromkeys(names, self.weight)
