@@ -60,4 +60,28 @@ case("distill/kd", inputs="images", teachers=1, epochs=2, oracle="kd_loss")
 case("distill/ensemble", inputs="images", teachers=2, epochs=2, teacher_weights=[1, 3], oracle="ensemble_loss")
 case("distill/ofa-kd", inputs="images", teachers=1, epochs=2, eps=[1.5, 1.0, 1.2], oracle="ofa_loss")
 case("distill/bd-kd", inputs="images", teachers=1, epochs=2, tau=2.0, oracle="bd_loss")
+case(
+    "distill/fitnets",
+    inputs="images",
+    oracle="fitnets_loss",
+    student_layers=["resnet.encoder.stages.0"],
+    teacher_layers=["vit.layers.1"],
+)
+case("distill/at", inputs="images", teachers=["convnext"], oracle="at_loss")
+case(
+    "distill/sp",
+    inputs="images",
+    teachers=["convnext"],
+    student="vit",
+    oracle="sp_loss",
+    student_layers=["vit.layers.1", "penultimate"],
+    teacher_layers=["convnext.encoder.stages.1", "penultimate"],
+)
+case("distill/rkd", inputs="images", student="convnext", oracle="rkd_loss")
+case("distill/crd", inputs="images", student="convnext", count=20, oracle="crd_loss")
+case("distill/dkd", inputs="images", warmup_epochs=3, oracle="dkd_loss")
+case("distill/dist", inputs="images", student="vit", tau=2.0, beta=2.0, oracle="dist_loss")
+case("distill/logit-standardisation", inputs="images", oracle="standardised_loss")
+case("distill/dml", inputs="images", teachers=2, tau=2.0, oracle="dml_loss")
+case("distill/reviewkd", inputs="images", student="vit", teachers=["convnext"], warmup_epochs=3, oracle="review_loss")
 case("measure/classification", resamples=500, oracle="classification")
