@@ -530,3 +530,41 @@ def test_many_shards_need_no_raised_limit_of_open_files(tmp_path):
         process = start(code, tmp_path / "m", hard)
         output, errors = process.communicate(timeout=100)
         assert output.strip() == expected, errors
+
+
+PEAK = """
+import sys, torch
+from interfuse.data.weights import Weights
+from interfuse.data.weight_writer import WeightWriter
+from interfuse.kit.streaming import Job, stream_merge
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+
+def merge(folder, count):
+    layout = {f"t{i}": (torch.bfloat16, (1024, 1024)) for i in range(count)}
+    with WeightWriter(f"{folder}/in", layout) as writer:
+        for name in layout:
+            writer.write(name, 0, torch.ones(1024 * 1024, dtype=torch.bfloat16))
+    models = [Weights.open(f"{folder}/in") for _ in range(3)]
+    jobs = [Job(n, tuple(m.source(n) for m in models), lambda x, b: x[0].add_(x[1]).add_(x[2])) for n in layout]
+    with WeightWriter(f"{folder}/out", layout) as writer:
+        stream_merge(jobs, writer, workers=2)
+
+merge(sys.argv[1] + "/warm", 8)
+before = status("VmRSS")
+merge(sys.argv[1] + "/large", int(sys.argv[2]))
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    peaks = []
+    for count in (8, 128):  # 3 x 16 MB, 3 x 256 MB
+        process = start(PEAK, tmp_path / str(count), count)
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        peaks.append(int(output) / 1024)
+        shutil.rmtree(tmp_path / str(count))
+    assert max(peaks) < 64  # megabytes
