@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -275,13 +276,24 @@ def toy_entries(folder: Path) -> Callable[[], dict[str, index.Entry]]:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
+def quick(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is such a place: syncing a real disk takes most of the time of these tests."""
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder).resolve()
+
+
+@pytest.fixture
+def toy(quick: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
     """The toy rooms in place of the real ones; the working folder is the current one."""
     sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
-    rooms, work = tmp_path / "rooms", tmp_path / "work"
+    rooms, work = quick / "rooms", quick / "work"
     write_rooms(rooms)
     work.mkdir()
-    house = Toy(rooms, work, tmp_path / "log.txt")
+    house = Toy(rooms, work, quick / "log.txt")
     monkeypatch.setattr(interfuse, "__path__", [*interfuse.__path__, str(rooms)])
     monkeypatch.setattr(index, "rooms", lambda: ("tie", "weigh"))
     monkeypatch.setattr(index, "entries", toy_entries(rooms))

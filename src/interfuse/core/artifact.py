@@ -7,6 +7,7 @@ a folder is written beside its place, synced and renamed, so that a reader finds
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -212,6 +213,11 @@ def lock(path: Path) -> Iterator[None]:
 
 def environment() -> dict[str, str]:
     """Versions that decide the bytes of a result: Python, system, and the libraries that compute."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     import importlib.metadata
     import platform
 
