@@ -16,7 +16,7 @@ from interfuse.kit.page import between, number, p_value
 from interfuse.kit.resample import paired_bootstrap, sign_flip
 from interfuse.kit.stats import compare_outcomes, holm, tost, verdict, wilson_interval
 from interfuse.measure import classification_page, scores
-from interfuse.measure.room import Contender, Findings, Predictions
+from interfuse.measure.room import Contender, Findings, Predictions, tidy
 
 #: adjusted p-values up to this are taken as shown
 ALPHA = 0.05
@@ -70,6 +70,7 @@ def classification(
         "confusion": {c.name: scores.confusion(c.logits, seen.labels, len(seen.classes)).tolist() for c in contenders},
         "level": scores.LEVEL,
     }
+    figures = tidy(figures)
     notes = _notes(seen, figures, margin)
     title = "What was gained, kept and lost" if sources else "How good the models are"
     plots, sections = classification_page.layout(figures, seen.classes, bins)
