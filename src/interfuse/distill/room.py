@@ -25,7 +25,7 @@ from interfuse.core.rooms import Call, Cost, Input, Room
 from interfuse.data.models import Model, build, open_model, read_config, save, size_of
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
-from interfuse.distill.hooks import Batch, Hooks, Run, Views
+from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, device_of, forward, predict, targets, tokenizer_folder
 from interfuse.kit.taps import Taps, layer_names
 from interfuse.kit.threads import threads_for
@@ -204,6 +204,7 @@ def start(call: Call, hooks: Hooks) -> Run:
     if needs.teacher_features:
         layer_names(teachers[0], needs.teacher_features)
         state.teacher_taps = [Taps(t, needs.teacher_features) for t in teachers]
+    _least_batch(state, needs)
     per_epoch = -(-len(data) // (settings.batch_size * settings.accumulate))
     state.steps = per_epoch * settings.epochs
     _dry_batch(state)
@@ -217,6 +218,15 @@ def start(call: Call, hooks: Hooks) -> Run:
     optimizer = make_optimizer([g for g in groups if g["params"]], settings)
     state.student, state.optimizers["main"] = accelerator.prepare(student, optimizer)
     return state
+
+
+def _least_batch(state: Run, needs: Needs) -> int:
+    """The fewest examples a batch may hold: two where the student normalises over the batch."""
+    norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in state.student.modules())
+    if norm and min(len(state.data), state.settings.batch_size) < 2:
+        raise InterfuseError("input.shape", "the student normalises over a batch, and a batch of one example has no spread",
+                             where=state.student_model.name, fix="Give at least two examples, and a batch_size of at least 2.")  # fmt: skip
+    return max(needs.batch, 2 if norm else 1)
 
 
 def _dry_batch(state: Run) -> None:
@@ -311,7 +321,7 @@ def train(state: Run, hooks: Hooks) -> list[dict[str, Any]]:
         ctx.log(f"resuming after epoch {state.epoch} of {settings.epochs}")
     hooks.scan(state)
     saved = time.monotonic()
-    window, least = settings.batch_size * settings.accumulate, hooks.needs().batch
+    window, least = settings.batch_size * settings.accumulate, _least_batch(state, hooks.needs())
     world, rank = accelerator.num_processes, accelerator.process_index
     with ctx.bar(f"train {state.student_model.name}", settings.epochs * len(state.data), "examples") as bar:
         bar.advance(state.epoch * len(state.data))
