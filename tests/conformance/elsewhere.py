@@ -5,33 +5,40 @@ Started by :class:`tests.conformance.workspace.Shared` with another hash seed an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
 from pathlib import Path
 
-import torch
+from tests.conformance.cases import CASES, Case
+from tests.conformance.workspace import Shared, Workspace, digests, quiet_threads
+
+
+def report(label: str, case: Case, shared: Shared) -> None:
+    """Runs one case and prints what came of it."""
+    row: dict[str, object] = {"label": label, "files": {}, "error": ""}
+    try:
+        row["files"] = digests(Workspace(case, shared, shared.root / label.replace(" ", "-")).first())
+    except Exception:
+        row["error"] = traceback.format_exc()
+    print(json.dumps(row), flush=True)
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     job = json.loads(sys.argv[1])
-    from tests.conformance.cases import CASES
-    from tests.conformance.workspace import Shared, Workspace, digests
-
-    cases = {case.method: case for case in CASES}
-    if job["broken"]:
-        from tests.conformance import broken
-
-        cases |= broken.plant_for_good(job["broken"])
     shared = Shared(Path(job["root"]))
-    for method in job["methods"]:
-        row: dict[str, object] = {"method": method, "files": {}, "error": ""}
-        try:
-            row["files"] = digests(Workspace(cases[method], shared, shared.root / method).first())
-        except Exception:
-            row["error"] = traceback.format_exc()
-        print(json.dumps(row), flush=True)
+    cases = {case.method: case for case in CASES}
+    with quiet_threads():
+        for method in job["methods"]:
+            report(method, cases[method], shared)
+        if job["faults"]:
+            from tests.conformance.broken import FAULTS, SOUND
+
+            for fault in (*FAULTS, SOUND):
+                with fault.plant() if fault.name in job["faults"] else contextlib.nullcontext() as case:
+                    if case is not None:
+                        report(fault.name, case, shared)
 
 
 if __name__ == "__main__":

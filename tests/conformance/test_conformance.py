@@ -48,8 +48,9 @@ def test_method(workspaces: dict[str, Workspace], method: str, name: str) -> Non
 
 def test_every_method_has_its_line() -> None:
     methods = {entry.id for entry in index.entries().values() if entry.kind == "method"}
-    assert not methods - set(BY_METHOD), "no line in tests/conformance/cases.py"
-    assert not set(BY_METHOD) - methods, "a line in tests/conformance/cases.py without a method"
+    missing, idle = sorted(methods - set(BY_METHOD)), sorted(set(BY_METHOD) - methods)
+    assert not missing, f"no line in tests/conformance/cases.py: {', '.join(missing)}"
+    assert not idle, f"a line in tests/conformance/cases.py without a method: {', '.join(idle)}"
     assert len(CASES) == len(BY_METHOD), "a method has two lines"
 
 

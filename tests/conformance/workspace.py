@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ class Shared:
 
     root: Path
     cases: Sequence[Case] = ()
-    broken: str = ""
+    faults: Sequence[str] = ()
     _others: dict[str, Any] = field(default_factory=dict)
     _process: subprocess.Popen[str] | None = None
 
@@ -77,35 +78,34 @@ class Shared:
         return SCENES[case.room](case, self.root / "inputs")
 
     def start_other_process(self) -> None:
-        """Starts running every case in a process with another hash seed; the inputs stand elsewhere there."""
-        import shutil
-
+        """Starts running every case (and every planted fault) in a process with another hash seed; inputs stand elsewhere."""
         for case in self.cases:
             self.scene(case)
         shutil.copytree(self.root / "inputs", self.root / "elsewhere" / "inputs")
-        own = (
-            int(os.environ.get("PYTHONHASHSEED", "0")) if os.environ.get("PYTHONHASHSEED", "random") != "random" else 0
-        )
-        job = {"root": str(self.root / "elsewhere"), "methods": [c.method for c in self.cases], "broken": self.broken}
-        environment = {**os.environ, "PYTHONHASHSEED": str(own + 4242), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}  # fmt: skip
+        job = {
+            "root": str(self.root / "elsewhere"),
+            "methods": [c.method for c in self.cases],
+            "faults": list(self.faults),
+        }
+        own = os.environ.get("PYTHONHASHSEED", "random")
+        changed = {"PYTHONHASHSEED": str(int(own) + 1 if own.isdigit() else 4242), "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.conformance.elsewhere", json.dumps(job)], env=environment, cwd=self.root,
-            stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.conformance.elsewhere", json.dumps(job)],
+            env={**os.environ, **changed}, cwd=self.root, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def in_another_process(self, case: Case) -> dict[str, str]:
-        """The digests of the case's artifact made in the other process."""
+    def in_another_process(self, label: str) -> dict[str, str]:
+        """The digests of the artifact of a case or fault, made in the other process."""
         if self._process is None:
             self.start_other_process()
         assert self._process is not None
-        stream = self._process.stdout
-        while case.method not in self._others and stream is not None:
-            line = _json_line(stream)
+        while label not in self._others:
+            line = _json_line(self._process.stdout)
             if line is None:
-                raise AssertionError(f"the other process ended (status {self._process.wait()}) before {case.method}")
-            self._others[line["method"]] = line
-        found = self._others[case.method]
-        assert not found.get("error"), f"in another process: {found['error']}"
+                raise AssertionError(f"the other process ended (status {self._process.wait()}) before {label}")
+            self._others[line["label"]] = line
+        found = self._others[label]
+        assert not found["error"], f"in another process: {found['error']}"
         return dict(found["files"])
 
     def close(self) -> None:
@@ -114,20 +114,21 @@ class Shared:
             self._process.wait()
 
 
-def _json_line(stream: IO[str]) -> Any:
-    for text in stream:
-        if text.startswith('{"method"'):
+def _json_line(stream: IO[str] | None) -> Any:
+    for text in stream or ():
+        if text.startswith('{"label"'):
             return json.loads(text)
     return None
 
 
 @dataclass
 class Workspace:
-    """The runs of one case. ``root`` is a folder of its own."""
+    """The runs of one case. ``root`` is a folder of its own; ``label`` is what the other process calls it, if not its method."""
 
     case: Case
     shared: Shared
     root: Path
+    label: str = ""
     _runs: dict[str, Path] = field(default_factory=dict)
     _scene: Scene | None = None
     notes: dict[str, Any] = field(default_factory=dict)
@@ -201,7 +202,7 @@ class Workspace:
 
 
 @contextmanager
-def quiet_threads():  # type: ignore[no-untyped-def]
+def quiet_threads() -> Iterator[None]:
     """One thread, as the small matrices here need it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
