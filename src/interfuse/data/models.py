@@ -282,7 +282,8 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
     elif model.path is not None:
         auto = getattr(transformers, TASKS[model.task][0])
         dtype = torch.float32 if train else getattr(torch, ctx.dtype)
-        read_config(model.path)
+        if read_config(model.path).get("model_type") == "interfuse-composed":
+            import interfuse.data.composed  # noqa: F401  registers the type
         try:
             with _quiet():
                 module, info = auto.from_pretrained(model.path, local_files_only=True, use_safetensors=True,

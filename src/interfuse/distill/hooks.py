@@ -220,6 +220,11 @@ class Hooks:
         """The module to save."""
         return run.student
 
+    def shell(self, call: Call, path: Path) -> torch.nn.Module | None:
+        """For students that are plain modules: the module whose weights the folder holds. Default: the given one."""
+        module: torch.nn.Module | None = call.inputs["student"].module
+        return module
+
     def write(self, run: Run, folder: Path) -> None:
         """Writes what else the method made beside the saved student: trained partners, tables, pictures."""
 

@@ -153,7 +153,7 @@ def promise(call: Call, path: Path) -> Model:
     """The trained student."""
     student: Model = call.inputs["student"]
     made = (path / "config.json").is_file()  # a method may have chosen another configuration than the given one
-    return dataclasses.replace(student, path=path, module=None if student.task != "module" else student.module,
+    return dataclasses.replace(student, path=path, module=None if student.task != "module" else _hooks(call).shell(call, path),
                                config=read_config(path) if made else student.config,
                                tokenizer=student.tokenizer or tokenizer_folder(student))  # fmt: skip
 
