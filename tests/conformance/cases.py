@@ -85,3 +85,4 @@ case("distill/logit-standardisation", inputs="images", oracle="standardised_loss
 case("distill/dml", inputs="images", teachers=2, tau=2.0, oracle="dml_loss")
 case("distill/reviewkd", inputs="images", student="vit", teachers=["convnext"], warmup_epochs=3, oracle="review_loss")
 case("measure/classification", resamples=500, oracle="classification")
+case("distill/fantastic-gains", inputs="images", teachers=2, epochs=2, tau=2.0, top_k=4, alpha=0.8, oracle="gains_loss")

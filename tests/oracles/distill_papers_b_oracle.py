@@ -87,3 +87,27 @@ def bd_loss(seen: Seen, *, delta: float, rule: str, tau: float, weight: float, c
         pulls = [[losses.forward_kl(own, other, tau) for own, other in zip(teacher, o, strict=True)] for o in others]
         said |= {f"teacher_ce_{k}": _hard(teacher, seen.labels), f"teacher_kl_{k}": weight * np.mean(pulls, axis=0)}
     return said
+
+
+# -- Fantastic Gains -----------------------------------------------------------------------------------------------------
+
+
+def gains_loss(seen: Seen, *, partition: str, alpha: float, tau: float, top_k: int, **_: Any) -> dict[str, Array]:
+    """Step 2 of the card, all teachers in parallel, without scaled temperatures."""
+    assert seen.labels is not None
+    transfer = []
+    for i, s in enumerate(seen.student):
+        copy, y = seen.extra["copy"][i], int(seen.labels[i])
+
+        def sure(z: Array, y: int = y) -> float:
+            p = losses.softmax(z)
+            return float(p.max() if partition == "unsupervised" else p[y])
+
+        source = copy
+        for teacher in seen.teachers:
+            if sure(teacher[i]) > sure(source):
+                source = teacher[i]
+        keep = np.argsort(-source, kind="stable")[: top_k or None]
+        transfer.append(alpha * losses.forward_kl(s[keep], source[keep], tau))
+    said = {"transfer": np.array(transfer), "from_teacher": np.zeros(len(transfer))}
+    return said | ({"ce": (1 - alpha) * _hard(seen.student, seen.labels)} if alpha < 1 else {})
