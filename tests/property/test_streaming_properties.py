@@ -63,6 +63,10 @@ def test_largest_magnitudes_equal_sorting(way, monkeypatch, arrays, data):
                 threshold.mask(torch.from_numpy(array[cut:]), cut),
             ]
             assert torch.cat(parts).numpy().tolist() == expected.tolist()
+            trimmed = [
+                threshold.trim_(torch.from_numpy(p.copy()), at) for p, at in ((array[:cut], 0), (array[cut:], cut))
+            ]
+            assert torch.cat(trimmed).numpy().tolist() == np.where(expected, array, 0).tolist()
 
 
 @settings(max_examples=200, deadline=None)

@@ -165,15 +165,31 @@ class Threshold:
 
     def mask(self, values: Tensor, start: int) -> Tensor:
         """Whether each of consecutive elements, the first at flat index ``start``, is in: bool of the same shape."""
-        flat = values.reshape(-1)
-        size = flat.abs()
-        ties = min(max(self.last + 1 - start, 0), flat.numel())
-        if ties == flat.numel():
-            out = size >= self.value
-        else:
-            out = size > self.value
-            out[:ties] |= size[:ties] == self.value
-        return out.view(values.shape)
+        sizes = np.abs(values.reshape(-1).numpy())
+        ties = self._ties(sizes.size, start)
+        out = np.empty(sizes.size, dtype=np.bool_)
+        np.greater_equal(sizes[:ties], np.float32(self.value), out=out[:ties])
+        np.greater(sizes[ties:], np.float32(self.value), out=out[ties:])
+        return torch.from_numpy(out).view(values.shape)
+
+    def trim_(self, values: Tensor, start: int) -> Tensor:
+        """Sets the elements that are not in to zero, in place; several times faster than multiplying by the mask.
+
+        Args:
+            values: contiguous float32, consecutive elements.
+            start: flat index of the first.
+        """
+        flat = values.view(-1)
+        ties = self._ties(flat.numel(), start)
+        if self.value > 0:  # |x| >= value is |x| > the float before it
+            before = float(np.nextafter(np.float32(self.value), np.float32(0)))
+            torch.hardshrink(flat[:ties], before, out=flat[:ties])
+        torch.hardshrink(flat[ties:], self.value, out=flat[ties:])
+        return values
+
+    def _ties(self, count: int, start: int) -> int:
+        """How many of ``count`` elements from ``start`` on lie not behind ``last``."""
+        return min(max(self.last + 1 - start, 0), count)
 
 
 def magnitude_thresholds(sources: Sequence[Flat], keep: int, *, workers: int = 1) -> list[Threshold]:
