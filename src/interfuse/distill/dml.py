@@ -28,7 +28,7 @@ class DML(Hooks):
     tau: Annotated[float, Field(gt=0, description="temperature; 1 in the paper")] = 1.0
 
     def needs(self) -> Needs:
-        return Needs(labels=True, teachers=(1, 16), live=True)
+        return Needs(labels=True, teachers=(1, 16), live=True, batch=2)  # a peer may normalise over the batch
 
     def setup(self, run: Run) -> None:
         for k, model in enumerate(run.teacher_models, start=1):

@@ -41,6 +41,8 @@ def blocks(module: torch.nn.Module) -> list[str]:
 def layer_names(module: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
     """The layers that patterns name: exact names, globs, ``penultimate``, or ``auto`` (the quarter points of the blocks).
 
+    A star stays within one level: ``encoder.layer.*`` names the layers, not what is inside them.
+
     Raises:
         InterfuseError: ``param.value`` listing close names when a pattern matches nothing.
     """
@@ -54,7 +56,10 @@ def layer_names(module: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
             n = len(all_blocks)
             hits = [all_blocks[i] for i in sorted({max(0, -(-n * q // 4) - 1) for q in (1, 2, 3, 4)})]
         else:
-            hits = [pattern] if pattern in known else fnmatch.filter(known, pattern)
+            depth = pattern.count(".")
+            hits = (
+                [pattern] if pattern in known else fnmatch.filter([n for n in known if n.count(".") == depth], pattern)
+            )
         if not hits:
             raise InterfuseError("param.value", f"no layer matches {pattern!r}", fix=did_you_mean(pattern, known))
         found += [h for h in hits if h not in found]
