@@ -111,3 +111,44 @@ def gains_loss(seen: Seen, *, partition: str, alpha: float, tau: float, top_k: i
         transfer.append(alpha * losses.forward_kl(s[keep], source[keep], tau))
     said = {"transfer": np.array(transfer), "from_teacher": np.zeros(len(transfer))}
     return said | ({"ce": (1 - alpha) * _hard(seen.student, seen.labels)} if alpha < 1 else {})
+
+
+# -- HARD ------------------------------------------------------------------------------------------------------------
+
+
+def hard_loss(seen: Seen, *, distance: str, tau: float, clean: float, ce: float, **_: Any) -> dict[str, Array]:
+    """The student's phase: the distance on unchanged and on changed inputs."""
+
+    def rows(first: Array, second: Array) -> Array:
+        if distance == "mse":
+            return np.array(
+                [sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) for a, b in zip(first, second, strict=True)]
+            )
+        return np.array([losses.forward_kl(s, t, tau) for t, s in zip(first, second, strict=True)])
+
+    said = {
+        "kd": clean * rows(seen.teachers[0], seen.student),
+        "hard": rows(seen.extra["teacher"], seen.extra["student"]),
+    }
+    said["teacher_change"] = np.zeros(len(seen.student))
+    return said | ({"ce": ce * _hard(seen.student, seen.labels)} if ce else {})
+
+
+def affine_image(image: Array, quantities: Array) -> Array:
+    """One image [H, W] moved by (shift x, shift y, angle, log scale, shear), place by place, bilinear, zeros outside."""
+    height, width = image.shape
+    dx, dy, angle, log_scale, shear = quantities
+    out = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            # from the middle, in pixels; shear, rotate and scale back, then shift
+            x, y = column + 0.5 - width / 2, row + 0.5 - height / 2
+            turned = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+            back = turned @ np.array([[1.0, 0.0], [math.tan(shear), 1.0]])
+            sx, sy = math.exp(-log_scale) * back @ np.array([x, y]) - np.array([dx * width, dy * height])
+            c, r = sx + width / 2 - 0.5, sy + height / 2 - 0.5
+            for rr in (math.floor(r), math.floor(r) + 1):
+                for cc in (math.floor(c), math.floor(c) + 1):
+                    if 0 <= rr < height and 0 <= cc < width:
+                        out[row, column] += (1 - abs(r - rr)) * (1 - abs(c - cc)) * image[rr, cc]
+    return out
