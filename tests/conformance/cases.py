@@ -93,3 +93,5 @@ case("distill/trg", inputs="images", teachers=["vit"], student="convnext", k=3, 
 case("distill/kd3", inputs="images", teachers=["resnet"], student="convnext", min_per_class=16, contrast=0.5, oracle="kd3_loss")
 case("distill/dhkd", inputs="images", head="linear", oracle="dhkd_loss")
 case("distill/nd-kd", inputs="images", student="convnext", warmup_epochs=0, oracle="nd_loss")
+case("merge/linear", inputs="vit", base=False, weight=[1, 2, 3], random=False, oracle="average")
+case("merge/task-arithmetic", inputs="llama", weight=[0.5, -0.2, 0.4], scale=0.7, random=False, oracle="task_vectors")
