@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,7 @@ from interfuse.data.weight_writer import WeightWriter
 from interfuse.data.weights import Flat, Weights
 from interfuse.kit.counter_random import tensor_key, uniform
 from interfuse.kit.encode import tokenizer_folder
+from interfuse.kit.reductions import Difference
 from interfuse.kit.streaming import Block, Job, Journal, stream_merge
 
 Tensor = torch.Tensor
@@ -90,6 +91,27 @@ class Part:
         return flat.view(self.models[model].shape)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What ``prepare`` sees: the sources of one tensor, readable in any pieces. Names are those of :class:`Part`."""
+
+    name: str
+    shape: tuple[int, ...]
+    models: Sequence[Flat]
+    base: Flat | None
+    seed: int
+    labels: Sequence[str]
+
+    def deltas(self) -> list[Flat]:
+        """The task vectors, subtracted while they are read."""
+        assert self.base is not None, "the trait base='required' guarantees a base"
+        return [Difference(m, self.base) for m in self.models]
+
+    def random(self, model: int, start: int, stop: int) -> Tensor:
+        """The numbers :meth:`Part.random` gives, for a flat range [stop - start]."""
+        return uniform(tensor_key(self.seed, self.labels[model], self.name), start, stop)
+
+
 def per_model(value: PerModel, count: int, name: str) -> list[float]:
     """A per-model parameter as one number per model.
 
@@ -143,9 +165,8 @@ def check(call: Call) -> None:
                              fix="Add --base FOLDER (or base: NAME).")  # fmt: skip
     if wants == "none" and call.inputs["base"] is not None:
         raise InterfuseError("param.unknown", f"{call.method.id} takes no base", where="base", fix="Leave it out.")
-    for name in traits.get("per_model", ("weight",)):
-        if name in call.params:
-            per_model(call.params[name], len(models), name)
+    for name in _per_model(call):
+        per_model(call.params[name], len(models), name)
     everyone = _all(call)
     for model in everyone[1:]:
         if model.config.get("model_type") != everyone[0].config.get("model_type"):
@@ -225,6 +246,8 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
             WeightWriter(work, layout, max_shard_bytes=int(settings.max_shard * 1e9), resumable=True) as writer,
             call.ctx.bar(f"merge {call.method.entry.slug}", float(sum(w.nbytes for w in weights[:1])), "bytes") as bar,
         ):
+            if journal.done:
+                call.ctx.log(f"resuming: {len(journal.done)} of {len(jobs)} tensors were done")
             seen = 0
 
             def progress(done: int, whole: int, tensor: str) -> None:
@@ -254,43 +277,66 @@ def _journal_key(call: Call, weights: Sequence[Weights]) -> str:
     return key_of(call)
 
 
+def _per_model(call: Call) -> list[str]:
+    """The parameters that may have one value per model."""
+    return [n for n in call.method.traits.get("per_model", ("weight",)) if call.params.get(n) is not None]
+
+
+def _ordered(call: Call, models: Sequence[Model]) -> tuple[list[int], list[str], dict[str, Any]]:
+    """Sources in the order of their fingerprints, so that the order they are named in never changes a bit; with the
+    per-model parameters in that order. Methods whose trait is ``ordered`` keep the order given."""
+    traits, own = call.method.traits, _own(call)
+    labels = [m.fingerprint() for m in models]
+    order = list(range(len(models)))
+    if not traits.get("ordered", False):
+        keys = [[per_model(own[n], len(models), n)[i] for n in _per_model(call) if n in own] for i in order]
+        order.sort(key=lambda i: (labels[i], keys[i]))
+    for name in _per_model(call):
+        values = per_model(own[name], len(models), name)
+        own[name] = [values[i] for i in order]
+    return order, [labels[i] for i in order], own
+
+
 def _jobs(
     call: Call, models: Sequence[Model], weights: Sequence[Weights], settings: MergeSettings
 ) -> tuple[list[Job], dict[str, Any]]:
-    target, own = call.method.target, _own(call)
-    has_base = call.inputs["base"] is not None
-    labels = [m.fingerprint() for m in models[has_base:]]
+    bases = 1 if call.inputs["base"] is not None else 0
+    order, labels, own = _ordered(call, models[bases:])
     jobs, layout = [], {}
     for name, info in weights[0].items():
-        sources = tuple(w.source(name) for w in weights)
         if not info.dtype.is_floating_point:  # counters and index buffers are not knowledge: the first model's are kept
-            jobs.append(Job(name, (sources[0],)))
+            jobs.append(Job(name, (weights[0].source(name),)))
             layout[name] = (info.dtype, info.shape)
             continue
+        sources = tuple(w.source(name) for w in [*weights[:bases], *(weights[bases + i] for i in order)])
         layout[name] = (DTYPES.get(settings.out_dtype, info.dtype), info.shape)
-        jobs.append(_job(call, name, info.shape, sources, has_base, labels, target, own))
+        jobs.append(_job(call, name, info.shape, sources, bases, labels, own))
     return jobs, layout
 
 
-def _job(call: Call, name: str, shape: tuple[int, ...], sources: tuple[Flat, ...], has_base: bool, labels: Sequence[str],
-         target: Callable[..., Tensor], own: Mapping[str, Any]) -> Job:  # fmt: skip
-    traits, seed = call.method.traits, call.ctx.seed
+def _job(
+    call: Call,
+    name: str,
+    shape: tuple[int, ...],
+    sources: tuple[Flat, ...],
+    bases: int,
+    labels: Sequence[str],
+    own: Mapping[str, Any],
+) -> Job:
+    traits, target, seed = call.method.traits, call.method.target, call.ctx.seed
 
     def function(values: list[Tensor], block: Block) -> Tensor:
-        base, rest = (values[0], values[1:]) if has_base else (None, values)
-        return target(Part(name, shape, block.start, rest, base, block.facts, seed, labels), **own)
+        base = values[0] if bases else None
+        merged: Tensor = target(Part(name, shape, block.start, values[bases:], base, block.facts, seed, labels), **own)
+        return merged
 
-    prepare = traits.get("prepare")
-    ready: Callable[[Sequence[Flat]], Any] | None = None
-    if prepare is not None:
-
-        def ready(flat: Sequence[Flat]) -> Any:
-            return prepare(flat[has_base:], flat[0] if has_base else None, **own)
+    def ready(flat: Sequence[Flat]) -> Any:
+        return traits["prepare"](Whole(name, shape, flat[bases:], flat[0] if bases else None, seed, labels), **own)
 
     scope = traits.get("scope", "element")
     if scope == "row" and len(shape) < 2:
         scope = "tensor"
-    return Job(name, sources, function, scope, ready, traits.get("temporaries", 2))
+    return Job(name, sources, function, scope, ready if "prepare" in traits else None, traits.get("temporaries", 2))
 
 
 def _write_config(model: Model, folder: Path, layout: Mapping[str, Any]) -> None:

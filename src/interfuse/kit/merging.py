@@ -1,0 +1,152 @@
+"""Arithmetic that merge methods share: sign election, masks, and geometry in the space that the models span.
+
+A spherical mean or a geometric median of a few large tensors is a linear combination of them. Its coefficients follow from the
+tensors' inner products alone, so such methods read every tensor once for its inner products and once to combine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from interfuse.data.weights import Flat
+
+
+class Computed:
+    """A tensor that is never stored: a function, element by element, of others that are read with it."""
+
+    def __init__(self, sources: Sequence[Flat], function: Callable[[list[Tensor]], Tensor]) -> None:
+        self.sources, self.function = sources, function
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensors' shape."""
+        return self.sources[0].shape
+
+    def read(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Elements ``start`` to ``stop`` of the result, float32 [stop - start]."""
+        values = self.function([source.read(start, stop) for source in self.sources])
+        return values if out is None else out.copy_(values)
+
+
+def elect(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The elected sign of each element: that of the weighted sum, + for a sum of 0 (Yadav et al. 2023, section 4.2). Boolean."""
+    total = torch.zeros_like(deltas[0])
+    for delta, weight in zip(deltas, weights, strict=True):
+        total.add_(delta, alpha=weight)
+    return total >= 0
+
+
+def disjoint_mean(deltas: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True) -> Tensor:
+    """The weighted sum over models whose change is not 0 and has the elected sign, divided by their weights if ``normalize``.
+
+    Returns 0 where no model agrees. A negative weight turns a model's change around before the election.
+    """
+    positive = elect(deltas, weights)
+    total, count = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    for delta, weight in zip(deltas, weights, strict=True):
+        change = delta * weight
+        agrees = torch.where(positive, change > 0, change < 0)
+        total.add_(change.mul_(agrees))
+        count.add_(agrees, alpha=abs(weight))
+    return torch.where(count > 0, total / count, 0.0) if normalize else total
+
+
+def slerp_weights(
+    dot: float, norm_a: float, norm_b: float, t: float, *, parallel: float = 0.9995
+) -> tuple[float, float]:
+    """Coefficients of spherical interpolation between two vectors (Shoemake 1985): the angle is that of the directions, the
+    coefficients apply to the vectors themselves; plain interpolation when nearly parallel or one is 0."""
+    cosine = dot / (norm_a * norm_b) if norm_a > 0 and norm_b > 0 else 1.0
+    cosine = max(-1.0, min(1.0, cosine))
+    angle = math.acos(cosine)
+    if abs(cosine) > parallel or math.sin(angle) == 0.0:
+        return 1.0 - t, t
+    return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def _direction(gram: Tensor, coefficients: Tensor) -> Tensor:
+    norm = torch.sqrt(torch.clamp(coefficients @ gram @ coefficients, min=0.0))
+    return coefficients / norm if norm > 0 else coefficients
+
+
+def _log(gram: Tensor, at: Tensor, to: Tensor) -> Tensor:
+    """The tangent at ``at`` that points to ``to``, both unit vectors given by coefficients."""
+    cosine = float(torch.clamp(at @ gram @ to, -1.0, 1.0))
+    angle = math.acos(cosine)
+    return (to - cosine * at) * (angle / math.sin(angle) if math.sin(angle) > 1e-12 else 1.0)
+
+
+def _exp(gram: Tensor, at: Tensor, tangent: Tensor) -> Tensor:
+    size = float(torch.sqrt(torch.clamp(tangent @ gram @ tangent, min=0.0)))
+    if size < 1e-15:
+        return at
+    return _direction(gram, math.cos(size) * at + math.sin(size) / size * tangent)
+
+
+def spherical_mean(gram: Tensor, weights: Sequence[float], *, steps: int = 1, tolerance: float = 1e-12) -> Tensor:
+    """Coefficients of a weighted mean of directions on the sphere, times the weighted mean of the norms.
+
+    Args:
+        gram: inner products of the vectors, float64 [m, m]. weights: they are divided by their sum.
+        steps: 1 is one step in the tangent space of the normalised weighted mean; many steps are the Karcher mean.
+        tolerance: stop when a step is shorter (radians).
+
+    Returns:
+        float64 [m]. Vectors of norm 0 do not count.
+    """
+    share = torch.tensor(weights, dtype=torch.float64)
+    norms = torch.sqrt(torch.diagonal(gram))
+    share = torch.where(norms > 0, share, 0.0)
+    if not float(share.sum()):
+        return torch.zeros_like(share)
+    share = share / share.sum()
+    units = torch.diag(torch.where(norms > 0, 1.0 / torch.where(norms > 0, norms, 1.0), 0.0))
+    mean = _direction(gram, share @ units)
+    for _ in range(steps):
+        tangents = [w * _log(gram, mean, unit) for w, unit in zip(share.tolist(), units, strict=True) if w]
+        tangent = torch.stack(tangents).sum(0)
+        mean = _exp(gram, mean, tangent)
+        if float(tangent @ gram @ tangent) < tolerance**2:
+            break
+    return mean * float((share * norms).sum())
+
+
+def median_weights(gram: Tensor, weights: Sequence[float], *, steps: int = 200, tolerance: float = 1e-10) -> Tensor:
+    """Coefficients of the weighted geometric median by Weiszfeld's iteration (1937); they sum to 1.
+
+    Args:
+        gram: inner products of the vectors *minus one common point* (any), float64 [m, m]: with the point among them distances
+            of nearby models keep their digits.
+        tolerance: stop when no coefficient changes by more.
+    """
+    share = torch.tensor(weights, dtype=torch.float64)
+    z = share / share.sum()
+    scale = float(torch.diagonal(gram).max()) or 1.0
+    for _ in range(steps):
+        squares = torch.diagonal(gram) - 2 * gram @ z + z @ gram @ z
+        at = squares <= 1e-24 * scale
+        if bool(at.any()):  # the iterate is one of the models: it stays if that model outweighs the pull of the others
+            distances = torch.sqrt(torch.where(at, 1.0, torch.clamp(squares, min=0.0)))
+            pull = torch.where(at, 0.0, share / distances)
+            direction = pull - pull.sum() * z
+            if float(torch.sqrt(torch.clamp(direction @ gram @ direction, min=0.0))) <= float(share[at].sum()):
+                return z
+            new = pull / pull.sum()
+            new = 0.5 * (new + z)
+        else:
+            inverse = share / torch.sqrt(squares)
+            new = inverse / inverse.sum()
+        if float((new - z).abs().max()) < tolerance:
+            return new
+        z = new
+    return z
+
+
+def polar(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthonormal rows or columns: ``U V^T`` of the singular value decomposition ``U S V^T``."""
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ v

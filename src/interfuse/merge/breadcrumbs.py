@@ -1,0 +1,51 @@
+"""Model Breadcrumbs (Davari and Belilovsky 2024): drop the largest and the smallest changes of every layer, then add."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from interfuse.core.errors import InterfuseError
+from interfuse.core.method import method
+from interfuse.kit.reductions import Threshold, magnitude_thresholds
+from interfuse.merge.room import Part, PerModel, Whole, per_model, weighted_sum
+
+
+def _bounds(whole: Whole, *, density: PerModel, gamma: PerModel, **_: Any) -> list[tuple[Threshold, Threshold]]:
+    count, found = len(whole.models), []
+    for delta, share, top in zip(
+        whole.deltas(), per_model(density, count, "density"), per_model(gamma, count, "gamma"), strict=True
+    ):
+        if share + top > 1 + 1e-12 or share <= 0 or top < 0:
+            raise InterfuseError("param.value", f"density {share} + gamma {top} is more than 1, or one is out of range",
+                                 fix="density is the share kept, gamma the share of largest changes dropped.")  # fmt: skip
+        size = 1
+        for n in whole.shape:
+            size *= n
+        outliers = int(top * size)
+        kept = min(max(1, int(share * size)), size - outliers)
+        found.append((magnitude_thresholds([delta], outliers)[0], magnitude_thresholds([delta], outliers + kept)[0]))
+    return found
+
+
+@method(scope="element", base="required", prepare=_bounds, per_model=("weight", "density", "gamma"), temporaries=3)
+def breadcrumbs(
+    part: Part,
+    *,
+    density: Annotated[PerModel, Field(description="share of each task vector kept; in (0, 1]")] = 0.9,
+    gamma: Annotated[PerModel, Field(description="share of the largest changes dropped")] = 0.01,
+    weight: Annotated[PerModel, Field(description="weight of each task vector")] = 1.0,
+    scale: Annotated[float, Field(description="factor of the summed task vectors (lambda)")] = 1.0,
+    normalize: Annotated[bool, Field(description="divide the weights by their sum")] = False,
+) -> Tensor:
+    """``theta_0 + lambda * sum_i w_i m_i delta_i``: m_i leaves out the top gamma and all but density of the rest (section 3)."""
+    deltas = part.deltas()
+    for delta, (outliers, kept) in zip(deltas, part.facts, strict=True):
+        delta.masked_fill_(outliers.mask(delta, part.start), 0.0)
+        kept.trim_(delta, part.start)
+    weights = per_model(weight, len(deltas), "weight")
+    total = sum(weights) if normalize else 1.0
+    assert part.base is not None
+    return part.base.add(weighted_sum(deltas, [w / total for w in weights]), alpha=scale)

@@ -1,0 +1,38 @@
+"""DARE (Yu et al. 2024): drop most of each task vector at random and rescale the rest, then add."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from interfuse.core.method import method
+from interfuse.merge.room import Part, PerModel, Whole, per_model, weighted_sum
+from interfuse.merge.sparsify import drop_random, l1_factors
+
+
+def _factors(whole: Whole, *, density: PerModel, rescale: str, **_: Any) -> list[float]:
+    return l1_factors(whole, per_model(density, len(whole.models), "density"), rescale)
+
+
+@method(scope="element", base="required", prepare=_factors, per_model=("weight", "density"), temporaries=4, random=True)
+def dare_linear(
+    part: Part,
+    *,
+    density: Annotated[PerModel, Field(description="share of each task vector kept, at random; in (0, 1]")] = 0.5,
+    weight: Annotated[PerModel, Field(description="weight of each task vector")] = 1.0,
+    scale: Annotated[float, Field(description="factor of the merged task vector (lambda)")] = 1.0,
+    normalize: Annotated[bool, Field(description="divide by the weights")] = False,
+    rescale: Annotated[
+        Literal["inverse", "l1", "none"],
+        Field(description="kept changes are divided by the density, or scaled to the old sum of magnitudes, or left"),
+    ] = "inverse",
+) -> Tensor:
+    """Equations 3 and 4 for every model, then task arithmetic. The mask of an element depends on the seed, the
+    model and the tensor alone: not on order, blocks, threads or machine."""
+    deltas = drop_random(part, per_model(density, len(part.models), "density"))
+    weights = per_model(weight, len(deltas), "weight")
+    total = sum(weights) if normalize else 1.0
+    assert part.base is not None
+    return part.base.add(weighted_sum(deltas, [w / total for w in weights]), alpha=scale)

@@ -1,0 +1,31 @@
+"""The Karcher mean of the directions: the point of least mean squared arc length."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from interfuse.core.method import method
+from interfuse.kit.merging import spherical_mean
+from interfuse.kit.reductions import gram
+from interfuse.merge.room import Part, PerModel, Whole, per_model, weighted_sum
+
+
+def _coefficients(whole: Whole, *, weight: PerModel, steps: int, **_: Any) -> list[float]:
+    sources = whole.deltas() if whole.base is not None else whole.models
+    mean: list[float] = spherical_mean(gram(sources), per_model(weight, len(sources), "weight"), steps=steps).tolist()
+    return mean
+
+
+@method(scope="element", models=(2, 1000), prepare=_coefficients, temporaries=1)
+def karcher(
+    part: Part,
+    *,
+    weight: Annotated[PerModel, Field(description="weight of each model")] = 1.0,
+    steps: Annotated[int, Field(ge=1, description="largest number of iterations")] = 100,
+) -> Tensor:
+    """The spherical mean of the models, or of their task vectors when a base is given."""
+    merged = weighted_sum(part.deltas() if part.base is not None else part.models, part.facts)
+    return merged if part.base is None else merged + part.base

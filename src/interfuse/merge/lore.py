@@ -1,0 +1,52 @@
+"""LoRE-Merging (Liu et al. 2025): estimate base and low-rank task vectors from the models alone, by coordinate descent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from interfuse.core.method import method
+from interfuse.merge.room import Part, weighted_sum
+
+
+@method(scope="tensor", base="none", models=(2, 1000), temporaries=10)
+def lore(
+    part: Part,
+    *,
+    mu: Annotated[
+        float,
+        Field(ge=0, description="price of the nuclear norm, relative to the largest singular value of the changes"),
+    ] = 0.05,
+    scale: Annotated[float, Field(description="factor of the summed task vectors")] = 1.0,
+    combine: Annotated[
+        Literal["mean", "sum"], Field(description="how task vectors are added to the estimated base")
+    ] = "mean",
+    steps: Annotated[int, Field(ge=1, description="rounds of coordinate descent")] = 20,
+) -> Tensor:
+    """Minimises ``sum_i |Z + D_i - theta_i|_F^2 + mu |D_i|_*``: ``D_i = SVT(theta_i - Z, mu/2)``, ``Z = mean_i(theta_i - D_i)``."""
+    models = [m.double() for m in part.models]
+    count = len(models)
+    base = torch.stack(models).mean(0)
+    if base.ndim != 2:
+        return base.float()
+    largest = max(float(torch.linalg.matrix_norm(m - base, 2)) for m in models)
+    tasks = [torch.zeros_like(base)] * count
+    for _ in range(steps):
+        tasks = [_shrink(m - base, mu * largest / 2) for m in models]
+        before, base = base, torch.stack([m - d for m, d in zip(models, tasks, strict=True)]).mean(0)
+        if float((base - before).abs().max()) <= 1e-12 * max(1.0, float(base.abs().max())):
+            break
+    total = weighted_sum([t.clone() for t in tasks], [1.0 / count if combine == "mean" else 1.0] * count)
+    return (base + scale * total).float()
+
+
+def _shrink(matrix: Tensor, threshold: float) -> Tensor:
+    """Singular value thresholding: the proximal map of the nuclear norm."""
+    if threshold == 0:
+        return matrix
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    shrunk: Tensor = (u * torch.clamp(s - threshold, min=0)) @ v
+    return shrunk

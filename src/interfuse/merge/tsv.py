@@ -1,0 +1,34 @@
+"""Task Singular Vectors (Gargiulo et al. 2025): keep each task's leading singular vectors and make them orthogonal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from interfuse.core.method import method
+from interfuse.kit.merging import polar
+from interfuse.merge.room import Part, weighted_sum
+
+
+@method(scope="tensor", base="required", temporaries=12)
+def tsv(
+    part: Part,
+    *,
+    scale: Annotated[float, Field(description="factor of the merged task matrix (alpha)")] = 1.0,
+) -> Tensor:
+    """TSV-Merge: the top ``1/N`` singular triplets of each task matrix, singular vectors whitened by their polar factors
+    (algorithm 1). Tensors without two axes are averaged."""
+    assert part.base is not None
+    deltas = part.deltas()
+    count = len(deltas)
+    if part.base.ndim != 2 or min(part.shape) < count:
+        return part.base.add(weighted_sum(deltas, [1.0 / count] * count), alpha=scale)
+    keep = min(part.shape) // count
+    triplets = [torch.linalg.svd(d.double(), full_matrices=False) for d in deltas]
+    left = torch.cat([u[:, :keep] for u, _, _ in triplets], dim=1)
+    sizes = torch.cat([s[:keep] for _, s, _ in triplets])
+    right = torch.cat([v[:keep] for _, _, v in triplets], dim=0)
+    return part.base + scale * ((polar(left) * sizes) @ polar(right)).float()
