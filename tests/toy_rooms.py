@@ -5,7 +5,9 @@ The files are written into a temporary folder, so that a test may change a metho
 
 from __future__ import annotations
 
+import functools
 import importlib
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -19,6 +21,8 @@ import pytest
 
 import interfuse
 from interfuse.core import index
+
+ROOMS = ("tie", "weigh")
 
 ROPE = '''
 """The noun of the toy rooms: some bytes in a file."""
@@ -232,6 +236,15 @@ class Toy:
         path.write_text(text.replace(old, new))
         self.forget()
 
+    def install(self) -> None:
+        """Puts the toy rooms in place of the real ones, for the rest of this process."""
+        sys.dont_write_bytecode = True
+        interfuse.__path__ = [*interfuse.__path__, str(self.rooms)]
+        index.rooms = lambda: ROOMS  # type: ignore[assignment]
+        index.entries = toy_entries(self.rooms)  # type: ignore[assignment]
+        os.environ["TOY_LOG"] = str(self.log)
+        os.chdir(self.work)
+
     def forget(self) -> None:
         for name in [n for n in sys.modules if n.startswith(("interfuse.tie", "interfuse.weigh", "interfuse.toy_"))]:
             del sys.modules[name]
@@ -295,7 +308,7 @@ def toy(quick: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
     work.mkdir()
     house = Toy(rooms, work, quick / "log.txt")
     monkeypatch.setattr(interfuse, "__path__", [*interfuse.__path__, str(rooms)])
-    monkeypatch.setattr(index, "rooms", lambda: ("tie", "weigh"))
+    monkeypatch.setattr(index, "rooms", lambda: ROOMS)
     monkeypatch.setattr(index, "entries", toy_entries(rooms))
     monkeypatch.setenv("TOY_LOG", str(house.log))
     monkeypatch.chdir(work)
@@ -306,6 +319,41 @@ def toy(quick: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toy]:
     yield house
     house.forget()
     sys.dont_write_bytecode = before
+
+
+def lean(test: Callable[..., None]) -> Callable[..., None]:
+    """Runs a test in a process that has loaded nothing but the spine, where a fork costs a few milliseconds.
+
+    The process of pytest may hold PyTorch and more, and copying its memory map hundreds of times is slow.
+    """
+
+    @functools.wraps(test)
+    def wrapper(**fixtures: Any) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.toy_rooms", "interfuse.core.run", "yaml", "filelock"])
+        read, write = context.Pipe(duplex=False)
+        child = context.Process(target=_in_child, args=(test.__module__, test.__name__, fixtures, write))
+        child.start()
+        write.close()
+        try:
+            said = read.recv()
+        except EOFError:
+            said = "the process of the test died"
+        child.join()
+        if said:
+            pytest.fail(said, pytrace=False)
+
+    return wrapper
+
+
+def _in_child(module: str, name: str, fixtures: dict[str, Any], write: Any) -> None:
+    try:
+        if "toy" in fixtures:
+            fixtures["toy"].install()
+        getattr(importlib.import_module(module), name).__wrapped__(**fixtures)
+        write.send("")
+    except BaseException:
+        write.send(traceback.format_exc())
 
 
 def tree(folder: Path) -> dict[str, bytes]:

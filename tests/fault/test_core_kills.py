@@ -19,7 +19,7 @@ import pytest
 from interfuse.core.artifact import open_artifact, save_artifact, verify
 from interfuse.core.errors import InterfuseError
 from interfuse.core.run import run
-from tests.toy_rooms import RECIPE, Toy, forked, outcome, tree
+from tests.toy_rooms import RECIPE, Toy, forked, lean, outcome, tree
 
 KILLS = 200
 
@@ -64,6 +64,7 @@ def seconds_of(work: Callable[[], Any], times: int = 3) -> float:
     return (time.monotonic() - began) / times
 
 
+@lean
 def test_random_kills_during_save_leave_the_old_artifact_or_the_new(quick: Path) -> None:
     path = quick / "out"
     save_round(path, 0)
@@ -113,6 +114,7 @@ def kill_at(number: int, *, after: bool) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("start", ["nothing", "empty folder", "old artifact", "killed between the renames"])
+@lean
 def test_a_kill_at_every_single_call_to_the_system(quick: Path, start: str, after: bool) -> None:
     seen: set[int] = set()
     for number in range(200):
@@ -159,7 +161,8 @@ def test_a_reader_brings_back_what_a_kill_has_put_aside(quick: Path) -> None:
     assert path.is_dir()
 
 
-def test_random_kills_during_run_end_with_the_same_bytes(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+@lean
+def test_random_kills_during_run_end_with_the_same_bytes(toy: Toy) -> None:
     """At least 200 kills over runs of seven steps. Whatever is finished when the kill comes is never begun again."""
     recipe = toy.write(RECIPE.replace("turns: 4", "turns: 9"))
     run(recipe, "clean")
@@ -200,6 +203,7 @@ def is_whole(path: Path) -> bool:
     return True
 
 
+@lean
 def test_unfinished_steps_go_on_where_they_were(toy: Toy) -> None:
     """The second run takes the turns of the first from the scratch folder: they are marked to tell."""
     out = Path("out")
@@ -220,6 +224,7 @@ def test_unfinished_steps_go_on_where_they_were(toy: Toy) -> None:
     assert not saved.exists()
 
 
+@lean
 def test_the_check_for_halves_can_fail(quick: Path) -> None:
     """The same kills on a saver that writes in place: a half is found."""
 
