@@ -23,9 +23,11 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load
 from interfuse.core.rooms import Call, Source, apply, load_room, prepare
-from interfuse.data.models import Model
+from interfuse.data.models import Model, open_model
 from interfuse.data.reports import Report
 from interfuse.data.tables import Table, from_dataset, open_table
+from interfuse.kit import plots
+from interfuse.kit.lineage import lineage
 from interfuse.measure.classification import words
 from interfuse.measure.room import csv_bytes, predictions
 
@@ -195,7 +197,7 @@ def test_a_temperature_is_fitted_on_other_items() -> None:
 answers = st.lists(st.integers(0, 2), min_size=12, max_size=12)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.lists(st.tuples(answers, answers), min_size=1, max_size=3), answers)
 def test_what_is_gained_and_lost_adds_up(runs: list[tuple[list[int], list[int]]], labels: list[int]) -> None:
     labels = [0, 1, 2, *labels[3:]]
@@ -430,6 +432,26 @@ def test_the_python_door_and_the_bytes(tmp_path: Path) -> None:
     for file in sorted(p for p in first.path.rglob("*") if p.is_file()):
         assert file.read_bytes() == (second.path / file.relative_to(first.path)).read_bytes(), file.name
     assert first.read()["table"]["rows"][1][:3] == ["m", "result", 0.7]
+
+
+def test_the_lineage_runs_from_left_to_right_and_knows_folders(tmp_path: Path) -> None:
+    data = {"data": "sklearn:digits", "limit": 40}
+    source = apply("distill/none", student={"config": VIT}, data=data, epochs=1, out=tmp_path / "source").path
+    fused = model(
+        "fused", Answers(np.eye(10)), made_by="merge/linear", parents=(open_model(Source(str(source)), Ctx()),)
+    )
+    graph = lineage(
+        [fused, from_dataset(Dataset.from_dict({"text": ["a"]}), "test")],
+        into="report",
+        made_by="measure/classification",
+    )
+    nodes, edges = graph["nodes"], graph["edges"]
+    assert {(nodes[a]["name"], nodes[b]["name"]) for a, b in edges} == {
+        ("vit", "source"), ("sklearn:digits", "source"), ("source", "fused"), ("fused", "report"), ("test", "report")}  # fmt: skip
+    assert all(nodes[a]["layer"] < nodes[b]["layer"] for a, b in edges)
+    assert next(n for n in nodes if n["name"] == "source")["made_by"] == "distill/none"
+    text = "".join(Page(plots.lineage(graph).svg).words)
+    assert all(n["name"] in text for n in nodes)
 
 
 # ---------------------------------------------------------------------------------------------- roles, leaks, refusals

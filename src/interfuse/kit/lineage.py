@@ -26,8 +26,10 @@ def recorded(noun: Any) -> dict[str, Any]:
 
 
 def kind_of(noun: Any) -> str:
-    """``model``, ``table``, ``graph``, ``report`` ...: the noun's class in lower case."""
-    return type(noun).__name__.lower()
+    """``model``, ``table``, ``graph``, ``report`` ...: the noun's class; ``configuration`` for a model without weights."""
+    name = type(noun).__name__.lower()
+    bare = name == "model" and not noun.made_by and noun.path is None and noun.module is None
+    return "configuration" if bare else name
 
 
 def ancestors(noun: Any) -> Iterator[Any]:

@@ -370,46 +370,88 @@ def reliability(name: str, title: str, tone: str, error: float, bins: Sequence[t
 # ---------------------------------------------------------------------------------------------- lineage
 
 
-def lineage(graph: Mapping[str, Any], tones: Mapping[str, str] | None = None, *, title: str = "From data and sources, on the left, to the report", csv: str = "plots/lineage.csv") -> Picture:  # fmt: skip
+def lineage(
+    graph: Mapping[str, Any],
+    tones: Mapping[str, str] | None = None,
+    *,
+    title: str = "From data and sources, on the left, to the report",
+    csv: str = "plots/lineage.csv",
+) -> Picture:
     """The graph of :func:`interfuse.kit.lineage.lineage`, oldest on the left. ``tones`` gives names a colour."""
     nodes, edges = graph["nodes"], graph["edges"]
     depth = 1 + max(n["layer"] for n in nodes)
-    layers: list[list[int]] = [[i for i, n in enumerate(nodes) if n["layer"] == d] for d in range(depth)]
-    _untangle(layers, edges)
-    wide, tall, row = 112.0, 30.0, 42.0
-    gap = 52.0 if depth > 4 else 70.0
-    width = max(500.0, depth * wide + (depth - 1) * gap + 4)
+    layers, links = _layered(nodes, edges, depth)
+    _untangle(layers, links)
+    wide, tall, row, lane = 112.0, 30.0, 40.0, 11.0
+    width = max(500.0, depth * wide + (depth - 1) * (52.0 if depth > 4 else 70.0) + 4)
     gap = (width - 4 - depth * wide) / max(1, depth - 1)
-    height = row * max(len(layer) for layer in layers) + 8
-    canvas = Canvas(width, height)
-    spot = {}
-    for d, layer in enumerate(layers):
-        for i, node in enumerate(layer):
-            spot[node] = (2 + d * (wide + gap), (height - row * len(layer)) / 2 + row * i + (row - tall) / 2)
-    for parent, child in edges:
-        (x, y), (u, v) = spot[parent], spot[child]
-        light = nodes[parent]["kind"] == "table" or nodes[child]["kind"] == "report"
-        canvas.curve((x + wide, y + tall / 2), (u, v + tall / 2), "rule" if light else "kept", 1.0 if light else 1.4)
+    heights = [sum(row if len(stop) == 1 else lane for stop in layer) for layer in layers]
+    canvas = Canvas(width, max(heights) + 8)
+    middle: dict[Stop, float] = {}
+    for layer, height in zip(layers, heights, strict=True):
+        y = (canvas.height - height) / 2
+        for stop in layer:
+            step = row if len(stop) == 1 else lane
+            middle[stop] = y + step / 2
+            y += step
+    left = {stop: 2 + d * (wide + gap) for d, layer in enumerate(layers) for stop in layer}
+    for start, end, light in links:
+        tone, thick = ("rule", 1.0) if light else ("kept", 1.4)
+        canvas.curve((left[start] + wide, middle[start]), (left[end], middle[end]), tone, thick)
+        if len(end) > 1:  # straight on, between the boxes of this layer
+            canvas.line([left[end], left[end] + wide], [middle[end]] * 2, tone, thick)
     for i, node in enumerate(nodes):
-        x, y = spot[i]
+        x, y = left[(i,)], middle[(i,)] - tall / 2
         tone = (tones or {}).get(node["name"], "") if node["kind"] == "model" else ""
         canvas.bar(x, y, wide, tall, "paper", line="rule")
         canvas.bar(x, y, 3, tall, tone or "kept")
-        words = node["made_by"] or {"table": "data", "model": "given"}.get(node["kind"], node["kind"])
+        words = node["made_by"] or {"table": "data", "model": "given", "configuration": "untrained"}.get(
+            node["kind"], node["kind"]
+        )
         canvas.text(x + 10, y + 10.5, node["name"], tone or "ink", size=8.8, room=wide - 14)
         canvas.text(x + 10, y + 21.5, words, "muted", size=7.4, room=wide - 14)
     said = "; ".join(f"{nodes[a]['name']} to {nodes[b]['name']}" for a, b in edges)
     return Picture("lineage", title, canvas.svg("lineage", f"{title}. {said}"), f"{title}. {said}", "", csv, width)
 
 
-def _untangle(layers: list[list[int]], edges: Sequence[Sequence[int]]) -> None:
+#: where a connection stops in a layer: (node,) is a box, (node, layer, side) a lane that passes between boxes
+Stop = tuple[int, ...]
+
+
+def _layered(
+    nodes: Sequence[Mapping[str, Any]], edges: Sequence[Sequence[int]], depth: int
+) -> tuple[list[list[Stop]], list[tuple[Stop, Stop, bool]]]:
+    """Boxes and lanes of every layer, and connections from one layer to the next.
+
+    Connections that skip a layer run in a lane through it (as in Sugiyama et al. 1981). Those of one parent share a lane;
+    those into a report share one with each other.
+    """
+    layers: list[list[Stop]] = [[(i,) for i, n in enumerate(nodes) if n["layer"] == d] for d in range(depth)]
+    links: dict[tuple[Stop, Stop], bool] = {}
+    for parent, child in edges:
+        light = nodes[parent]["kind"] == "table" or nodes[child]["kind"] == "report"
+        shared = (child, 1) if nodes[child]["kind"] == "report" else (parent, 0)
+        here: Stop = (parent,)
+        for d in range(nodes[parent]["layer"] + 1, nodes[child]["layer"]):
+            lane = (shared[0], d, shared[1])
+            if lane not in layers[d]:
+                layers[d].append(lane)
+            links[here, lane] = light and links.get((here, lane), True)
+            here = lane
+        links[here, (child,)] = light
+    return layers, [(a, b, light) for (a, b), light in links.items()]
+
+
+def _untangle(layers: list[list[Stop]], links: Sequence[tuple[Stop, Stop, bool]]) -> None:
     """Orders each layer by the mean place of its neighbours, forth and back a few times (barycentre heuristic)."""
-    place = {node: (i + 0.5) / len(layer) for layer in layers for i, node in enumerate(layer)}
+    place = {stop: (i + 0.5) / len(layer) for layer in layers for i, stop in enumerate(layer)}
+    near: dict[Stop, list[Stop]] = {stop: [] for stop in place}
+    for start, end, _ in links:
+        near[start].append(end)
+        near[end].append(start)
     for turn in range(8):
         for layer in layers if turn % 2 == 0 else layers[::-1]:
-            near = {
-                n: [place[e[0] if e[1] == n else e[1]] for e in edges if n in e and place[e[0]] >= 0] for n in layer
-            }
-            layer.sort(key=lambda n, near=near: sum(near[n]) / len(near[n]) if near[n] else place[n])  # type: ignore[misc]
-            for i, node in enumerate(layer):
-                place[node] = (i + 0.5) / len(layer)
+            pull = {s: sum(place[n] for n in near[s]) / len(near[s]) if near[s] else place[s] for s in layer}
+            layer.sort(key=pull.__getitem__)
+            for i, stop in enumerate(layer):
+                place[stop] = (i + 0.5) / len(layer)
