@@ -95,3 +95,34 @@ case("distill/dhkd", inputs="images", head="linear", oracle="dhkd_loss")
 case("distill/nd-kd", inputs="images", student="convnext", warmup_epochs=0, oracle="nd_loss")
 case("merge/linear", inputs="vit", base=False, weight=[1, 2, 3], random=False, oracle="average")
 case("merge/task-arithmetic", inputs="llama", weight=[0.5, -0.2, 0.4], scale=0.7, random=False, oracle="task_vectors")
+case(
+    "distill/diswot",
+    inputs="images",
+    teachers=["convnext"],
+    inits=2,
+    score_batch=16,
+    space={"depths": [[1, 1], [2, 1]]},
+    sp=10.0,
+    ickd=2.5,
+    oracle="diswot_loss",
+)
+case("merge/slerp", inputs="llama", base=False, models=2, t=0.3, random=False, oracle="arc")
+case("merge/nuslerp", inputs="llama", models=2, weight=[1, 3], along="row", random=False, oracle="arc_of_rows")
+case("merge/multislerp", inputs="vit", weight=[1, 2, 3], random=False, oracle="sphere")
+case("merge/karcher", inputs="llama", base=False, weight=[1, 2, 3], random=False, oracle="sphere")
+case("merge/geometric-median", inputs="llama", base=False, random=False, oracle="median_point")
+case("merge/passthrough", inputs="vit", base=False, models=1, scale=0.5, random=False, oracle="scaled")
+case("merge/ties", inputs="llama", density=[0.3, 0.5, 0.2], weight=[1, 2, 0.5], random=False, oracle="ties_merge")
+case("merge/dare-linear", inputs="vit", density=0.4, weight=0.3, rescale="l1", oracle="dare_added")
+case("merge/dare-ties", inputs="llama", density=0.3, oracle="dare_elected")
+case("merge/breadcrumbs", inputs="llama", density=0.5, gamma=0.1, weight=0.4, random=False, oracle="crumbs")
+case("merge/della", inputs="llama", density=0.5, epsilon=0.2, oracle="magprune")
+case("merge/sce", inputs="llama", select_topk=0.5, random=False, oracle="select_calculate_erase")
+case("merge/varm", inputs="llama", random=False, oracle="variation_ratio")
+case("merge/model-stock", inputs="vit", random=False, oracle="stock")
+case("merge/nearswap", inputs="llama", base=False, models=2, t=0.01, random=False, oracle="clipped_move")
+case("merge/arcee-fusion", inputs="llama", base=False, models=2, random=False, oracle="standing_out")
+case("merge/tsv", inputs="llama", random=False, oracle="singular_tasks")
+case("merge/iso-c", inputs="llama", random=False, oracle="level_spectrum")
+case("merge/twin", inputs="llama", base=False, random=False, oracle="shared_and_exclusive")
+case("merge/lore", inputs="llama", base=False, steps=5, random=False, oracle="low_rank_estimate")

@@ -152,3 +152,52 @@ def affine_image(image: Array, quantities: Array) -> Array:
                     if 0 <= rr < height and 0 <= cc < width:
                         out[row, column] += (1 - abs(r - rr)) * (1 - abs(c - cc)) * image[rr, cc]
     return out
+
+
+# -- DisWOT ----------------------------------------------------------------------------------------------------------
+
+
+def _rows_normalised(table: Array) -> Array:
+    out = np.zeros_like(table)
+    for i, row in enumerate(table):
+        length = math.sqrt(sum(v * v for v in row))
+        out[i] = row / length if length else 0.0
+    return out
+
+
+def relation(teacher: Array, student: Array) -> float:
+    """M_r from features [B, D]."""
+    b = len(teacher)
+    difference = _rows_normalised(teacher @ teacher.T) - _rows_normalised(student @ student.T)
+    return -sum(float(v) ** 2 for v in difference.ravel()) / b**2
+
+
+def semantic(teacher: Array, student: Array) -> float:
+    """M_s by channel from gradients [K, d], with the d x d matrices written out."""
+    k, d = teacher.shape
+    total = 0.0
+    for g, h in zip(teacher, student, strict=True):
+        difference = _rows_normalised(np.outer(g, g)) - _rows_normalised(np.outer(h, h))
+        total += sum(float(v) ** 2 for v in difference.ravel())
+    return -total / (d * k)
+
+
+def icc(teacher: Array, student: Array) -> float:
+    """ICKD of one sample [C, H, W]."""
+    e = [_rows_normalised(f.reshape(len(f), -1) @ f.reshape(len(f), -1).T) for f in (teacher, student)]
+    return sum(float(v) ** 2 for v in (e[0] - e[1]).ravel()) / len(teacher)
+
+
+def diswot_loss(seen: Seen, *, alpha: float, tau: float, sp: float, ickd: float, **_: Any) -> dict[str, Array]:
+    """The training of the chosen student, features of the last layer, widths alike."""
+    kd = [losses.forward_kl(s, t, tau) for s, t in zip(seen.student, seen.teachers[0], strict=True)]
+    student, teacher = list(seen.features.values())[-1], list(seen.teacher_features[0].values())[-1]
+    b = len(student)
+    grams = [_rows_normalised(f.reshape(b, -1) @ f.reshape(b, -1).T) for f in (student, teacher)]
+    shares = np.array([sum(float(v) ** 2 for v in row) / b for row in grams[0] - grams[1]])
+    return {
+        "kd": alpha * np.array(kd),
+        "ce": (1 - alpha) * _hard(seen.student, seen.labels),
+        "sp": sp * shares,
+        "ickd": ickd * np.array([icc(t, s) for t, s in zip(teacher, student, strict=True)]),
+    }

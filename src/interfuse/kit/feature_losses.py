@@ -112,6 +112,27 @@ def contextual(student: Tensor, teacher: Tensor) -> Tensor:
     return (c_s - c_t).square().flatten(1).mean(dim=1)
 
 
+def inter_channel_correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """ICKD (Liu et al. 2021): ``||E_t - E_s||_F^2 / C`` per sample, E the channels' Gram matrix with L2-normalised rows.
+
+    Args:
+        student: ``[B, C, H, W]`` map, ``[B, N, C]`` tokens or ``[B, C]`` vectors; project to the teacher's width first.
+        teacher: the same kind with the same C.
+
+    Returns:
+        ``[B]``; the mean is the published scalar.
+    """
+    if student.ndim != teacher.ndim or student.ndim not in (2, 3, 4) or len(student) != len(teacher):
+        raise _shape_error("inter-channel correlation needs two maps, two token grids or two vectors", student, teacher)
+    rows = []
+    for x in (full_precision(student), full_precision(teacher)):
+        channels = x.flatten(2) if x.ndim == 4 else x.transpose(1, 2) if x.ndim == 3 else x.unsqueeze(2)
+        rows.append(_unit(_matmul(channels, channels.transpose(1, 2))))
+    if rows[0].shape != rows[1].shape:
+        raise _shape_error("both sides must have the same number of channels", student, teacher)
+    return (rows[0] - rows[1]).square().sum(dim=(1, 2)) / rows[0].shape[1]
+
+
 # -- relations between the samples of a batch ------------------------------------------------------------------------
 
 
