@@ -230,7 +230,12 @@ def carry_out(room: Room, call: Call, path: Path, key: str, *, force: bool = Fal
         drop_scratch(path, but=scratch)  # the lock is held here: nobody is using it
         return room.run(local, folder)
 
-    made = save_artifact(path, work, manifest_of(room, local, key), force=force)
+    try:
+        made = save_artifact(path, work, manifest_of(room, local, key), force=force)
+    except InterfuseError as error:
+        if error.code.startswith("input."):  # the same input would be refused again: there is nothing to go on with
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
     shutil.rmtree(scratch, ignore_errors=True)
     return made
 

@@ -95,12 +95,12 @@ def check(call: Call) -> None:
         raise InterfuseError("input.shape", f"the student has {student.labels} classes, the table {len(data.classes)}",
                              where=f"{student.name}, {data.name}", fix=f"Set num_labels: {len(data.classes)}.")  # fmt: skip
     for teacher in teachers:
+        if (teacher.task == "causal-lm") != (student.task == "causal-lm"):
+            raise InterfuseError("input.type", f"the teacher is for {teacher.task}, the student for {student.task}",
+                                 where=f"{teacher.name}, {student.name}")  # fmt: skip
         if None not in (teacher.labels, student.labels) and teacher.labels != student.labels:
             code = "input.vocabulary" if student.task == "causal-lm" else "input.shape"
             raise InterfuseError(code, f"the teacher has {teacher.labels} classes, the student {student.labels}",
-                                 where=f"{teacher.name}, {student.name}")  # fmt: skip
-        if (teacher.task == "causal-lm") != (student.task == "causal-lm"):
-            raise InterfuseError("input.type", f"the teacher is for {teacher.task}, the student for {student.task}",
                                  where=f"{teacher.name}, {student.name}")  # fmt: skip
         Encoder(teacher, data)
     Encoder(student, data)
