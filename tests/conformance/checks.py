@@ -161,8 +161,7 @@ def inputs_untouched(ws: Workspace) -> None:
     """Files are as they were; so are modules (weights, flags, hooks) and tables in memory."""
     ws.first()
     _same(ws.notes["inputs before"], ws.notes["inputs after"], "input files changed")
-    ws.seed_one()
-    before, after = ws.notes["objects"]
+    before, after = ws.in_memory()
     for name in before:
         assert before[name] == after[name], f"the object given as {name!r} is not as it was"
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
+from tests import tiny_texts
 from tests.conformance.cases import Case
 from tests.oracles.seen import Seen
 
@@ -53,8 +55,8 @@ class Scene:
         opens: opens the artifact as its ecosystem does and gives every number in it by name.
         dtype: of every floating tensor in the artifact; empty where the room has none.
         bad: check -> the inputs that it must see refused.
-        interrupted: inside it, the work raises :class:`Killed` after some of it is kept; gives a function that tells
-            whether later work went on from there.
+        interrupted: inside it, the work raises :class:`Killed` after some of it is kept. Work that goes on from there says
+            so in its log ("resuming ...").
         compare: an oracle -> pairs to be equal: (name, ours, the oracle's). tolerance: relative.
         not_applicable: check -> why it does not apply to the room.
     """
@@ -308,6 +310,176 @@ def _distill_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., 
     return [(name, ours[name], said[name]) for name in sorted(ours)]
 
 
+# ------------------------------------------------------------------------------------------------ merge
+
+#: inputs -> (configuration, task, auto class)
+MERGED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "llama": (tiny_texts.LLAMA, "causal-lm", "AutoModelForCausalLM"),
+    "vit": (VISION["vit"], "image-classification", "AutoModelForImageClassification"),
+}
+
+
+def checkpoint(path: Path, kind: str, name: str, change: str = "") -> str:
+    """A model folder: ``base``, or a fine-tuned variant of it (the base plus a small random step of its own)."""
+    import safetensors.torch
+    import torch
+    import transformers
+
+    folder = path / name
+    if not folder.is_dir():
+        config, _, auto = MERGED[kind]
+        if change == "wider":
+            config = {**config, "hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3}
+        with torch.random.fork_rng():
+            torch.manual_seed(11)
+            module = getattr(transformers, auto).from_config(transformers.AutoConfig.for_model(**config))
+            torch.manual_seed(sum(name.encode()))
+            with torch.no_grad():
+                for parameter in module.parameters() if name != "base" else ():
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+                if change == "nan":
+                    list(module.parameters())[3].view(-1)[5] = float("nan")
+        module.save_pretrained(folder)
+        if change == "twice":  # two shards that both hold a tensor which their index does not place
+            held = safetensors.torch.load_file(folder / "model.safetensors")
+            names, shards = sorted(held), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+            parts = [{n: held[n] for n in names[i::2]} for i in (0, 1)]
+            for shard, part in zip(shards, parts, strict=True):
+                safetensors.torch.save_file(
+                    {**part, "extra.weight": held[names[0]].clone()}, folder / shard, metadata={"format": "pt"}
+                )
+            (folder / "model.safetensors").unlink()
+            index = {"metadata": {}, "weight_map": {n: shards[i % 2] for i, n in enumerate(names)}}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        if change == "empty":
+            safetensors.torch.save_file({}, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@room("merge")
+def merge(case: Case, shared: Path) -> Scene:
+    """``inputs``: ``llama`` or ``vit``. ``models``: how many variants. ``base``: whether the base is given."""
+    given = dict(case.given)
+    kind = case.inputs or "llama"
+    auto = MERGED[kind][2]
+    path = shared / f"merge-{kind}"
+    folders = [checkpoint(path, kind, f"variant-{i}") for i in range(given.pop("models", 3))]
+    bases = {"base": checkpoint(path, kind, "base")} if given.pop("base", True) else {}
+    given = {"models": folders, **bases, **given}
+    other = (
+        checkpoint(shared / "merge-vit", "vit", "base")
+        if kind == "llama"
+        else checkpoint(shared / "merge-llama", "llama", "base")
+    )
+    rest = folders[1:]
+
+    def in_memory() -> dict[str, Any]:
+        import transformers
+
+        def module(folder: str) -> Any:
+            return getattr(transformers, auto).from_pretrained(folder)
+
+        return {**given, "models": [module(f) for f in folders], **({"base": module(bases["base"])} if bases else {})}
+
+    bad = {
+        "refuses_wrong_shape": [
+            Bad("wider layers", {"models": [*rest, checkpoint(path, kind, "wider", "wider")]}, ("input.shape",)),
+            Bad("another architecture", {"models": [*rest, other]}, ("input.shape",)),
+        ],
+        "refuses_empty": [
+            Bad("no models", {"models": []}, ("param.missing",)),
+            Bad("a file of no tensors", {"models": [*rest, checkpoint(path, kind, "hollow", "empty")]}, ("input.shape", "input.empty")),
+        ],
+        "one_row": [Bad("one model", {"models": folders[:1]}, ("param.value",), or_works=True)],
+        "refuses_nan": [Bad("NaN in a tensor", {"models": [*rest, checkpoint(path, kind, "spoilt", "nan")]}, ("input.nan",))],
+        "refuses_duplicates": [Bad("a tensor in two files", {"models": [*rest, checkpoint(path, kind, "double", "twice")]},
+                                   ("input.duplicate",))],
+        "refuses_missing_input": [Bad("no models at all", {"models": None}, ("param.missing",))],
+    }  # fmt: skip
+    if bases and "required" in str(_traits(case.method).get("base")):
+        bad["refuses_missing_input"].append(Bad("no base", {"base": None}, ("param.missing",)))
+    return Scene(
+        given,
+        in_memory,
+        path,
+        lambda folder: numbers_of_model(folder, auto),
+        bad,
+        _killed_after_some_tensors,
+        lambda oracle: _merge_oracle(case, given, oracle),
+        tolerance=1e-5,
+        dtype="float32",
+        not_applicable={} if rest or bases else {"refuses_wrong_shape": "one model alone has nothing it must fit"},
+    )
+
+
+def _traits(method: str) -> Mapping[str, Any]:
+    from interfuse.core.method import load
+
+    return load(method).traits
+
+
+@contextlib.contextmanager
+def _killed_after_some_tensors() -> Iterator[None]:
+    """The engine dies once three tensors are in its journal."""
+    engine = importlib.import_module("interfuse.merge.room")
+    stream = engine.stream_merge
+
+    def stream_and_die(*args: Any, journal: Any, progress: Any, **rest: Any) -> Any:
+        def die(done: int, whole: int, tensor: str) -> None:
+            progress(done, whole, tensor)
+            if len(journal.done) >= 3:
+                raise Killed
+
+        return stream(*args, journal=journal, progress=die, **rest)
+
+    with mock.patch.object(engine, "stream_merge", stream_and_die):
+        yield
+
+
+def _draws(
+    folders: list[str], arrays: Callable[[str | Path], dict[str, NDArray[np.float64]]]
+) -> Callable[[int, str], Any]:
+    """The uniform numbers of a seed, model and tensor, in the tensor's shape: their own definition is tested elsewhere."""
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.rooms import Source
+    from interfuse.data.models import open_model
+    from interfuse.kit.counter_random import tensor_key, uniform
+
+    labels = [open_model(Source(f), Ctx()).fingerprint() for f in folders]
+    shapes = {name: value.shape for name, value in arrays(folders[0]).items()}
+
+    def draw(model: int, name: str) -> NDArray[Any]:
+        shape = shapes[name]
+        return uniform(tensor_key(7, labels[model], name), 0, int(np.prod(shape))).numpy().reshape(shape)
+
+    return draw
+
+
+def _merge_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """Every tensor of the merged model beside ``oracle(models, base, **parameters)``: float64 arrays by tensor name."""
+    import tempfile
+
+    import safetensors.numpy
+
+    from interfuse.core.method import load, read_params
+    from interfuse.core.rooms import apply
+
+    def arrays(folder: str | Path) -> dict[str, NDArray[np.float64]]:
+        files = sorted(Path(folder).glob("*.safetensors"))
+        return {k: v.astype(np.float64) for f in files for k, v in safetensors.numpy.load_file(f).items()}
+
+    method = load(case.method)
+    own = {name: param.default for name, param in read_params(method.target).items()}
+    own |= {name: given[name] for name in own if name in given}
+    if method.traits.get("random"):
+        own["draw"] = _draws(given["models"], arrays)
+    with tempfile.TemporaryDirectory() as folder:
+        made = arrays(apply(case.method, out=Path(folder) / "out", seed=7, **given).path)
+    said = oracle([arrays(f) for f in given["models"]], arrays(given["base"]) if "base" in given else None, **own)
+    assert set(said) == set(made), f"other tensors: {sorted(set(said) ^ set(made))[:5]}"
+    return [(name, made[name], said[name]) for name in sorted(made)]
+
+
 # ------------------------------------------------------------------------------------------------ measure
 
 
@@ -367,8 +539,6 @@ def measure(case: Case, shared: Path) -> Scene:
 
 def _numbers_of_report(folder: Path) -> dict[str, NDArray[Any]]:
     """Every number of the per-item log and of the report, as pandas' and Python's own readers give them."""
-    import json
-
     import pyarrow.parquet
 
     numbers: list[float] = []

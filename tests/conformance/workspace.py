@@ -171,31 +171,36 @@ class Workspace:
         return self._runs["second"]
 
     def seed_one(self) -> Path:
-        """The case with seed 1 and with its inputs as objects in memory; what they held is noted before and after."""
+        """The case with seed 1."""
         if "one" not in self._runs:
-            given = self.scene.in_memory()
-            before = {k: object_digest(v) for k, v in given.items()}
-            apply(self.case.method, out=self.place("one"), seed=1, **given)
-            self.notes["objects"] = (before, {k: object_digest(v) for k, v in given.items()})
+            apply(self.case.method, out=self.place("one"), seed=1, **self.given())
             self._runs["one"] = self.place("one")
         return self._runs["one"]
 
+    def in_memory(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What objects in memory held before and after the method was given them."""
+        given = self.scene.in_memory()
+        before = {k: object_digest(v) for k, v in given.items()}
+        apply(self.case.method, out=self.place("in-memory"), seed=0, **given)
+        return before, {k: object_digest(v) for k, v in given.items()}
+
     def resumed(self) -> Path:
-        """A run that was killed in the middle and carried on by another one with the same scratch folder."""
+        """A run that was killed in the middle, and the same run again, which goes on from there."""
         if "resumed" not in self._runs:
             out, lines = self.place("resumed"), []
-            ctx = Ctx(scratch=self.root / "scratch", log=lines.append)
             interrupted = self.scene.interrupted
             assert interrupted is not None, "the room's fixture says how work is interrupted"
             died = False
             with interrupted():
                 try:
-                    apply(self.case.method, out=out, seed=0, ctx=ctx, **self.given())
+                    apply(self.case.method, out=out, seed=0, **self.given())
                 except Killed:
                     died = True
             assert died, "the first run was not interrupted: nothing was kept on the way"
             assert not out.exists(), "an interrupted run left something at the output place"
-            apply(self.case.method, out=out, seed=0, ctx=ctx, **self.given())
+            apply(self.case.method, out=out, seed=0, ctx=Ctx(log=lines.append), **self.given())
+            left = [p.name for p in out.parent.iterdir() if p != out and not p.name.endswith(".lock")]
+            assert not left, f"finished work left its scratch behind: {left}"
             self.notes["resume log"] = lines
             self._runs["resumed"] = out
         return self._runs["resumed"]
