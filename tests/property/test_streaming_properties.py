@@ -44,7 +44,7 @@ def kept_by_sorting(arrays, keep):
 
 
 @pytest.mark.parametrize("way", ["whole", "bracket", "count"])
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(arrays=st.lists(float32s(), min_size=1, max_size=4), data=st.data())
 def test_largest_magnitudes_equal_sorting(way, monkeypatch, arrays, data):
     if way != "whole":

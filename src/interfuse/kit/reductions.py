@@ -26,7 +26,7 @@ _PASS = 1 << 18
 #: Candidates for a threshold that are held at once; a tensor of no more elements is held whole.
 _HELD = 1 << 21
 #: Number and length of the pieces of a tensor that are looked at to bracket a threshold.
-_RUNS = 512
+_RUNS, _RUN = 64, 1 << 12
 _INFINITY = 0x7F800000  # bits of float32 infinity; larger magnitudes are NaN
 
 
@@ -270,7 +270,7 @@ def _refuse_nan(keys: NDArray[np.int32]) -> None:
 def _bracket(source: Flat, total: int, k: int) -> tuple[int, int]:
     """Two keys between which the k-th smallest magnitude lies, very probably: six standard errors around its quantile."""
     runs = min(_RUNS, total)
-    length = min(_RUNS, total // runs)
+    length = min(_RUN, total // runs)
     starts = [run * (total - length) // max(runs - 1, 1) for run in range(runs)]
     sample = np.concatenate([_magnitude(source.read(start, start + length)).numpy() for start in starts])
     sample.sort()
