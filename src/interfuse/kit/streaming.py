@@ -287,7 +287,7 @@ def _already_done(tasks: list[_Task], writer: TensorSink, journal: Journal | Non
     return kept
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Task:
     """A job, its output, and how far it has come."""
 
