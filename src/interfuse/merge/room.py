@@ -327,6 +327,11 @@ def _job(
 
     def function(values: list[Tensor], block: Block) -> Tensor:
         base = values[0] if bases else None
+        if traits.get("scope") == "tensor":  # whole-tensor arithmetic may hide or choke on what elements would pass on
+            for i, value in enumerate(values):
+                if not torch.isfinite(value).all():
+                    which = "the base" if bases and i == 0 else f"model {labels[i - bases][:12]}"
+                    raise InterfuseError("input.nan", f"{which} holds NaN or infinity", where=f"tensor {name}")
         merged: Tensor = target(Part(name, shape, block.start, values[bases:], base, block.facts, seed, labels), **own)
         return merged
 
