@@ -24,7 +24,6 @@ def test_at_most_one_line_in_thirty_seconds():
             now[0] += 1.0
             bar.advance(1, note="loss 0.5")
     assert lines == [
-        "reading: start (100 rows)",
         "reading: 30 rows of 100 rows, 1 rows/s, 1 min 10 s left, loss 0.5",
         "reading: 60 rows of 100 rows, 1 rows/s, 40 s left, loss 0.5",
         "reading: 90 rows of 100 rows, 1 rows/s, 10 s left, loss 0.5",
@@ -38,14 +37,23 @@ def test_unknown_total_and_bytes():
     with progress.Lines(lines.append, lambda: now[0]).bar("copy", 0, "bytes") as bar:
         now[0] = 40.0
         bar.advance(8e6)
-    assert lines == ["copy: start", "copy: 8.0 MB, 200.0 kB/s", "copy: 8.0 MB in 40 s"]
+    assert lines == ["copy: 8.0 MB, 200.0 kB/s", "copy: 8.0 MB in 40 s"]
 
 
-def test_no_end_line_when_the_work_fails():
+def test_no_end_line_when_the_work_fails_or_was_brief():
+    now = [0.0]
     lines: list[str] = []
-    with pytest.raises(ValueError, match="no"), progress.Lines(lines.append).bar("x", 1, ""):
+    shown = progress.Lines(lines.append, lambda: now[0])
+    with pytest.raises(ValueError, match="no"), shown.bar("x", 1, ""):
+        now[0] += 5
         raise ValueError("no")
-    assert lines == ["x: start (1)"]
+    with shown.bar("y", 1, ""):
+        now[0] += 0.5
+    assert lines == []
+    with shown.bar("z", 1, "rows") as bar:
+        bar.advance()
+        now[0] += 1.5
+    assert lines == ["z: 1 rows in 1.5 s"]
 
 
 @pytest.mark.parametrize("stop", ["", "NO_COLOR", "CI"])
@@ -62,6 +70,7 @@ def test_bars_on_a_terminal_only(monkeypatch, stop):
 
 
 def test_drawn_bars_nest_and_leave_a_line_each(monkeypatch):
+    monkeypatch.setattr(progress, "BRIEF", 0.0)
     monkeypatch.setenv("TERM", "xterm")
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)

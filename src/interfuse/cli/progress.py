@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 EVERY = 30.0  # seconds between two plain lines of one bar
+BRIEF = 1.0  # work shorter than this many seconds leaves no line
 
 
 def on_terminal() -> bool:
@@ -42,7 +43,7 @@ class Silent:
 
 
 class Lines:
-    """Plain lines: one at the start, one at the end, and at most one per bar and 30 seconds between."""
+    """Plain lines: at most one per bar and 30 seconds, and one at the end of work that was not brief."""
 
     def __init__(
         self,
@@ -57,9 +58,9 @@ class Lines:
     @contextlib.contextmanager
     def bar(self, label: str, total: float, unit: str) -> Iterator[Bar]:
         count = _Count(clean(label), total, unit, self.write, self.clock)
-        self.write(f"{count.label}: start" + (f" ({amount(total, unit)})" if total > 0 else ""))
         yield count
-        self.write(count.end())
+        if not count.brief():
+            self.write(count.end())
 
 
 class _Count:
@@ -88,6 +89,9 @@ class _Count:
         if self.total > 0 and rate > 0:
             text += f", {duration(max(self.total - self.done, 0) / rate)} left"
         return text + (f", {clean(note)}" if note else "")
+
+    def brief(self) -> bool:
+        return self.clock() - self.began < BRIEF
 
     def end(self) -> str:
         return f"{self.label}: {amount(self.done, self.unit)} in {duration(self.clock() - self.began)}"
@@ -120,7 +124,8 @@ class Terminal:
             self.open -= 1
             if self.open == 0:
                 progress.stop()
-        self.log(count.end())
+        if not count.brief():
+            self.log(count.end())
 
 
 class _Drawn:
