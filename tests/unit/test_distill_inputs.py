@@ -1,0 +1,219 @@
+"""What a distillation reads: layers of any model by name, tables of any format, images of any size, plain modules."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.core.rooms import Source, apply
+from interfuse.data.models import build, open_model
+from interfuse.data.tables import open_table
+from interfuse.kit.encode import Encoder, forward, predict
+from interfuse.kit.taps import Taps, as_vector, layer_names
+from tests import tiny_texts
+from tests.conformance.fixtures import VISION, digits, image_model, image_table
+from tests.conformance.workspace import object_digest, quiet_threads
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    with quiet_threads():
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("images")
+
+
+def cnn() -> torch.nn.Module:
+    """A plain network on 8 x 8 grey images."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3, stride=2, padding=1), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(96, 6),
+    )  # fmt: skip
+
+
+def mlp() -> torch.nn.Module:
+    """A plain network on four features."""
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+    )
+
+
+# ------------------------------------------------------------------------------------------------ layers by name
+
+PIXELS = {"pixel_values": torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)}
+TOKENS = {
+    "input_ids": torch.tensor([[3, 4, 5, 2], [6, 7, 8, 2]]),
+    "attention_mask": torch.ones(2, 4, dtype=torch.int64),
+}
+NUMBERS = {"x": torch.linspace(-1, 1, 8).reshape(2, 4)}
+#: name -> (model source, inputs, a glob and what it matches, penultimate shape, shapes of the automatic layers)
+MODELS: dict[str, tuple[Any, Mapping[str, torch.Tensor], str, list[str], tuple[int, ...], list[tuple[int, ...]]]] = {
+    "resnet": ({"config": VISION["resnet"]}, PIXELS, "resnet.encoder.stages.?", ["resnet.encoder.stages.0", "resnet.encoder.stages.1"],
+               (2, 16), [(2, 8, 2, 2), (2, 16, 1, 1)]),
+    "vit": ({"config": VISION["vit"]}, PIXELS, "vit.layers.*.layernorm_after", ["vit.layers.0.layernorm_after", "vit.layers.1.layernorm_after"], (2, 16), [(2, 5, 16), (2, 5, 16)]),
+    "convnext": ({"config": VISION["convnext"]}, PIXELS, "convnext.encoder.stages.*.layers.0",
+                 ["convnext.encoder.stages.0.layers.0", "convnext.encoder.stages.1.layers.0"], (2, 16), [(2, 8, 4, 4), (2, 16, 2, 2)]),
+    "bert": ({"config": tiny_texts.BERT, "task": "text-classification"}, TOKENS, "bert.encoder.layer.[01]",
+             ["bert.encoder.layer.0", "bert.encoder.layer.1"], (2, 16), [(2, 4, 16), (2, 4, 16)]),
+    "cnn": (cnn(), PIXELS, "[02]", ["0", "2"], (2, 96), []),
+    "mlp": (mlp(), NUMBERS, "2", ["2"], (2, 5), [(2, 8), (2, 5), (2, 5), (2, 3)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_are_tapped_by_glob_penultimate_and_auto(name: str) -> None:
+    source, inputs, glob, hits, penultimate, automatic = MODELS[name]
+    model = open_model(Source(source), Ctx())
+    module = build(model, Ctx())
+    if hits:
+        assert layer_names(module, [glob]) == hits
+    with Taps(module, ["penultimate", glob, "auto"]) as taps, torch.no_grad():
+        logits = forward(module, model, inputs)
+    assert taps.features["penultimate"].shape == penultimate
+    head = [m for m in module.modules() if isinstance(m, torch.nn.Linear)][-1]
+    torch.testing.assert_close(head(taps.features["penultimate"]), logits)
+    assert set(taps.features) == set(taps.names)
+    chosen = layer_names(module, ["auto"])
+    assert len(chosen) >= 2
+    if automatic:
+        assert [tuple(taps.features[n].shape) for n in chosen] == automatic
+    for feature in taps.features.values():
+        assert as_vector(feature).shape[0] == 2
+        assert as_vector(feature).ndim == 2
+
+
+def test_taps_leave_nothing_behind() -> None:
+    module = cnn()
+    before = object_digest(module)
+    with Taps(module, ["penultimate", "0", "auto"]), torch.no_grad():
+        module(PIXELS["pixel_values"])
+    assert object_digest(module) == before
+
+
+def test_an_unknown_layer_is_refused_with_close_names() -> None:
+    with pytest.raises(InterfuseError) as caught:
+        layer_names(build(open_model(Source({"config": VISION["vit"]}), Ctx()), Ctx()), ["vit.layers.0.attentoin"])
+    assert caught.value.code == "param.value"
+    assert "attention" in caught.value.fix
+
+
+def test_a_model_without_blocks_says_so() -> None:
+    class One(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.only = torch.nn.Bilinear(2, 2, 2)
+
+    for pattern in ("auto", "penultimate"):
+        with pytest.raises(InterfuseError) as caught:
+            Taps(One(), [pattern])
+        assert caught.value.code == "needs.capability"
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def rows() -> tuple[np.ndarray[Any, np.dtype[np.float64]], list[str]]:
+    x = np.round(np.random.default_rng(5).normal(size=(30, 4)), 4)
+    return x, [("left", "right", "up")[i % 3] for i in range(30)]
+
+
+def write(path: Path, kind: str) -> dict[str, Any]:
+    """The same 30 rows in a file of a kind, and the source that reads them."""
+    x, labels = rows()
+    names = [f"f{j}" for j in range(4)]
+    table = [{**dict(zip(names, map(float, row), strict=True)), "side": y, "key": f"r{i}"} for i, (row, y) in enumerate(zip(x, labels, strict=True))]  # fmt: skip
+    file = path / f"rows.{kind}"
+    if kind in ("csv", "tsv"):
+        with file.open("w", newline="") as out:
+            writer = csv.DictWriter(out, fieldnames=list(table[0]), delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(table)
+    elif kind == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in table))
+    else:
+        Dataset.from_list(table).to_parquet(file)
+    return {"data": str(file), "columns": {"features": names, "label": "side", "id": "key"}}
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_the_same_rows_in_any_format_train_the_same_student(kind: str, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    student = mlp()
+    weights = []
+    for form in ("parquet", kind):
+        made = apply("distill/none", student=student, data=write(tmp_path, form), epochs=2, batch_size=8, out=tmp_path / f"out-{form}")  # fmt: skip
+        weights.append(safetensors.torch.load_file(made.path / "model.safetensors"))
+    assert set(weights[0]) == set(weights[1])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_folder_of_pictures_is_read_as_the_numbers_it_holds(images: Path, tmp_path: Path) -> None:
+    pixels, labels = digits()
+    whole = np.round(pixels * 255).astype(np.uint8)
+    for i, (picture, label) in enumerate(zip(whole, labels, strict=True)):
+        (tmp_path / "pictures" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "pictures" / label / f"{i:03}.png")
+    table = open_table(Source({"data": str(tmp_path / "pictures")}), Ctx())
+    assert table.classes == tuple("012345")
+    model = open_model(Source(image_model(images, "convnext", 0)), Ctx())
+    order = sorted(range(len(labels)), key=lambda i: (labels[i], i))
+    memory = Dataset.from_dict({"image": (whole[order] / 255.0).tolist(), "label": [labels[i] for i in order]})
+    np.testing.assert_allclose(predict(model, table, Ctx()), predict(model, open_table(Source(memory), Ctx()), Ctx()), rtol=1e-4, atol=1e-5)  # fmt: skip
+    apply("distill/kd", teacher=[image_model(images, "convnext", 0)], student={"config": VISION["vit"]},
+          data={"data": str(tmp_path / "pictures")}, epochs=1, out=tmp_path / "out")  # fmt: skip
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_teacher_and_student_may_see_images_of_other_sizes_and_channels(images: Path, tmp_path: Path) -> None:
+    big = {**VISION["vit"], "image_size": 16, "num_channels": 3}
+    apply("distill/none", student={"config": big}, data=image_table(images), epochs=1, out=tmp_path / "teacher")
+    for cache in ("auto", "off"):
+        made = apply("distill/kd", teacher=[str(tmp_path / "teacher")], student={"config": VISION["convnext"]},
+                     data=image_table(images), epochs=1, teacher_cache=cache, out=tmp_path / cache)  # fmt: skip
+        assert made.config["num_channels"] == 1
+    table = open_table(Source(image_table(images)), Ctx())
+    teacher = Encoder(open_model(Source(str(tmp_path / "teacher")), Ctx()), table).encode(np.arange(3))["pixel_values"]
+    student = Encoder(open_model(Source({"config": VISION["convnext"]}), Ctx()), table).encode(np.arange(3))[
+        "pixel_values"
+    ]
+    assert teacher.shape == (3, 3, 16, 16)
+    assert student.shape == (3, 1, 8, 8)
+    assert torch.equal(teacher[:, 0], teacher[:, 2])
+    torch.testing.assert_close(teacher.mean(), student.mean(), rtol=0.05, atol=0.01)
+
+
+# ------------------------------------------------------------------------------------------------ plain modules
+
+
+def test_a_plain_module_is_trained_and_opens_trained(tmp_path: Path) -> None:
+    student, teacher = mlp(), mlp()
+    before = object_digest([student, teacher])
+    table = write(tmp_path, "parquet")
+    made = apply("distill/kd", teacher=[teacher], student=student, data=table, epochs=3, lr=1e-2, out=tmp_path / "out")
+    assert object_digest([student, teacher]) == before
+    trained = build(made, Ctx())
+    assert not torch.equal(trained.state_dict()["0.weight"], student.state_dict()["0.weight"])
+    assert predict(made, open_table(Source(table), Ctx()), Ctx()).shape == (30, 3)
+
+
+def test_the_order_of_rows_in_a_file_is_kept(tmp_path: Path) -> None:
+    table = open_table(Source(write(tmp_path, "csv")), Ctx())
+    assert table.ids() == [f"r{i}" for i in range(30)]
+    assert [table.classes[c] for c in table.labels()] == rows()[1]
+    encoded = Encoder(open_model(Source(mlp()), Ctx()), table).encode(np.array([4, 2]))["x"]
+    np.testing.assert_allclose(encoded, rows()[0][[4, 2]], rtol=1e-6)
