@@ -348,7 +348,7 @@ def _write_config(model: Model, folder: Path, layout: Mapping[str, Any]) -> None
     config = {k: v for k, v in model.config.items() if k not in ("torch_dtype", "_name_or_path")}
     kinds = {dtype for dtype, _ in layout.values() if dtype.is_floating_point}
     if config and len(kinds) == 1:
-        config["dtype"] = str(next(iter(kinds))).removeprefix("torch.")
+        config["dtype"] = str(min(kinds, key=str)).removeprefix("torch.")
     if config:
         (folder / "config.json").write_bytes(canonical_json(json.loads(json.dumps(config, default=str))))
     source = tokenizer_folder(model)
