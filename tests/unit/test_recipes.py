@@ -87,6 +87,7 @@ def read_report(work: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_local_models_on_images_from_disk(tmp_path: Path) -> None:
     """A ViT and a ConvNeXt that each know some classes best teach a ResNet, from PNG files in class folders."""
     write_digits(tmp_path / "images")
