@@ -69,7 +69,7 @@ class Recipe:
         """
         if isinstance(value, list):
             return [self.resolve(v, where) for v in value]
-        names = {s.name for s in self.steps}
+        names = [s.name for s in self.steps]
         if isinstance(value, str):
             if value in names:
                 return Ref(value)

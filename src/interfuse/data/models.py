@@ -185,6 +185,7 @@ def locate(name: str, folder: Path = Path(), *, revision: str | None = None) -> 
 
 
 def refuse_pickle(path: Path) -> InterfuseError:
+    """The error that a file of pickled weights is met with, and how to convert it."""
     return InterfuseError(
         "unsafe.pickle", f"{path.name} is a pickle or another format that can run code when opened", where=str(path),
         fix="Convert it once in a place you trust: "

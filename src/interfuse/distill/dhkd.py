@@ -16,7 +16,7 @@ from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.losses import binary_kl, log_cosh_logits, mse_logits
 from interfuse.kit.taps import PENULTIMATE, classifier_name
 
-#: parameters of an auxiliary head that are refused unless ``force`` is set
+#: parameters of an auxiliary head that are refused unless ``allow_large`` is set
 LARGE = 50_000_000
 CE, AUX = "ce", "aux"
 
@@ -46,7 +46,7 @@ class DHKD(Hooks):
         ),
     ] = "backbone"
     center: Annotated[bool, Field(description="take the mean over classes off the teacher's logits")] = False
-    force: Annotated[bool, Field(description="allow an auxiliary head of more than 50 million parameters")] = False
+    allow_large: Annotated[bool, Field(description="allow an auxiliary head of more than 50 million parameters")] = False
 
     def needs(self) -> Needs:
         return Needs(labels=True, student_features=(PENULTIMATE,), batch=2 if self.head == "mlp" else 1)
@@ -56,9 +56,9 @@ class DHKD(Hooks):
             raise InterfuseError("param.value", "gradients can be aligned in one process only", where="align", fix="Use align: none.")  # fmt: skip
         width, classes = run.student_shapes[PENULTIMATE][-1], run.classes
         size = {"linear": width * classes, "mlp": self.head_width * (width + classes), "main": 0}[self.head]
-        if size > LARGE and not self.force:
+        if size > LARGE and not self.allow_large:
             raise InterfuseError("input.limit", f"the auxiliary head would have {size} parameters", where=run.student_model.name,
-                                 fix="Set force: true, or use head: mlp with a small head_width.")  # fmt: skip
+                                 fix="Set allow_large: true, or use head: mlp with a small head_width.")  # fmt: skip
         if self.head == "linear":
             run.add("auxiliary", nn.Linear(width, classes))
         elif self.head == "mlp":
