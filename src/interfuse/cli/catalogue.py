@@ -46,7 +46,7 @@ def _show(name: str) -> None:
         emit({**entry.row(), "year": card.year, "authors": card.authors, "version": card.version,
               "experimental": card.experimental, "params": params, "inputs": inputs, "steps": steps,
               "claims": [dataclasses.asdict(c) for c in card.claims], "departs": list(card.departs), "bibtex": bibtex,
-              "body": card.body, "note": note})  # fmt: skip
+              "body": card.body, "note": note, "file": str(entry.recipe_path or "")})  # fmt: skip
         return
     row = entry.row()
     say(f"{entry.id}: {card.title}")
@@ -57,6 +57,7 @@ def _show(name: str) -> None:
         say(f"takes: {row['takes']}\nmakes: {row['makes']}")
     if entry.recipe_path:
         say(f"run it: interfuse run {entry.id}")
+        say(f"file: {entry.recipe_path}")
     if note:
         say(f"note: {note}")
     if card.body.strip():
