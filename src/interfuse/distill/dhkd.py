@@ -46,7 +46,9 @@ class DHKD(Hooks):
         ),
     ] = "backbone"
     center: Annotated[bool, Field(description="take the mean over classes off the teacher's logits")] = False
-    allow_large: Annotated[bool, Field(description="allow an auxiliary head of more than 50 million parameters")] = False
+    allow_large: Annotated[bool, Field(description="allow an auxiliary head of more than 50 million parameters")] = (
+        False
+    )
 
     def needs(self) -> Needs:
         return Needs(labels=True, student_features=(PENULTIMATE,), batch=2 if self.head == "mlp" else 1)
