@@ -111,7 +111,9 @@ class ComposedForImageClassification(PreTrainedModel):
         backbone = CONFIG_MAPPING[config.backbone["model_type"]](**fields)
         self.backbone = AutoModelForImageClassification.from_config(backbone)
         self.transfer = Transfer(**config.transfer)
-        self.classifier = nn.Linear(config.transfer["out_width"], int(config.num_labels or 0), bias=config.classifier_bias)
+        self.classifier = nn.Linear(
+            config.transfer["out_width"], int(config.num_labels or 0), bias=config.classifier_bias
+        )
         self.post_init()
 
     def forward(

@@ -31,7 +31,7 @@ TASKS = {
     "seq2seq-lm": ("AutoModelForSeq2SeqLM", "ForConditionalGeneration"),
 }
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".npy")
-KEYS = ("model", "config", "task", "revision", "tokenizer")
+KEYS = ("model", "config", "predictions", "task", "revision", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Model:
         name: how reports call it.
         path: its folder, once there is one.
         config: the fields of ``config.json``; known before any weight is read.
-        task: one of :data:`TASKS`, or ``module`` for a plain PyTorch module.
+        task: one of :data:`TASKS`, ``module`` for a plain PyTorch module, or ``predictions`` for stored ones.
         module: the module itself when it is in memory.
         tokenizer: folder of the tokenizer when it is not in ``path``.
         made_by, parents, key: the step that makes it, what that step takes, and the step's key (see ``core.run``).
@@ -94,7 +94,8 @@ def open_model(source: Source, ctx: Ctx) -> Model:
     """Opens a model by reading its configuration only.
 
     Accepts a folder or Hugging Face id (``name`` or ``name@revision``), a table with the keys ``model`` or ``config`` (and
-    ``task``, ``revision``, ``tokenizer``), a ``torch.nn.Module``, or a :class:`Model`.
+    ``task``, ``revision``, ``tokenizer``) or ``predictions`` (a file, see ``data.predictors``), a ``torch.nn.Module``, a fitted
+    scikit-learn classifier, or a :class:`Model`.
 
     Raises:
         InterfuseError: ``input.missing``, ``input.type``, ``unsafe.pickle``, ``unsafe.code`` or ``param.unknown``.
@@ -113,9 +114,17 @@ def open_model(source: Source, ctx: Ctx) -> Model:
     tokenizer = source.folder / spec["tokenizer"] if "tokenizer" in spec else None
     if "config" in spec:
         return _from_config(spec, source.name, tokenizer)
+    if "predictions" in spec:
+        from interfuse.data.predictors import read_predictions
+
+        file = source.folder / Path(str(spec["predictions"])).expanduser()
+        stored = read_predictions(file)
+        return Model(
+            source.name or file.stem, None, {"num_labels": stored.logits.shape[1]}, "predictions", module=stored
+        )
     if "model" not in spec:
         raise InterfuseError(
-            "param.missing", "a model source needs 'model' (folder or id) or 'config'", where=source.name
+            "param.missing", "a model source needs 'model' (folder or id), 'config' or 'predictions'", where=source.name
         )
     folder = locate(str(spec["model"]), source.folder, revision=spec.get("revision"))
     config = read_config(folder)
@@ -126,6 +135,13 @@ def open_model(source: Source, ctx: Ctx) -> Model:
 def _from_module(value: Any, name: str) -> Model:
     import torch
 
+    if callable(getattr(value, "predict_proba", None)):
+        from interfuse.data.predictors import Estimator
+
+        classes = len(value.classes_) if getattr(value, "classes_", None) is not None else None
+        return Model(
+            name or type(value).__name__, None, {"num_labels": classes} if classes else {}, module=Estimator(value)
+        )
     if not isinstance(value, torch.nn.Module):
         raise InterfuseError(
             "input.type", f"a model is a folder, an id, a table or a torch module, not {type(value).__name__}"

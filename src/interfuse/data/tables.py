@@ -198,14 +198,18 @@ def _read(spec: Mapping[str, Any], source: Source) -> Table:
             fix="Save it as parquet, CSV or JSONL.",
         )
     else:
-        dataset = _file(path)
+        dataset = read_file(path)
         origin = {"file": path.name, "sha256": file_sha256(path)}
     assert isinstance(dataset, Dataset)
     return _declare(dataset, columns, name, origin, shape, float(spec.get("scale") or 1.0), spec.get("labels"))
 
 
-def _file(path: Path) -> Any:
-    """One file as an Arrow table. Parsing is pyarrow's; nothing is copied into a cache folder."""
+def read_file(path: Path) -> Any:
+    """One parquet, CSV, TSV, JSONL or Arrow file as a ``datasets.Dataset``; nothing is copied into a cache folder.
+
+    Raises:
+        InterfuseError: ``input.type`` or ``input.format``.
+    """
     import pyarrow
     import pyarrow.csv
     import pyarrow.json

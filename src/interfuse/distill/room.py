@@ -94,7 +94,15 @@ def check(call: Call) -> None:
     if counted and len(data.classes) != student.labels:
         raise InterfuseError("input.shape", f"the student has {student.labels} classes, the table {len(data.classes)}",
                              where=f"{student.name}, {data.name}", fix=f"Set num_labels: {len(data.classes)}.")  # fmt: skip
+    if student.task == "predictions":
+        raise InterfuseError("input.type", "stored predictions cannot be trained", where=student.name)
     for teacher in teachers:
+        if teacher.task == "predictions" and (needs.live or needs.teacher_features):
+            why = (
+                "looks into the teacher's layers" if needs.teacher_features else "runs the teacher on changed examples"
+            )
+            raise InterfuseError("needs.capability", f"{call.method.id} {why}; stored predictions cannot", where=teacher.name,
+                                 fix="Give the teacher itself, or choose a method that needs its predictions only.")  # fmt: skip
         if (teacher.task == "causal-lm") != (student.task == "causal-lm"):
             raise InterfuseError("input.type", f"the teacher is for {teacher.task}, the student for {student.task}",
                                  where=f"{teacher.name}, {student.name}")  # fmt: skip
@@ -275,7 +283,10 @@ def _store_predictions(state: Run, live: bool) -> None:
     if live or not state.teachers or state.settings.teacher_cache == "off" or state.student_model.task == "causal-lm":
         return
     if len(state.teachers) * len(state.data) * max(state.classes, 1) * 4 <= KEEP_BYTES:
-        state.stored = [torch.from_numpy(predict(m, state.data, state.ctx)) for m in state.teacher_models]
+        teachers = zip(state.teacher_models, state.teachers, state.teacher_encoders, strict=True)
+        state.stored = [
+            torch.from_numpy(predict(m, state.data, state.ctx, module=t, encoder=e)) for m, t, e in teachers
+        ]
 
 
 def make_batch(state: Run, positions: NDArray[np.int64], *, live: bool | None = None) -> Batch:

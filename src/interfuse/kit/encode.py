@@ -18,6 +18,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.data.images import distort, fit, to_array
 from interfuse.data.models import Model, build
+from interfuse.data.predictors import StoredPredictions
 from interfuse.data.tables import Table
 from interfuse.kit.threads import threads_for
 
@@ -43,6 +44,8 @@ class Encoder:
     _kept: Batch | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self.model.task == "predictions":
+            return
         kind, task = self.table.kind, self.model.task
         fits = {"image-classification": ("image",), "text-classification": ("text",), "causal-lm": ("text",), "masked-lm": ("text",),
                 "seq2seq-lm": ("text",)}.get(task, ("image", "features"))  # fmt: skip
@@ -52,6 +55,13 @@ class Encoder:
 
     def encode(self, positions: NDArray[np.int64]) -> Batch:
         """Encodes the rows at ``positions`` (int64 [B])."""
+        stored = self.model.module
+        if isinstance(stored, StoredPredictions):
+            if self._kept is None:
+                self._kept = {
+                    "rows": torch.from_numpy(stored.find(self.table.ids(), f"{self.model.name}, {self.table.name}"))
+                }
+            return {"rows": self._kept["rows"][torch.from_numpy(np.ascontiguousarray(positions))]}
         if self._kept is None and self.table.kind != "text":
             sample = self._read(positions[:1])
             bytes_all = sum(t[0].numel() * t.element_size() for t in sample.values()) * len(self.table)
@@ -170,7 +180,7 @@ def forward(module: torch.nn.Module, model: Model, batch: Mapping[str, torch.Ten
     """Logits: [B, K] of a classifier; [B, L-1, V] of a causal language model, position t predicting token t+1."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
-    if model.task == "module":
+    if model.task in ("module", "predictions"):
         output = module(next(iter(batch.values())))
     else:
         output = module(**batch)
@@ -196,15 +206,19 @@ def device_of(ctx: Ctx) -> torch.device:
     return torch.device(name)
 
 
-def predict(model: Model, table: Table, ctx: Ctx, *, batch_size: int = 256) -> NDArray[np.float32]:
+def predict(model: Model, table: Table, ctx: Ctx, *, batch_size: int = 256, module: torch.nn.Module | None = None,
+            encoder: Encoder | None = None) -> NDArray[np.float32]:  # fmt: skip
     """Logits of a classifier for every row of a table, float32 [N, K].
+
+    Args:
+        module, encoder: the model's, where they are at hand already; the module is in evaluation mode.
 
     Raises:
         InterfuseError: ``input.nan`` naming model and row when a logit is not finite; ``input.type`` when they do not fit.
     """
-    encoder = Encoder(model, table)
+    encoder = encoder or Encoder(model, table)
     device = device_of(ctx)
-    module = build(model, ctx).to(device).eval()
+    module = build(model, ctx).to(device).eval() if module is None else module
     rows: list[NDArray[np.float32]] = []
     size = sum(p.numel() for p in module.parameters())
     with threads_for(size), torch.inference_mode(), ctx.bar(f"predict {model.name}", len(table), "items") as bar:
