@@ -62,7 +62,7 @@ def output_of_declared_kind(ws: Workspace) -> None:
 @check
 def output_finite(ws: Workspace) -> None:
     """No number of the artifact is NaN or infinite."""
-    for name, array in ws.scene.opens(ws.first()).items():
+    for name, array in ws.opened().items():
         array = np.asarray(array)
         assert array.dtype.kind not in "fc" or np.isfinite(array).all(), f"{name} is not finite"
 
@@ -70,7 +70,7 @@ def output_finite(ws: Workspace) -> None:
 @check
 def dtype_kept(ws: Workspace) -> None:
     """Floating numbers of the artifact have the dtype of what went in."""
-    for name, array in ws.scene.opens(ws.first()).items():
+    for name, array in ws.opened().items():
         dtype = np.asarray(array).dtype
         assert dtype.kind != "f" or str(dtype) == ws.scene.dtype, f"{name} is {dtype}, not {ws.scene.dtype}"
 
@@ -78,7 +78,7 @@ def dtype_kept(ws: Workspace) -> None:
 @check
 def opens_in_its_ecosystem(ws: Workspace) -> None:
     """The artifact opens with the tools its users have, and holds something."""
-    opened = ws.scene.opens(ws.first())
+    opened = ws.opened()
     assert opened and sum(np.asarray(v).size for v in opened.values()) > 1, "it opens, but there is nothing in it"
 
 

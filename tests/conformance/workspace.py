@@ -160,6 +160,13 @@ class Workspace:
             self._runs["first"] = out
         return self._runs["first"]
 
+    def opened(self) -> Mapping[str, Any]:
+        """The numbers of the first artifact, as its ecosystem opens them."""
+        out = self.first()
+        if "opened" not in self.notes:
+            self.notes["opened"] = self.scene.opens(out)
+        return self.notes["opened"]  # type: ignore[no-any-return]
+
     def second(self) -> Path:
         """The same again, through ``interfuse.<room>.<method>``."""
         if "second" not in self._runs:
