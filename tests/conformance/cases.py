@@ -54,29 +54,17 @@ def case(
     return CASES[-1]
 
 
+# one line per method
+# fmt: off
 case("distill/none", inputs="images", teachers=0, epochs=2, oracle="ce_loss")
 case("distill/label-smoothing", inputs="images", teachers=0, epochs=2, eps=0.2, oracle="smoothed_loss")
 case("distill/kd", inputs="images", teachers=1, epochs=2, oracle="kd_loss")
 case("distill/ensemble", inputs="images", teachers=2, epochs=2, teacher_weights=[1, 3], oracle="ensemble_loss")
 case("distill/ofa-kd", inputs="images", teachers=1, epochs=2, eps=[1.5, 1.0, 1.2], oracle="ofa_loss")
 case("distill/bd-kd", inputs="images", teachers=1, epochs=2, tau=2.0, oracle="bd_loss")
-case(
-    "distill/fitnets",
-    inputs="images",
-    oracle="fitnets_loss",
-    student_layers=["resnet.encoder.stages.0"],
-    teacher_layers=["vit.layers.1"],
-)
+case("distill/fitnets", inputs="images", oracle="fitnets_loss", student_layers=["resnet.encoder.stages.0"], teacher_layers=["vit.layers.1"])
 case("distill/at", inputs="images", teachers=["convnext"], oracle="at_loss")
-case(
-    "distill/sp",
-    inputs="images",
-    teachers=["convnext"],
-    student="vit",
-    oracle="sp_loss",
-    student_layers=["vit.layers.1", "penultimate"],
-    teacher_layers=["convnext.encoder.stages.1", "penultimate"],
-)
+case("distill/sp", inputs="images", teachers=["convnext"], student="vit", oracle="sp_loss", student_layers=["vit.layers.1", "penultimate"], teacher_layers=["convnext.encoder.stages.1", "penultimate"])
 case("distill/rkd", inputs="images", student="convnext", oracle="rkd_loss")
 case("distill/crd", inputs="images", student="convnext", count=20, oracle="crd_loss")
 case("distill/dkd", inputs="images", warmup_epochs=3, oracle="dkd_loss")
@@ -95,17 +83,7 @@ case("distill/dhkd", inputs="images", head="linear", oracle="dhkd_loss")
 case("distill/nd-kd", inputs="images", student="convnext", warmup_epochs=0, oracle="nd_loss")
 case("merge/linear", inputs="vit", base=False, weight=[1, 2, 3], random=False, oracle="average")
 case("merge/task-arithmetic", inputs="llama", weight=[0.5, -0.2, 0.4], scale=0.7, random=False, oracle="task_vectors")
-case(
-    "distill/diswot",
-    inputs="images",
-    teachers=["convnext"],
-    inits=2,
-    score_batch=16,
-    space={"depths": [[1, 1], [2, 1]]},
-    sp=10.0,
-    ickd=2.5,
-    oracle="diswot_loss",
-)
+case("distill/diswot", inputs="images", teachers=["convnext"], inits=2, score_batch=16, space={"depths": [[1, 1], [2, 1]]}, sp=10.0, ickd=2.5, oracle="diswot_loss")
 case("merge/slerp", inputs="llama", base=False, models=2, t=0.3, random=False, oracle="arc")
 case("merge/nuslerp", inputs="llama", models=2, weight=[1, 3], along="row", random=False, oracle="arc_of_rows")
 case("merge/multislerp", inputs="vit", weight=[1, 2, 3], random=False, oracle="sphere")
