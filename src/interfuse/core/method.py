@@ -10,6 +10,7 @@ the parameters; their types may carry ``pydantic.Field`` with ranges and a descr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import reprlib
@@ -17,6 +18,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -60,6 +62,10 @@ class Param:
         """The type in words a reader of help pages knows."""
         return type_name(self.annotation)
 
+    @functools.cached_property
+    def _reader(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.annotation)
+
     def check(self, value: Any, where: str = "") -> Any:
         """The value, converted to the declared type.
 
@@ -67,7 +73,7 @@ class Param:
             InterfuseError: ``param.value`` saying what was expected.
         """
         try:
-            checked = TypeAdapter(self.annotation).validate_python(value)
+            checked = self._reader.validate_python(value)
         except ValidationError as error:
             raise self._wrong(value, "; ".join(e["msg"] for e in error.errors()[:3]), where) from error
         if isinstance(checked, float) and math.isnan(checked):
@@ -166,7 +172,8 @@ def _bounds(meta: Any) -> str:
     return " and ".join(parts)
 
 
-def read_params(target: Callable[..., Any]) -> dict[str, Param]:
+@functools.cache
+def read_params(target: Callable[..., Any]) -> Mapping[str, Param]:
     """The parameters of a marked function (keyword-only arguments but ``ctx``) or dataclass (fields)."""
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
@@ -183,14 +190,14 @@ def read_params(target: Callable[..., Any]) -> dict[str, Param]:
         if type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
             factory = next(f.default_factory for f in dataclasses.fields(target) if f.name == p.name)  # type: ignore[arg-type]
             default = factory() if callable(factory) else default
+        found[p.name] = Param(p.name, annotation, default, doc, _bounds([m for i in infos for m in i.metadata]))
         try:
-            TypeAdapter(annotation)
+            _ = found[p.name]._reader
         except PydanticSchemaGenerationError as error:
             raise InterfuseError(
                 "method.card", f"the parameter {p.name!r} has a type no recipe can give", where=str(target)
             ) from error
-        found[p.name] = Param(p.name, annotation, default, doc, _bounds([m for i in infos for m in i.metadata]))
-    return found
+    return MappingProxyType(found)
 
 
 def load(name: str, *, room: str = "") -> Method:
