@@ -373,7 +373,7 @@ def test_resume_verifies_what_the_journal_says(tmp_path):
         file.write('{"tensor": "t4", "sha2')  # a torn line
     stats, calls = small_merge(tmp_path)
     assert (stats.resumed, calls) == (2, ["t1", "t3", "t4"])
-    assert list(stats.sha256) == ["t0", "t1", "t2", "t3", "t4"]
+    assert list(stats.checksum) == ["t0", "t1", "t2", "t3", "t4"]
     with Weights.open(tmp_path) as weights:
         assert [weights.read(f"t{i}").unique().tolist() for i in range(5)] == [[i + 1.0] for i in range(5)]
 

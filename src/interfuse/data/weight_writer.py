@@ -8,7 +8,6 @@ refused by every safetensors reader instead of loading as zeros.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import Protocol
 
 import torch
+import xxhash
 from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
@@ -46,7 +46,7 @@ class TensorSink(Protocol):
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Stores consecutive elements, already of the tensor's type, from flat element ``start`` on."""
 
-    def is_present(self, name: str, sha256: str) -> bool:
+    def is_present(self, name: str, checksum: str) -> bool:
         """Whether the tensor is already there, left complete by an interrupted run."""
 
 
@@ -215,18 +215,18 @@ class WeightWriter:
         with self._lock:
             self._missing[name] -= values.numel() * dtype.itemsize
 
-    def is_present(self, name: str, sha256: str) -> bool:
+    def is_present(self, name: str, checksum: str) -> bool:
         """Whether an interrupted run has left this tensor complete; if so it counts as written."""
-        if not self.taken_over or self.sha256(name) != sha256:
+        if not self.taken_over or self.checksum(name) != checksum:
             return False
         with self._lock:
             self._missing[name] = 0
         return True
 
-    def sha256(self, name: str) -> str:
+    def checksum(self, name: str) -> str:
         """The checksum of one tensor's bytes as they are in the file now."""
         file, offset = self._place[name]
-        size, digest = _nbytes(self.layout, name), hashlib.sha256()
+        size, digest = _nbytes(self.layout, name), xxhash.xxh3_128()
         with _coded(self.folder / file):
             for start in range(0, size, 1 << 20):
                 digest.update(_read_at(self._fds[file], min(1 << 20, size - start), offset + start))
@@ -304,7 +304,7 @@ class MemoryWriter:
         _check_fit(name, kept.dtype, kept.numel(), start, values)
         kept.view(-1)[start : start + values.numel()].copy_(values.view(-1))
 
-    def is_present(self, name: str, sha256: str) -> bool:
+    def is_present(self, name: str, checksum: str) -> bool:
         """Never: memory does not outlive an interruption."""
         return False
 

@@ -9,7 +9,6 @@ starts at a multiple of the granule, torch runs one thread inside each worker, a
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+import xxhash
 from filelock import FileLock, Timeout
 from torch import Tensor
 
@@ -89,14 +89,14 @@ class MergeStats:
         resumed: how many of them were taken over from an interrupted run.
         bytes_written: bytes of numbers written now.
         seconds: wall time.
-        sha256: checksum of each output tensor's bytes, in layout order; empty without a journal.
+        checksum: checksum of each output tensor's bytes, in layout order; empty without a journal.
     """
 
     tensors: int
     resumed: int
     bytes_written: int
     seconds: float
-    sha256: dict[str, str]
+    checksum: dict[str, str]
 
 
 class Journal:
@@ -158,8 +158,8 @@ class Journal:
             if number == 0:
                 if record != {"key": self.key}:
                     return 0
-            elif set(record) == {"tensor", "sha256"} and all(isinstance(value, str) for value in record.values()):
-                self.done[record["tensor"]] = record["sha256"]
+            elif set(record) == {"tensor", "checksum"} and all(isinstance(value, str) for value in record.values()):
+                self.done[record["tensor"]] = record["checksum"]
             else:
                 break
             good += len(line)
@@ -175,11 +175,11 @@ class Journal:
         except OSError as error:
             raise self._failed(error) from error
 
-    def record(self, name: str, sha256: str) -> None:
+    def record(self, name: str, checksum: str) -> None:
         """Notes that a tensor is complete."""
-        self.done[name] = sha256
+        self.done[name] = checksum
         try:
-            self._append({"tensor": name, "sha256": sha256})
+            self._append({"tensor": name, "checksum": checksum})
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 os.fsync(self._fd)
                 self._synced = time.monotonic()
@@ -252,9 +252,9 @@ def stream_merge(
     run = _Run(plan, [task for task in tasks if task.job.name not in resumed], writer, journal, progress)
     run.execute()
     done = dict(journal.done) if journal else {}
-    sha256 = {name: done[name] for name in writer.layout if name in done}
+    checksum = {name: done[name] for name in writer.layout if name in done}
     written = sum(task.nbytes for task in run.tasks)
-    return MergeStats(len(tasks), len(resumed), written, time.perf_counter() - begun, sha256)
+    return MergeStats(len(tasks), len(resumed), written, time.perf_counter() - begun, checksum)
 
 
 def _check_names(jobs: Sequence[Job], writer: TensorSink) -> None:
@@ -304,7 +304,7 @@ class _Task:
     start: int = 0  # first element not handed out
     hashed: int = 0  # first element not hashed
     done: int = 0  # elements written
-    digest: Any = field(default_factory=hashlib.sha256)
+    digest: Any = field(default_factory=xxhash.xxh3_128)
 
     def __post_init__(self) -> None:
         self.numel = math.prod(self.shape)
