@@ -45,8 +45,9 @@ class TGeoKD(Hooks):
     )
     outer_lr: Annotated[float, Field(gt=0, description="learning rate of the fusion network (Adam)")] = 1e-3
     outer_decay: Annotated[
-        float, Field(ge=0, description="weight decay of the fusion network (L2, as the authors')")
-    ] = 0.05
+        float,
+        Field(ge=0, description="weight decay of the fusion network (L2); above 0 it outweighs the small gradients"),
+    ] = 0.0
     outer_every: Annotated[int, Field(ge=1, description="optimiser steps between two steps of the fusion network")] = 1
     outer_batch: Annotated[int, Field(ge=1, description="validation examples per outer step")] = 128
     val_fraction: Annotated[
