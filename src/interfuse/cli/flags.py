@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -199,13 +201,24 @@ def example(room: Room, method: Method) -> str:
     """One command line that calls the method with all it needs."""
     words = ["interfuse", room.name, method.entry.slug]
     for item in (i for i in room.inputs if i.positional):
-        words += ["A", "B"] if item.many else ["A"] if item.required else []
+        words += ["A", "B"][: _count(item, method)]
     for item in (i for i in room.inputs if not i.positional):
-        if item.required or (item.name == "base" and method.traits.get("needs_base")):
-            words += [flag_of(item.name), item.name.upper().replace("_", "-")]
+        words += [flag_of(item.name), item.name.upper().replace("_", "-")] * _count(item, method)
+    shared = {f.name for f in dataclasses.fields(room.settings)} if room.settings is not None else set()
     shown = [p for p in method.params.values() if p.required]
-    optional = (p for p in method.params.values() if not p.required and isinstance(p.default, int | float | str))
-    for param in shown or [p for p in optional if not isinstance(p.default, bool)][:1]:
+    optional = [p for p in method.params.values() if not p.required and isinstance(p.default, int | float | str)]
+    plain = [p for p in optional if not isinstance(p.default, bool)]
+    for param in shown or sorted(plain, key=lambda p: p.name in shared)[:1]:  # its own before those of the room
         value = "VALUE" if param.required else default_text(param.default)
         words += [flag_of(param.name), value]
     return " ".join([*words, "-o", "out/"])
+
+
+def _count(item: Input, method: Method) -> int:
+    """How many sources an example gives an input: those the room, the method's trait or the words of its card ask for."""
+    trait, takes = method.traits.get(item.name), method.card.takes
+    if isinstance(trait, tuple):  # least and most
+        return max(int(trait[0]), min(int(trait[1]), 2))
+    if not (item.required or trait == "required" or re.search(rf"\b{item.name}s?\b", takes)):
+        return 0
+    return 2 if item.many and (item.positional or re.search(rf"\btwo\b.*\b{item.name}s\b", takes)) else 1
