@@ -106,12 +106,21 @@ class TGeoKD(Hooks):
     def _try_unroll(self, run: Run, train: NDArray[np.int64]) -> None:
         from interfuse.distill.room import make_batch
 
+        batch = make_batch(run, train[:2])
+        student = run.accelerator.unwrap_model(run.student)
+        params = {n: p for n, p in student.named_parameters() if p.requires_grad}
         try:
-            batch = make_batch(run, train[:2])
+            with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+                logits = forward(Elsewhere(student, params), run.student_model, batch.student)
+                loss = cross_entropy(logits, _need(batch.labels)).mean()
+                grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
+            why = "its gradient has no gradient" if any(_ends(g) for g in grads if g is not None) else ""
             self._outer_gradient(run, batch, self._teacher(run, batch))
         except (RuntimeError, NotImplementedError) as error:
-            raise InterfuseError("needs.capability", f"a layer of the student cannot run in an unrolled step: {str(error).splitlines()[0]}",
-                                 where=run.student_model.name) from error  # fmt: skip
+            why = str(error).splitlines()[0]
+        if why:
+            raise InterfuseError("needs.capability", f"a layer of the student cannot run in an unrolled step: {why}",
+                                 where=run.student_model.name)  # fmt: skip
 
     def select(self, run: Run, order: NDArray[np.int64]) -> NDArray[np.int64]:
         if self.fixed_alpha is not None:
@@ -262,6 +271,21 @@ def hyper_gradient(
     moved = {n: p if g is None else p - eta * g for (n, p), g in zip(theta.items(), grads, strict=True)}
     found = torch.autograd.grad(outer_loss(moved), list(outer), allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for w, g in zip(outer, found, strict=True)]
+
+
+def _ends(gradient: torch.Tensor) -> bool:
+    """Whether a gradient's graph holds a node behind which PyTorch knows no gradient and would silently take zero."""
+    waiting: list[Any] = [gradient.grad_fn]
+    seen: dict[Any, None] = {}
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen[node] = None
+        if node.name().endswith("Error"):
+            return True
+        waiting += [parent for parent, _ in node.next_functions]
+    return False
 
 
 class Elsewhere(nn.Module):
