@@ -130,15 +130,79 @@ def image_table(path: Path, change: str = "") -> str:
     return str(file)
 
 
-def image_model(path: Path, name: str, number: int) -> str:
-    """The folder of a tiny model trained for two epochs on the digits."""
+def text_table(path: Path, change: str = "") -> str:
+    """A parquet file of 60 sentences, whole or with a fault."""
+    from datasets import Dataset
+
+    file = path / f"sentences{'-' + change if change else ''}.parquet"
+    if not file.is_file():
+        body, labels = tiny_texts.sentences(60)
+        ids = [f"s{i}" for i in range(60)]
+        if change == "twice":
+            ids[41] = ids[5]
+        rows = Dataset.from_dict({"text": body, "label": labels, "id": ids})
+        path.mkdir(parents=True, exist_ok=True)
+        (rows.select(range(change == "one")) if change in ("empty", "one") else rows).to_parquet(file)
+    return str(file)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A kind of examples: tiny configurations that read it, what they are for, a table, the classes, the field to widen."""
+
+    models: Mapping[str, Mapping[str, Any]]
+    task: str
+    auto: str
+    table: Callable[[Path, str], str]
+    classes: tuple[str, ...]
+    width: str = "num_labels"
+
+
+READINGS: dict[str, Reading] = {
+    "images": Reading(VISION, "image-classification", "AutoModelForImageClassification", image_table, tuple("012345")),
+    "texts": Reading({"bert": tiny_texts.BERT}, "text-classification", "AutoModelForSequenceClassification", text_table, ("no", "yes")),
+    "tokens": Reading({"llama": tiny_texts.LLAMA}, "causal-lm", "AutoModelForCausalLM", text_table, ("no", "yes"), "vocab_size"),
+}  # fmt: skip
+
+
+def source(reading: Reading, name: str, path: Path, **changes: Any) -> dict[str, Any]:
+    """A configuration to start from, with a tokenizer where one is needed."""
+    tokens = {} if reading.task.startswith("image") else {"tokenizer": str(tiny_texts.tokenizer(path / "tokenizer"))}
+    return {"config": {**reading.models[name], **changes}, "task": reading.task, **tokens}
+
+
+def trained(reading: Reading, path: Path, name: str, number: int) -> str:
+    """The folder of a tiny model trained for two epochs."""
     from interfuse.core.rooms import apply
 
     folder = path / f"{name}-{number}"
     if not folder.is_dir():
-        apply("distill/none", student={"config": VISION[name]}, data=image_table(path), epochs=2, batch_size=32, lr=3e-3,
+        apply("distill/none", student=source(reading, name, path), data=reading.table(path, ""), epochs=2, batch_size=32, lr=3e-3,
               seed=100 + number, out=folder)  # fmt: skip
     return str(folder)
+
+
+def untrained(reading: Reading, path: Path, name: str, label: str, **changes: Any) -> str:
+    """The folder of a model that fits nothing: of another width, or (``label="nan"``) with NaN in a weight."""
+    import torch
+
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.rooms import Source
+    from interfuse.data.models import build, open_model
+
+    folder = path / f"{name}-{label}"
+    if not folder.is_dir():
+        module: Any = build(open_model(Source(source(reading, name, path, **changes)), Ctx()), Ctx())
+        if label == "nan":
+            with torch.no_grad():
+                list(module.parameters())[-1].view(-1)[0] = float("nan")
+        module.save_pretrained(folder)
+    return str(folder)
+
+
+def image_model(path: Path, name: str, number: int) -> str:
+    """The folder of a tiny model trained for two epochs on the digits."""
+    return trained(READINGS["images"], path, name, number)
 
 
 def numbers_of_model(path: Path, auto: str) -> dict[str, NDArray[Any]]:
@@ -156,76 +220,90 @@ def numbers_of_model(path: Path, auto: str) -> dict[str, NDArray[Any]]:
 
 @room("distill")
 def distill(case: Case, shared: Path) -> Scene:
-    """``teachers``: how many, or their architectures. ``student``: its architecture."""
+    """``inputs``: ``images``, ``texts`` (classified) or ``tokens`` (continued). ``teachers``: how many, or their
+    architectures. ``student``: its architecture."""
     given = dict(case.given)
-    teachers = given.pop("teachers", 1)
-    names = [list(VISION)[(i + 1) % len(VISION)] for i in range(teachers)] if isinstance(teachers, int) else teachers
-    config = VISION[given.pop("student", "resnet")]
-    path = shared / "images"
-    folders = [image_model(path, name, number) for number, name in enumerate(names)]
+    kind = case.inputs or "images"
+    reading, path = READINGS[kind], shared / kind
+    known = list(reading.models)
+    teachers, student = given.pop("teachers", 1), given.pop("student", known[0])
+    names = [known[(i + 1) % len(known)] for i in range(teachers)] if isinstance(teachers, int) else teachers
+    folders = [trained(reading, path, name, number) for number, name in enumerate(names)]
+    start = source(reading, student, path)
     given = {
-        "student": {"config": config},
-        "data": image_table(path),
+        "student": start,
+        "data": reading.table(path, ""),
         "batch_size": 32,
         "epochs": 2,
         "lr": 3e-3,
         **given,
         **({"teacher": folders} if folders else {}),
     }
-
-    def in_memory() -> dict[str, Any]:
-        from datasets import Dataset
-        from transformers import AutoModelForImageClassification
-
-        from interfuse.core.ctx import Ctx
-        from interfuse.core.rooms import Source
-        from interfuse.data.models import build, open_model
-
-        modules = [AutoModelForImageClassification.from_pretrained(folder).train() for folder in folders]
-        student = build(open_model(Source({"config": config}), Ctx()), Ctx(), train=True)
-        held = {"student": student, "data": Dataset.from_parquet(given["data"], keep_in_memory=True)}
-        return {**given, **held, **({"teacher": modules} if modules else {})}
-
-    other = {**config, "num_labels": CLASSES + 1}
-    shapes = [Bad("student of another class count", {"student": {"config": other}}, ("input.shape",))]
-    if folders:
-        strange = _strange_teacher(path)
-        wrong = [strange] * len(folders)
-        shapes.append(Bad("teacher of another class count", {"teacher": wrong}, ("input.shape",)))
-    bad = {
-        "refuses_wrong_shape": shapes,
-        "refuses_empty": [Bad("table of no rows", {"data": image_table(path, "empty")}, ("input.empty",))],
-        "one_row": [Bad("table of one row", {"data": {"data": image_table(path, "one"), "labels": list("012345")}},
-                        ("input.empty", "input.shape", "needs.capability", "run.failed"), or_works=True)],
-        "refuses_nan": [Bad("NaN in a picture", {"data": image_table(path, "nan")}, ("input.nan",))],
-        "refuses_duplicates": [Bad("an id twice", {"data": image_table(path, "twice")}, ("input.duplicate",))],
-        "refuses_missing_input": [Bad("no student", {"student": None}, ("param.missing",)),
-                                  Bad("no data", {"data": None}, ("param.missing",))],
-    }  # fmt: skip
-    if folders:
-        bad["refuses_missing_input"].append(Bad("no teacher", {"teacher": None}, ("param.value", "param.missing")))
     return Scene(
         given,
-        in_memory,
+        lambda: {**given, **_distill_in_memory(reading, start, folders, given["data"])},
         path,
-        lambda folder: numbers_of_model(folder, "AutoModelForImageClassification"),
-        bad,
+        lambda folder: numbers_of_model(folder, reading.auto),
+        _distill_bad(reading, path, student, folders),
         _killed_after_an_epoch,
         lambda oracle: _distill_oracle(case, given, oracle),
         dtype="float32",
     )
 
 
-def _strange_teacher(path: Path) -> str:
+def _distill_in_memory(reading: Reading, start: dict[str, Any], folders: Sequence[str], data: str) -> dict[str, Any]:
+    """Teachers, student and table as objects."""
+    from datasets import Dataset
+
     from interfuse.core.ctx import Ctx
     from interfuse.core.rooms import Source
     from interfuse.data.models import build, open_model
 
-    folder = path / "strange-vit"
-    if not folder.is_dir():
-        config = {**VISION["vit"], "num_labels": CLASSES + 1}
-        build(open_model(Source({"config": config}), Ctx()), Ctx()).save_pretrained(folder)  # type: ignore[operator]
-    return str(folder)
+    def held(spec: Any) -> Any:
+        model = open_model(Source(spec), Ctx())
+        tokenizer = Path(start["tokenizer"]) if "tokenizer" in start else None
+        return dataclasses.replace(model, path=None, module=build(model, Ctx()).train(), tokenizer=tokenizer)
+
+    student, teachers = held(start), [held(folder) for folder in folders]
+    if reading.task.startswith("image"):  # without tokenizer a bare module will do
+        student, teachers = student.module, [t.module for t in teachers]
+    table = Dataset.from_parquet(data, keep_in_memory=True)
+    return {"student": student, "data": table, **({"teacher": teachers} if teachers else {})}
+
+
+def _distill_bad(reading: Reading, path: Path, student: str, folders: Sequence[str]) -> dict[str, list[Bad]]:
+    table, wide = reading.table, {reading.width: int(reading.models[student][reading.width]) + 1}
+    shape = ("input.vocabulary",) if reading.task == "causal-lm" else ("input.shape",)
+    narrow = {reading.width: 5}
+    some = len(folders)
+    first = next(iter(reading.models))
+    bad = {
+        "refuses_wrong_shape": [Bad("student of another class count", {"student": source(reading, student, path, **(wide if some else narrow))},
+                                    shape if some else ("input.shape",))],
+        "refuses_empty": [Bad("table of no rows", {"data": table(path, "empty")}, ("input.empty",))],
+        "one_row": [Bad("table of one row", {"data": {"data": table(path, "one"), "labels": list(reading.classes)}},
+                        ("input.empty", "input.shape", "needs.capability", "run.failed"), or_works=True)],
+        "refuses_nan": [Bad("NaN in a weight", {"student": {"model": untrained(reading, path, first, "nan"), **_tokens(reading, path)}},
+                            ("input.nan",))],
+        "refuses_duplicates": [Bad("an id twice", {"data": table(path, "twice")}, ("input.duplicate",))],
+        "refuses_missing_input": [Bad("no student", {"student": None}, ("param.missing",)),
+                                  Bad("no data", {"data": None}, ("param.missing",))],
+    }  # fmt: skip
+    if reading.task.startswith("image"):
+        bad["refuses_nan"] = [Bad("NaN in a picture", {"data": table(path, "nan")}, ("input.nan",))]
+    if folders:
+        strange = untrained(
+            reading, path, first, "strange", **{reading.width: int(reading.models[first][reading.width]) + 2}
+        )
+        bad["refuses_wrong_shape"].append(
+            Bad("teacher of another class count", {"teacher": [strange] * len(folders)}, shape)
+        )
+        bad["refuses_missing_input"].append(Bad("no teacher", {"teacher": None}, ("param.value", "param.missing")))
+    return bad
+
+
+def _tokens(reading: Reading, path: Path) -> dict[str, str]:
+    return {k: v for k, v in source(reading, next(iter(reading.models)), path).items() if k == "tokenizer"}
 
 
 @contextlib.contextmanager
@@ -510,7 +588,7 @@ def measure(case: Case, shared: Path) -> Scene:
         modules = [AutoModelForImageClassification.from_pretrained(folder).train() for folder in (model, *sources)]
         return {**given, "models": modules[:1], "against": modules[1:], "data": Dataset.from_parquet(given["data"], keep_in_memory=True)}  # fmt: skip
 
-    strange = _strange_teacher(path)
+    strange = untrained(READINGS["images"], path, "vit", "strange", num_labels=CLASSES + 1)
     bad = {
         "refuses_wrong_shape": [Bad("model of another class count", {"models": [strange]}, ("input.shape",)),
                                 Bad("source of another class count", {"against": [strange]}, ("input.shape",))],

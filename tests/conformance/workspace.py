@@ -56,6 +56,9 @@ def object_digest(value: Any) -> Any:
         }
         flags = {k: (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for k, m in value.named_modules()}
         return tensors, flags, {k: (p.requires_grad, str(p.dtype), p.grad is None) for k, p in value.named_parameters()}
+    module = getattr(value, "module", None)
+    if isinstance(module, torch.nn.Module):  # a model that holds one
+        return object_digest(module)
     if isinstance(value, list | tuple):
         return [object_digest(v) for v in value]
     if isinstance(value, Mapping):
