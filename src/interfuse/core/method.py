@@ -219,6 +219,7 @@ def load(name: str, *, room: str = "") -> Method:
     ]
     if len(marked) != 1:
         raise InterfuseError("method.card", f"the module holds {len(marked)} methods, not one", where=entry.module)
-    settings = index.load_room_module(entry.room).ROOM.settings
-    shared = read_params(settings) if settings is not None else {}
-    return Method(entry, marked[0], {**shared, **read_params(marked[0])}, getattr(marked[0], _MARK))
+    room_of = index.load_room_module(entry.room).ROOM
+    shared = read_params(room_of.settings) if room_of.settings is not None else {}
+    own = {name: room_of.widen(param) for name, param in read_params(marked[0]).items()}
+    return Method(entry, marked[0], {**shared, **own}, getattr(marked[0], _MARK))

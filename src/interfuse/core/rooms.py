@@ -16,7 +16,7 @@ from interfuse.core import index
 from interfuse.core.artifact import Artifact, environment, refuse_taken, save_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
-from interfuse.core.method import Method, load
+from interfuse.core.method import Method, Param, load
 from interfuse.core.safe import fingerprint
 from interfuse.core.safe import jsonable as jsonable
 
@@ -103,6 +103,7 @@ class Room:
         promise: the noun that ``run`` will have made at a path, known before the work as far as the plan needs it.
         across_seeds: one call sees the inputs of all seeds.
         settings: a dataclass whose fields are parameters of every method of the room.
+        widen: changes what a parameter of a method may be given as, for rooms that understand more than the method does.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Room:
     estimate: Callable[[Call], Cost] = field(default=lambda call: Cost())
     across_seeds: bool = False
     settings: type | None = None
+    widen: Callable[[Param], Param] = field(default=lambda param: param)
 
     def open_inputs(self, given: Mapping[str, Any], ctx: Ctx, where: str = "") -> dict[str, Any]:
         """Opens every input. ``given`` maps input names to a :class:`Source`, a noun, or lists of these."""

@@ -22,6 +22,8 @@ from interfuse.core.safe import file_sha256, fingerprint, read_text
 if TYPE_CHECKING:
     import torch
 
+    from interfuse.data.overlay import Computed
+
 #: task -> (auto class of transformers, suffix of the architecture names)
 TASKS = {
     "image-classification": ("AutoModelForImageClassification", "ForImageClassification"),
@@ -31,7 +33,7 @@ TASKS = {
     "seq2seq-lm": ("AutoModelForSeq2SeqLM", "ForConditionalGeneration"),
 }
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".npy")
-KEYS = ("model", "config", "predictions", "task", "revision", "tokenizer")
+KEYS = ("model", "config", "predictions", "task", "revision", "tokenizer", "adapter")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Model:
         config: the fields of ``config.json``; known before any weight is read.
         task: one of :data:`TASKS`, ``module`` for a plain PyTorch module, or ``predictions`` for stored ones.
         module: the module itself when it is in memory.
+        computed: where its tensors come from when they are neither in a folder nor in memory.
         tokenizer: folder of the tokenizer when it is not in ``path``.
         made_by, parents, key: the step that makes it, what that step takes, and the step's key (see ``core.run``).
     """
@@ -53,6 +56,7 @@ class Model:
     config: Mapping[str, Any] = field(default_factory=dict)
     task: str = "module"
     module: torch.nn.Module | None = field(default=None, repr=False, compare=False)
+    computed: Computed | None = field(default=None, repr=False, compare=False)
     tokenizer: Path | None = None
     made_by: str = ""
     parents: tuple[Any, ...] = field(default=(), repr=False)
@@ -63,9 +67,11 @@ class Model:
         if self.key:
             return self.key
         if self.path is not None:
-            return _folder_digest(self.path)
+            return folder_digest(self.path)
         if self.module is not None:
             return _module_digest(self.module)
+        if self.computed is not None:
+            return self.computed.fingerprint()
         return fingerprint({"config": _plain(self.config), "task": self.task})
 
     @property
@@ -126,10 +132,19 @@ def open_model(source: Source, ctx: Ctx) -> Model:
         raise InterfuseError(
             "param.missing", "a model source needs 'model' (folder or id), 'config' or 'predictions'", where=source.name
         )
-    folder = locate(str(spec["model"]), source.folder, revision=spec.get("revision"))
+    wanted, adapter = str(spec["model"]), spec.get("adapter")
+    if adapter is None and "+" in wanted and not (source.folder / wanted).is_dir():
+        wanted, _, adapter = wanted.partition("+")
+    folder = locate(wanted, source.folder, revision=spec.get("revision"))
+    name = source.name or folder.name + (f"+{Path(str(adapter)).name}" if adapter is not None else "")
+    if adapter is not None or ((folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()):
+        from interfuse.data.adapted import adapted_model
+
+        base = None if adapter is None else folder
+        place = folder if adapter is None else locate(str(adapter), source.folder)
+        return adapted_model(base, place, name, spec.get("task"), tokenizer, source.folder)
     config = read_config(folder)
-    name = source.name or folder.name
-    return Model(name, folder, config, spec.get("task") or _task_of(config, folder), tokenizer=tokenizer)
+    return Model(name, folder, config, spec.get("task") or task_of(config, folder), tokenizer=tokenizer)
 
 
 def _from_module(value: Any, name: str) -> Model:
@@ -241,7 +256,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _task_of(config: Mapping[str, Any], folder: Path) -> str:
+def task_of(config: Mapping[str, Any], folder: Path) -> str:
+    """The task that a configuration's architecture names; raises ``input.type`` when it names none."""
     for architecture in config.get("architectures") or []:
         for task, (_, suffix) in TASKS.items():
             if architecture.endswith(suffix) or (task == "causal-lm" and architecture.endswith("LMHeadModel")):
@@ -255,7 +271,8 @@ def _hash_file(path: Path, size: int, stamp: int) -> str:
     return file_sha256(path)
 
 
-def _folder_digest(folder: Path) -> str:
+def folder_digest(folder: Path) -> str:
+    """A digest of a model folder's configuration, tokenizer and weights."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"))
     rows = [
         (p.name, _hash_file(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in files if p.name != "interfuse.json"
@@ -302,7 +319,7 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
         if read_config(model.path).get("model_type") == "interfuse-composed":
             import interfuse.data.composed  # noqa: F401  registers the type
         try:
-            with _quiet():
+            with quiet():
                 module, info = auto.from_pretrained(model.path, local_files_only=True, use_safetensors=True,
                                                     trust_remote_code=False, dtype=dtype, output_loading_info=True)  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -313,6 +330,10 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
         if lost:
             raise InterfuseError("input.format", f"{len(lost)} tensors of the model are not in its files, the first is {lost[0]}",
                                  where=str(model.path))  # fmt: skip
+    elif model.computed is not None:
+        from interfuse.data.adapted import in_memory
+
+        module = in_memory(model)
     else:
         with seeded(ctx.seed_for("init/" + fingerprint({"config": _plain(model.config), "task": model.task}))):
             module = getattr(transformers, TASKS[model.task][0]).from_config(make_config(model))
@@ -328,7 +349,7 @@ def _frozen(module: torch.nn.Module) -> dict[int, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps ``transformers`` from drawing progress bars of its own."""
     from transformers.utils import logging
 
@@ -370,7 +391,7 @@ def save(module: torch.nn.Module, folder: Path, *, tokenizer_from: Path | None =
 
     save_pretrained = getattr(module, "save_pretrained", None)
     if callable(save_pretrained):
-        with _quiet():
+        with quiet():
             save_pretrained(folder)
     else:
         state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}

@@ -1,0 +1,74 @@
+"""Models whose tensors are computed: a base with a LoRA adapter on it, and any other opened as a module."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from interfuse.core.errors import InterfuseError
+from interfuse.core.safe import canonical_json, file_sha256, fingerprint, jsonable
+from interfuse.data.lora import CONFIG, MODEL, apply_adapter, open_adapter, read_adapter_config
+from interfuse.data.models import TASKS, Model, folder_digest, locate, quiet, read_config, task_of
+from interfuse.data.overlay import Overlay, whole
+from interfuse.data.weights import Weights
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A base and the LoRA adapter on it, as :class:`~interfuse.data.overlay.Computed` tensors."""
+
+    base: Path
+    adapter: Path
+
+    def open(self) -> Overlay:
+        """The base's tensors, the adapter's changes added while they are read."""
+        return apply_adapter(Weights.open(self.base), open_adapter(self.adapter))
+
+    def fingerprint(self) -> str:
+        """Of the base's and the adapter's bytes."""
+        files = [self.adapter / name for name in (CONFIG, MODEL)]
+        return fingerprint([folder_digest(self.base), *(file_sha256(f) for f in files if f.is_file())])
+
+
+def adapted_model(
+    base: Path | None, adapter: Path, name: str, task: str | None, tokenizer: Path | None, folder: Path
+) -> Model:
+    """A model with an adapter; without a base the one its ``adapter_config.json`` names. Nothing but settings is read.
+
+    Raises:
+        InterfuseError: ``input.missing`` when there is no adapter or its base is not found, ``needs.capability``.
+    """
+    if not (adapter / CONFIG).is_file():
+        raise InterfuseError("input.missing", f"the folder has no {CONFIG}", where=str(adapter),
+                             fix="The part after + is a LoRA adapter as peft saves it.")  # fmt: skip
+    stated = read_adapter_config(adapter).get("base_model_name_or_path")
+    if base is None:
+        try:
+            base = locate(str(stated), folder)
+        except InterfuseError as error:
+            raise InterfuseError("input.missing", f"the adapter's base {stated!r} is not there", where=str(adapter),
+                                 fix="Name it: BASE+ADAPTER.") from error  # fmt: skip
+    config = read_config(base)
+    own = tokenizer or next((f for f in (adapter, base) if (f / "tokenizer_config.json").is_file()), None)
+    return Model(name, None, config, task or task_of(config, base), tokenizer=own, computed=AdaptedModel(base, adapter))
+
+
+def in_memory(model: Model) -> torch.nn.Module:
+    """A module whose numbers are those of the model's computed tensors, by way of a folder that is removed again."""
+    import safetensors.torch
+    import transformers
+
+    assert model.computed is not None, "asked for only then"
+    with model.computed.open() as tensors, tempfile.TemporaryDirectory() as place:
+        state = {name: whole(tensors.source(name)).to(tensors[name].dtype) for name in tensors}
+        safetensors.torch.save_file(state, Path(place) / "model.safetensors", metadata={"format": "pt"})
+        (Path(place) / "config.json").write_bytes(canonical_json(json.loads(json.dumps(jsonable(model.config)))))
+        with quiet():
+            module: torch.nn.Module = getattr(transformers, TASKS[model.task][0]).from_pretrained(
+                place, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+    return module
