@@ -19,6 +19,7 @@ import pytest
 from interfuse.core.artifact import open_artifact, save_artifact, verify
 from interfuse.core.errors import InterfuseError
 from interfuse.core.run import run
+from interfuse.core.safe import sweep, write_atomic
 from tests.toy_rooms import RECIPE, Toy, forked, lean, outcome, tree
 
 KILLS = 200
@@ -87,6 +88,25 @@ def test_random_kills_during_save_leave_the_old_artifact_or_the_new(quick: Path)
     save_round(path, 9999)
     assert round_of(path) == 9999
     assert leftovers(path) == []
+
+
+@lean
+def test_random_kills_while_a_file_is_written_leave_the_old_or_the_new(quick: Path) -> None:
+    path = quick / "file.bin"
+    texts = [str(n).encode() * 1_000_000 for n in (1, 2)]
+    write_atomic(path, texts[0])
+    usual = seconds_of(lambda: write_atomic(path, texts[0]))
+    rng = random.Random(3)
+    killed = replaced = 0
+    while killed < 60:
+        new = texts[killed % 2]
+        killed += kill_after(forked(lambda new=new: write_atomic(path, new)), rng.uniform(0, usual))
+        found = path.read_bytes()
+        assert found in texts
+        replaced += found == new
+    assert replaced
+    sweep(path)
+    assert sorted(p.name for p in quick.iterdir()) == ["file.bin"]
 
 
 #: every call through which a save touches the disk
