@@ -237,6 +237,17 @@ def test_stored_predictions_teach_as_a_live_teacher_does(images: Path, tmp_path:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
 
 
+def test_stored_predictions_see_texts_cut_as_the_student_does(texts: Path, tmp_path: Path) -> None:
+    bert = {"config": tiny_texts.BERT, "task": "text-classification", "tokenizer": str(texts)}
+    made = apply("distill/none", student=bert, data=text_table(), epochs=1, out=tmp_path / "teacher")
+    run, _ = started("kd", student=bert, teacher=[made], data=text_table(), max_length=4)
+    live = engine.make_batch(run, np.arange(24), live=True)
+    assert live.teachers[0]["input_ids"].shape == (24, 4)
+    assert run.stored is not None
+    with torch.no_grad():
+        torch.testing.assert_close(run.stored[0], engine.forward(run.teachers[0], made, live.teachers[0]))
+
+
 def test_the_log_adds_up(images: Path, tmp_path: Path) -> None:
     apply("distill/kd", teacher=[image_model(images, "vit", 0)], student={"config": VISION["convnext"]}, data=image_table(images),
           alpha=0.3, epochs=2, out=tmp_path / "out")  # fmt: skip
