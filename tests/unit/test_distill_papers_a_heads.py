@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
-from interfuse.core.rooms import Source
+from interfuse.core.rooms import Source, apply
 from interfuse.data.models import Model, build, open_model
-from interfuse.data.tables import Table
+from interfuse.data.seeding import seeded
+from interfuse.data.tables import Table, open_table
 from interfuse.distill.dhkd import align
 from interfuse.distill.kd3 import choose, mix_distribution, nt_xent, teacher_share
 from interfuse.kit.losses import binary_kl
@@ -38,6 +40,7 @@ from tests.distill_bars import (
 from tests.distill_bars import data as data
 from tests.distill_bars import teacher as teacher
 from tests.oracles import distill_papers_a_oracle as oracle
+from tests.tiny_texts import BERT, LLAMA, WORDS, tokenizer
 
 # -- KD3 -------------------------------------------------------------------------------------------------------------
 
@@ -343,3 +346,81 @@ def test_nd_refusals(data: Table, teacher: Model, tmp_path: Path) -> None:
     dead = made(CNN, 7)
     nn.init.zeros_(dead.stages[1][0].weight), nn.init.zeros_(dead.stages[1][0].bias)  # type: ignore[index,union-attr]
     refused("needs.capability", "nd-kd", data, dead, tmp_path / "c")
+
+
+# -- texts, language models and tables -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Sentences of two classes, a tokenizer, and a BERT teacher."""
+    folder = tmp_path_factory.mktemp("texts")
+    words = tokenizer(folder / "words")
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(WORDS[i % 2 :: 2], rng.integers(3, 9))) for i in range(24)]
+    table = open_table(Source(Dataset.from_dict({"text": lines, "label": [i % 2 for i in range(24)]})), Ctx())
+    student = {"config": {**BERT, "hidden_size": 8}, "task": "text-classification", "tokenizer": str(words)}
+    given = {"data": table, "batch_size": 8, "epochs": 2, "max_length": 16}
+    teacher = apply("distill/none", student={**student, "config": BERT}, **given, out=folder / "teacher")
+    return {"given": given, "student": student, "teacher": [teacher], "words": str(words)}
+
+
+@pytest.mark.parametrize(
+    ("slug", "extra"),
+    [("nd-kd", {}), ("dhkd", {}), ("mix-kd", {}), ("tgeo-kd", {"val_fraction": 0.25}), ("trg", {"k": 3, "tokens": 32})],
+)
+def test_text_classifiers(texts: dict[str, Any], tmp_path: Path, slug: str, extra: dict[str, Any]) -> None:
+    found = apply(
+        f"distill/{slug}",
+        student=texts["student"],
+        teacher=texts["teacher"],
+        **texts["given"],
+        **extra,
+        out=tmp_path / "out",
+    )
+    start = apply(
+        "distill/none", student=texts["student"], **{**texts["given"], "epochs": 1}, lr=1e-12, out=tmp_path / "start"
+    )
+    assert all(bool(v.isfinite().all()) for v in weights(found).values())
+    assert any(not torch.equal(weights(found)[k], v) for k, v in weights(start).items())
+
+
+def test_mixed_texts_are_mixed_embeddings(texts: dict[str, Any]) -> None:
+    from interfuse.distill.mix_kd import mix_inputs
+
+    module = build(texts["teacher"][0], Ctx())
+    ids = torch.tensor([[3, 4, 2, 0], [5, 2, 0, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    share, first, second = torch.tensor([0.25, 1.0]), torch.tensor([0, 1]), torch.tensor([1, 0])
+    found = mix_inputs(module, inputs, share, first, second)
+    words = module.get_input_embeddings().weight  # type: ignore[operator]
+    torch.testing.assert_close(found["inputs_embeds"][0, 0], 0.25 * words[3] + 0.75 * words[5])
+    assert found["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    with torch.no_grad():
+        torch.testing.assert_close(module(**found).logits[1], module(**inputs).logits[1])
+
+
+def test_language_models(texts: dict[str, Any], tmp_path: Path) -> None:
+    model = {"config": LLAMA, "task": "causal-lm", "tokenizer": texts["words"]}
+    teacher = [apply("distill/none", student=model, **texts["given"], out=tmp_path / "teacher")]
+    for head in ("linear", "mlp"):
+        apply("distill/dhkd", student=model, teacher=teacher, **texts["given"], head=head, out=tmp_path / head)
+    for slug in ("nd-kd", "mix-kd", "tgeo-kd", "kd3"):
+        refused("input.type", slug, texts["given"]["data"], teacher[0], tmp_path / slug, model)
+
+
+@pytest.mark.parametrize(
+    ("slug", "extra"), [("nd-kd", {}), ("dhkd", {}), ("mix-kd", {}), ("tgeo-kd", {}), ("kd3", {"min_per_class": 20})]
+)
+def test_tables_of_numbers(tmp_path: Path, slug: str, extra: dict[str, Any]) -> None:
+    wine = {"data": "sklearn:wine", "scale": 100.0}
+
+    def net(width: int) -> nn.Module:
+        with seeded(width):
+            return nn.Sequential(nn.Linear(13, width), nn.ReLU(), nn.Linear(width, 3))
+
+    given = {"data": wine, "batch_size": 32, "epochs": 2}
+    teacher = apply("distill/none", student=net(12), **given, out=tmp_path / "teacher")
+    found = apply(f"distill/{slug}", student=net(6), teacher=[teacher], **given, **extra, out=tmp_path / "out")
+    assert all(bool(v.isfinite().all()) for v in weights(found).values())
+    assert build(found, Ctx()).eval()(torch.zeros(2, 13)).shape == (2, 3)
