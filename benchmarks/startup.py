@@ -1,6 +1,6 @@
 """How long the command line and the import take, as whole processes, beside an empty Python process.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ if __name__ == "__main__":
             if run:
                 rows[name].append(took)
     figures = {name: summary(values) for name, values in rows.items()}
-    print(save("startup", {"what": "wall seconds of whole processes; goals: import <= 0.3, --help <= 0.4", "seconds": figures}))
+    print(
+        save(
+            "startup",
+            {"what": "wall seconds of whole processes; goals: import <= 0.3, --help <= 0.4", "seconds": figures},
+        )
+    )
     for name, row in figures.items():
         print(f"{name:20} {row['median']:.3f} s (min {row['min']:.3f})")

@@ -44,7 +44,7 @@ def test_no_end_line_when_the_work_fails_or_was_brief():
     now = [0.0]
     lines: list[str] = []
     shown = progress.Lines(lines.append, lambda: now[0])
-    with pytest.raises(ValueError, match="no"), shown.bar("x", 1, ""):
+    with pytest.raises(ValueError, match="no"), shown.bar("x", 1, ""):  # noqa: PT012
         now[0] += 5
         raise ValueError("no")
     with shown.bar("y", 1, ""):

@@ -103,6 +103,7 @@ def write_examples(folder: Path) -> None:
     """The files that the examples of ``formats.md`` name."""
     import numpy as np
     from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
     from PIL import Image
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -116,6 +117,11 @@ def write_examples(folder: Path) -> None:
     Dataset.from_dict({"pixels": [[1.0] * 64, [2.0] * 64], "digit": [3, 4]}).to_parquet(folder / "scans.parquet")
     config = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertForSequenceClassification(config).save_pretrained(folder / "models" / "mine")
+    adapted = get_peft_model(
+        BertForSequenceClassification(config), LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"])
+    )
+    adapted.save_pretrained(folder / "adapters" / "tuned")
+    Dataset.from_dict({"id": ["a", "b"], "logits": [[0.0, 1.0], [2.0, 3.0]]}).to_parquet(folder / "teacher.parquet")
 
 
 def test_blocks_that_are_not_run_are_counted_and_say_why() -> None:

@@ -88,7 +88,9 @@ def crumbs(models: Sequence[State], base: State, *, density: Any, gamma: Any, we
     out = {}
     for name, b in base.items():
         total = np.zeros(b.shape)
-        rows = zip(_deltas(models, base, name), weights, _list(density, len(models)), _list(gamma, len(models)), strict=True)
+        rows = zip(
+            _deltas(models, base, name), weights, _list(density, len(models)), _list(gamma, len(models)), strict=True
+        )
         for delta, w, keep, top in rows:
             outliers = int(top * delta.size)
             both = _top(delta, outliers + min(max(1, int(keep * delta.size)), delta.size - outliers))
@@ -154,7 +156,9 @@ def stock(models: Sequence[State], base: State) -> State:
     for name, b in base.items():
         flat = [d.ravel() for d in _deltas(models, base, name)]
         norms = [np.linalg.norm(d) for d in flat]
-        cosines = [flat[i] @ flat[j] / (norms[i] * norms[j]) if norms[i] * norms[j] else 0 for i in range(n) for j in range(i)]
+        cosines = [
+            flat[i] @ flat[j] / (norms[i] * norms[j]) if norms[i] * norms[j] else 0 for i in range(n) for j in range(i)
+        ]
         cos = float(np.clip(np.mean(cosines), 0, 1))
         t = n * cos / (1 + (n - 1) * cos)
         out[name] = t * sum(m[name] for m in models) / n + (1 - t) * b

@@ -21,7 +21,9 @@ DATA = {"data": "sklearn:digits", "limit": 60}
 
 
 def store(path: Path, ids, rows, form="probs") -> str:
-    path.write_text("".join(json.dumps({"id": int(i), form: list(map(float, r))}) + "\n" for i, r in zip(ids, rows, strict=True)))
+    path.write_text(
+        "".join(json.dumps({"id": int(i), form: list(map(float, r))}) + "\n" for i, r in zip(ids, rows, strict=True))
+    )
     return str(path)
 
 
