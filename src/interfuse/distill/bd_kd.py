@@ -67,7 +67,8 @@ class BDKD(Hooks):
             # a copy: a module the caller passed stays as it was
             module = run.add(_name(k), copy.deepcopy(teacher).requires_grad_(True), train=False)
             optimizer = make_optimizer([{"params": list(module.parameters())}], settings)
-            run.optimizers[_name(k)] = run.accelerator.prepare(optimizer)
+            scaled = run.accelerator.scaler is not None
+            run.optimizers[_name(k)] = run.accelerator.prepare(optimizer) if scaled else optimizer
 
     def views(self, run: Run, batch: Batch) -> Views:
         if not self.online:

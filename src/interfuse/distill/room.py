@@ -224,7 +224,9 @@ def start(call: Call, hooks: Hooks) -> Run:
         {"params": list(state.modules[name].parameters()), "lr_scale": scale} for name, scale in state.lr_scales.items()
     ]
     optimizer = make_optimizer([g for g in groups if g["params"]], settings)
-    state.student, state.optimizers["main"] = accelerator.prepare(student, optimizer)
+    state.student, state.optimizers["main"] = accelerator.prepare(student), optimizer
+    if accelerator.num_processes > 1 or accelerator.scaler is not None:
+        state.optimizers["main"] = accelerator.prepare(optimizer)  # elsewhere the wrapper only costs time in every step
     return state
 
 

@@ -5,6 +5,7 @@ Higher is better everywhere. A probe is what one network says of one batch at in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -144,18 +145,14 @@ def nwot_score(module: nn.Module, forward: Forward) -> float | None:
 def synflow_score(module: nn.Module, forward: Forward) -> float:
     """``log sum |w dR/dw|`` with all weights made positive, R the sum of the logits (SynFlow, Tanaka et al. 2020).
 
-    The caller's ``forward`` should feed ones. The module's weights are restored.
+    Works on a float64 copy, since products over many layers leave float32's range: ``forward`` must feed float64 ones.
     """
-    kept = {k: v.clone() for k, v in module.state_dict().items()}
-    training = module.training
+    positive = copy.deepcopy(module).double().eval()
     with torch.no_grad():
-        for value in module.state_dict().values():
+        for value in positive.state_dict().values():
             if value.is_floating_point():
                 value.abs_()
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    total = forward(module.eval()).double().sum()
-    found = torch.autograd.grad(total, parameters, allow_unused=True)
-    terms = [(g.double() * p.double()).abs().sum() for p, g in zip(parameters, found, strict=True) if g is not None]
-    module.load_state_dict(kept)
-    module.train(training)
+    parameters = [p for p in positive.parameters() if p.requires_grad]
+    found = torch.autograd.grad(forward(positive).sum(), parameters, allow_unused=True)
+    terms = [(g * p).abs().sum() for p, g in zip(parameters, found, strict=True) if g is not None]
     return float(torch.log(torch.stack(terms).sum()))
