@@ -49,7 +49,7 @@ class HARD(Hooks):
     noise: Annotated[float, Field(ge=0, description="noise: largest change of an input number")] = 0.3
     start: Annotated[
         float, Field(ge=0, description="initial spread; at 0 the augmentor is the identity and hardly learns")
-    ] = 0.1
+    ] = 0.3
     distance: Annotated[
         Literal["kl", "mse"], Field(description="tau^2 KL for classes, squared error for regression")
     ] = "kl"
@@ -183,12 +183,12 @@ class HARD(Hooks):
                 p.grad = g
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            found = float(self.between(teacher, student).mean())
+            found = float(self.between(teacher, student).detach().mean())
             first = first if step else found
             mean = self.ema * mean + (1 - self.ema) * found if step else found
             if mean > self.phase_max * first:
                 break
-        change = float(self.between(clean, teacher).mean())
+        change = float(self.between(clean, teacher).detach().mean())
         if change > mean:
             run.ctx.log(f"step {run.step}: the changes move the teacher's own answer ({change:.3g}) more than it differs from the student's "
                         f"({mean:.3g}); raise lambda_t or narrow the ranges")  # fmt: skip

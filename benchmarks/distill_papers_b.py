@@ -1,0 +1,528 @@
+"""Five published distillations: the experiment of each card on scikit-learn's digits and DisWOT's 64 students. Scaled-down.
+
+Every seed has a split, initial weights and an order of its own; all conditions of a seed share them and the settings. A
+comparison is the mean of the seeds' paired differences with a 95 % bootstrap interval over seeds and a sign-flip p.
+Learning rates were chosen on seeds 100 to 102; no test image of seeds 0 and up was looked at before.
+
+    python benchmarks/distill_papers_b.py [SLUG ...]
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from distill_papers_a import CNN, SETTINGS, Images, Pairs, Seed, accuracy, compare, last_row, logits, mlp, table
+from record import save
+from scipy import ndimage, stats
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_sample_images
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.svm import SVC
+from torch import nn
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.rooms import Source
+from interfuse.data.images import distort
+from interfuse.data.models import Model, build, open_model
+from interfuse.data.seeding import seeded
+from interfuse.data.tables import open_table
+from interfuse.kit.architecture_scores import (
+    cka_score,
+    kd_score,
+    nwot_score,
+    probe,
+    relation_score,
+    semantic_score,
+    synflow_score,
+)
+from interfuse.kit.calibration import brier, calibration
+from interfuse.kit.complementary import complement, transferred
+from interfuse.kit.feature_losses import linear_cka
+from interfuse.kit.taps import Taps
+
+DISWOT_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "diswot-s1"
+
+
+class Tokens(nn.Module):
+    """16 patches of 2 x 2, two blocks (attention or token mixing), a mean, a linear layer."""
+
+    def __init__(self, width: int, mixer: bool) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, width, 2, stride=2)
+        self.place = nn.Parameter(0.02 * torch.randn(1, 16, width))
+        self.blocks = nn.ModuleList(_Mixer(width) if mixer else _attention(width) for _ in range(2))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2) + self.place
+        for block in self.blocks:
+            tokens = block(tokens)
+        found: torch.Tensor = self.head(self.norm(tokens).mean(dim=1))
+        return found
+
+
+def _attention(width: int) -> nn.Module:
+    return nn.TransformerEncoderLayer(
+        width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+
+
+class _Mixer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.tokens = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.tokens(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        found: torch.Tensor = x + self.channels(self.norms[1](x))
+        return found
+
+
+class Fitted(nn.Module):
+    """A scikit-learn classifier as a teacher: log-probabilities as logits, without gradient."""
+
+    def __init__(self, estimator: Any) -> None:
+        super().__init__()
+        self.estimator = estimator
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        p = self.estimator.predict_proba(x.detach().flatten(1).numpy())
+        full = np.full((len(p), 10), 1e-6)
+        full[:, self.estimator.classes_.astype(int)] += p
+        return torch.from_numpy(np.log(full / full.sum(axis=1, keepdims=True))).float()
+
+
+FAMILIES: dict[str, tuple[Callable[..., nn.Module], tuple[Any, ...], tuple[Any, ...]]] = {
+    "cnn": (CNN, (32, 64), (8, 16)), "vit": (Tokens, (48, False), (24, False)), "mixer": (Tokens, (48, True), (24, True)),
+}  # fmt: skip
+
+
+# -- OFA-KD ----------------------------------------------------------------------------------------------------------
+
+
+#: who teaches whom: every family once on either side
+PAIRS = (("mixer", "cnn"), ("cnn", "vit"), ("vit", "mixer"))
+OFA: dict[str, Any] = {"epochs": 30, "batch_size": 32, "lr": 0.01}
+
+
+def ofa(seed: Seed) -> dict[str, float]:
+    """300 images; teachers and students of three families in three unlike pairs, and boosted trees teaching a CNN."""
+    x, y = seed.x, seed.y
+    data, test = table(x[:300], y[:300]), (x[300:], y[300:])
+    teachers = {n: seed.train("none", seed.net(make, *big), data, **OFA) for n, (make, big, _) in FAMILIES.items()}
+    conditions: dict[str, tuple[str, dict[str, Any]]] = {
+        "kd": ("kd", {"alpha": 0.5, "tau": 4.0}), "fitnets": ("fitnets", {}), "dist": ("dist", {}),
+        "no exits": ("ofa-kd", {"w_ofa": 0}), "ofa": ("ofa-kd", {}), "ofa 1.5": ("ofa-kd", {"eps": 1.5})}  # fmt: skip
+    scores: dict[str, list[float]] = {name: [] for name in ("none", *conditions)}
+    found = {f"teacher {n}": accuracy(m, *test) for n, m in teachers.items()}
+    alone: dict[str, Model] = {}
+    early, late = [], []
+    for teacher, student in PAIRS:
+        make, _, small = FAMILIES[student]
+        alone[student] = seed.train("none", seed.net(make, *small), data, **OFA)
+        scores["none"].append(accuracy(alone[student], *test))
+        found[f"none: {student}"] = scores["none"][-1]
+        for name, (method, given) in conditions.items():
+            made = seed.train(method, seed.net(make, *small), data, teacher=[teachers[teacher]], **OFA, **given)
+            scores[name].append(accuracy(made, *test))
+            found[f"{name}: {teacher} -> {student}"] = scores[name][-1]
+            if name == "ofa":
+                row = last_row(made)
+                early.append(row["raw/right_1"])
+                late.append(row["raw/right_2"])
+    found |= {name: statistics.mean(values) for name, values in scores.items()}
+    found |= {
+        "training accuracy of exit 1": statistics.mean(early),
+        "training accuracy of exit 2": statistics.mean(late),
+    }
+    trees = HistGradientBoostingClassifier(max_iter=40, random_state=0).fit(x[:300].reshape(300, -1), y[:300])
+    found["teacher trees"] = float((trees.predict(test[0].reshape(len(test[1]), -1)) == test[1]).mean())
+    for name in ("kd", "ofa"):
+        method, given = conditions[name]
+        made = seed.train(method, seed.net(CNN, 8, 16), data, teacher=[Fitted(trees)], **OFA, **given)
+        found[f"{name}: trees -> cnn"] = accuracy(made, *test)
+    found["cka of cnn and cnn"] = _cka(teachers["cnn"], alone["cnn"], x[300:556], "stages.1", "stages.1")
+    found["cka of cnn and vit"] = _cka(teachers["cnn"], alone["vit"], x[300:556], "stages.1", "blocks.1")
+    return found
+
+
+def _cka(one: Model, other: Model, x: Images, first: str, second: str) -> float:
+    seen = []
+    for model, layer in ((one, first), (other, second)):
+        module = build(model, Ctx()).eval()
+        with Taps(module, [layer]) as taps, torch.no_grad():
+            module(torch.from_numpy(x[:, None]))
+            seen.append(taps.features[layer].double())
+    return float(linear_cka(seen[0], seen[1]))
+
+
+# -- BD-KD -----------------------------------------------------------------------------------------------------------
+
+
+BD: dict[str, Any] = {"epochs": 40, "batch_size": 32, "lr": 0.01}
+
+
+def bd(seed: Seed) -> dict[str, float]:
+    """300 images with 10 % wrong labels; an MLP 256-256 as teacher, 12 as student, trained together; the rest tests."""
+    x, y, rng = seed.x, seed.y, seed.rng
+    noisy = y[:300].copy()
+    for row in rng.choice(300, 30, replace=False):
+        noisy[row] = (noisy[row] + rng.integers(1, 10)) % 10
+    data, test = table(x[:300], noisy), (x[600:], y[600:])
+    big, small = (256, 256), (12,)
+    teacher = seed.train("none", seed.net(mlp, *big), data, **BD)
+    conditions: dict[str, tuple[str, dict[str, Any]]] = {
+        "none": ("none", {}), "kd": ("kd", {"teacher": [teacher], "alpha": 0.5}), "dml": ("dml", {"teacher": [seed.net(mlp, *big)]})}  # fmt: skip
+    rules = {"bd-kd": "balance", **{r: r for r in ("flipped", "fixed", "reverse")}}
+    conditions |= {n: ("bd-kd", {"teacher": [seed.net(mlp, *big)], "rule": rule}) for n, rule in rules.items()}
+    found = {"accuracy teacher none": accuracy(teacher, *test)}
+    for name, (method, given) in conditions.items():
+        made = seed.train(method, seed.net(mlp, *small), data, **BD, **given)
+        z = logits(made, test[0])
+        said = calibration(z, test[1])
+        p = torch.from_numpy(z).double().softmax(1).numpy()
+        found |= {f"accuracy {name}": said.accuracy, f"nll {name}": said.nll, f"ece {name}": said.ece, f"brier {name}": brier(p, test[1])}  # fmt: skip
+        if method == "bd-kd":
+            assert made.path is not None
+            with_teacher = open_model(Source(seed.net(mlp, *big)), Ctx())
+            trained = Model("teacher", made.path / "teacher-0", {}, "module", with_teacher.module)
+            found[f"accuracy teacher {name}"] = accuracy(trained, *test)
+            found[f"share less certain {name}"] = last_row(made)["raw/less_certain_0"]
+    return found
+
+
+# -- Fantastic Gains -------------------------------------------------------------------------------------------------
+
+GAINS: dict[str, Any] = {"epochs": 10, "lr": 0.01, "batch_size": 64}
+
+
+def gains(seed: Seed) -> dict[str, float]:
+    """Six models, each trained on 60 % of 600 images with its own class weights; 10 ordered pairs a seed, 500 other images to transfer."""
+    x, y, rng = seed.x, seed.y, seed.rng
+    transfer, test = table(x[600:1100], y[600:1100]), (x[1100:], y[1100:])
+    pool: dict[str, Model] = {}
+    for name in ("mlp", "wide mlp", "cnn", "vit", "forest", "svm"):
+        skew = rng.uniform(0.15, 1.0, 10)[y[:600]]
+        rows = rng.choice(600, 360, replace=False, p=skew / skew.sum())
+        if name in ("forest", "svm"):
+            kind = (
+                RandomForestClassifier(50, random_state=0)
+                if name == "forest"
+                else CalibratedClassifierCV(SVC(), ensemble=False)
+            )
+            pool[name] = open_model(Source(Fitted(kind.fit(x[rows].reshape(360, -1), y[rows]))), Ctx())
+        else:
+            net = {"mlp": (mlp, 16), "wide mlp": (mlp, 64), "cnn": (CNN, 8, 16), "vit": (Tokens, 24, False)}[name]
+            pool[name] = seed.train("none", seed.net(*net), table(x[rows], y[rows]), epochs=30)  # type: ignore[arg-type]
+    said = {name: logits(m, test[0]).argmax(1) for name, m in pool.items()}
+    right = {name: float((z == test[1]).mean()) for name, z in said.items()}
+    rules: dict[str, dict[str, Any]] = {
+        "dp": {}, "dp, unsupervised": {"partition": "unsupervised"}, "kl": {"partition": "teacher"},
+        "xe-kl": {"partition": "teacher", "alpha": 0.5}}  # fmt: skip
+    deltas: dict[str, list[float]] = {name: [] for name in rules}
+    losses: dict[str, list[float]] = {name: [] for name in rules}
+    weaker: dict[str, list[float]] = {name: [] for name in rules}
+    rates: dict[str, list[float]] = {name: [] for name in rules}
+    rho: list[float] = []
+    for student, teacher in itertools.product(("mlp", "cnn"), pool):
+        if student == teacher:
+            continue
+        rho.append(complement(said[student], said[teacher], test[1], 10).rho_pos)
+        for name, given in rules.items():
+            made = seed.train("fantastic-gains", build(pool[student], Ctx()), transfer, teacher=[pool[teacher]],
+                              optimizer="sgd", **{**GAINS, **given})  # fmt: skip
+            row = transferred(said[student], logits(made, test[0]).argmax(1), said[teacher], test[1])
+            deltas[name].append(row.delta)
+            losses[name].append(row.loss)
+            if not math.isnan(row.rate):
+                rates[name].append(row.rate)
+            if right[teacher] < right[student]:
+                weaker[name].append(row.delta)
+    found = {f"accuracy {name}": value for name, value in right.items()}
+    found |= {"pairs": float(len(rho)), "least rho_pos": min(rho), "mean rho_pos": statistics.mean(rho)}
+    for name in rules:
+        found |= {f"success {name}": statistics.mean(float(d > 0) for d in deltas[name]), f"delta {name}": statistics.mean(deltas[name]),
+                  f"loss {name}": statistics.mean(losses[name]), f"rate {name}": statistics.mean(rates[name]),
+                  f"delta, weaker teacher {name}": statistics.mean(weaker[name])}  # fmt: skip
+    return found
+
+
+# -- HARD ------------------------------------------------------------------------------------------------------------
+
+HARD: dict[str, Any] = {
+    "augmentor_lr": 0.05,
+    "lambda_t": 0.5,
+    "start": 0.3,
+    "shift": 0.2,
+    "rotate": 30.0,
+    "scale": 0.3,
+    "shear": 10.0,
+}
+
+
+def hard(seed: Seed) -> dict[str, float]:
+    """A CNN trained with shifts of 1 pixel and rotations of 20 degrees teaches an MLP on 400 images without labels."""
+    x, y, rng = seed.x, seed.y, seed.rng
+    moved = [x[:500]] + [np.stack([_jitter(image, rng) for image in x[:500]]) for _ in range(3)]
+    teacher = seed.train("none", seed.net(CNN, 32, 64), table(np.concatenate(moved), np.tile(y[:500], 4)), epochs=15)
+    data, suite = table(x[500:900]), shift_suite(x[900:], rng)
+    labels = y[900:]
+    plain = {"tau": 4.0}
+    conditions: dict[str, tuple[str, dict[str, Any]]] = {
+        "kd": ("kd", {**plain, "alpha": 1.0}),
+        "random affine": ("hard", {**HARD, "lambda_s": 0, "lambda_t": 0, "start": 0.6}),
+        "noise": ("hard", {**HARD, "augmentor": "noise", "noise": 0.3}),
+        "hard": ("hard", HARD), "hard, no constraint": ("hard", {**HARD, "constraint": "none"}),
+        "mix": ("hard", {**HARD, "augmentor": "mix"}), "vae": ("hard", {**HARD, "augmentor": "vae"}),
+    }  # fmt: skip
+    found = {
+        f"teacher {group}": statistics.mean(accuracy(teacher, images, labels) for images in several)
+        for group, several in suite.items()
+    }
+    for name, (method, given) in conditions.items():
+        made = seed.train(method, seed.net(mlp, 64), data, teacher=[teacher], epochs=40, **given)
+        for group, several in suite.items():
+            found[f"{name} {group}"] = statistics.mean(accuracy(made, images, labels) for images in several)
+        found[f"{name} out of domain"] = statistics.mean(found[f"{name} {g}"] for g in suite if g != "clean")
+        p, q = (
+            torch.from_numpy(logits(made, images)).log_softmax(1) for images in (suite["clean"][0], suite["shift"][0])
+        )
+        found[f"{name} inconsistency"] = float((p.exp() * (p - q)).sum(1).mean())
+    return found | toy(seed)
+
+
+def _jitter(image: Images, rng: np.random.Generator) -> Images:
+    turned = ndimage.rotate(image, rng.uniform(-20, 20), reshape=False, order=1)
+    return np.asarray(ndimage.shift(turned, rng.integers(-1, 2, 2), order=1), dtype=np.float32)
+
+
+def shift_suite(x: Images, rng: np.random.Generator) -> dict[str, list[Images]]:
+    """The room's shift suite: clean, 1 pixel in 8 directions, 15 and 25 degrees, noise, blur, contrast, strokes, ink box."""
+
+    def every(*steps: tuple[str, float]) -> Images:
+        return np.stack([distort(image[None], steps, rng)[0] for image in x])
+
+    directions = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
+    return {"clean": [x], "shift": [np.asarray(ndimage.shift(x, (0, i, j), order=1), dtype=np.float32) for i, j in directions],
+            "rotation": [every(("rotate", a)) for a in (15, 25, -15, -25)], "noise": [every(("noise", a)) for a in (0.1, 0.2)],
+            "blur": [every(("blur", 0.7))], "contrast": [every(("contrast", 0.6))],
+            "stroke": [every(("thicken", 2)), every(("thin", 2))], "ink box": [np.stack([_ink_box(i) for i in x])]}  # fmt: skip
+
+
+def _ink_box(image: Images) -> Images:
+    """USPS-like: cut to the ink, rescaled to 6 x 6 in 8 x 8, blurred, thresholded softly."""
+    rows, columns = np.flatnonzero(image.max(1) > 0.2), np.flatnonzero(image.max(0) > 0.2)
+    box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    small = ndimage.zoom(box, (6 / box.shape[0], 6 / box.shape[1]), order=1, grid_mode=True, mode="grid-constant")
+    blurred = ndimage.gaussian_filter(np.pad(small, 1), 0.5)
+    return np.asarray(1 / (1 + np.exp(-10 * (blurred - 0.4))), dtype=np.float32)
+
+
+class Cosine(nn.Module):
+    """The teacher of the toy: known everywhere."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cos(x)
+
+
+def toy(seed: Seed) -> dict[str, float]:
+    """cos on [-pi, pi] taught to an MLP 64-64; squared error on [-4 pi, 4 pi]."""
+    x = seed.rng.uniform(-math.pi, math.pi, (400, 1))
+    data = open_table(Source(Dataset.from_dict({"features": x.tolist()})), Ctx())
+    inside = torch.linspace(-4 * math.pi, 4 * math.pi, 801)[:, None]
+    found = {}
+    for name, given in (("kd", {"start": 0.0, "augmentor_lr": 1e-12}), ("hard", {"start": 0.3, "augmentor_lr": 0.05})):
+        with seeded(seed.number):
+            net = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+        made = seed.train("hard", net, data, teacher=[Cosine()], augmentor="noise", noise=3.5 * math.pi, distance="mse",
+                          epochs=60, student_steps=20, lambda_t=0.5, **given)  # fmt: skip
+        with torch.no_grad():
+            found[f"toy {name}"] = float((build(made, Ctx()).eval()(inside) - torch.cos(inside)).square().mean())
+    return found
+
+
+# -- DisWOT ----------------------------------------------------------------------------------------------------------
+
+
+class _Basic(nn.Module):
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False), nn.BatchNorm2d(outer)
+        self.conv2, self.bn2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False), nn.BatchNorm2d(outer)
+        self.relu = nn.ReLU()
+        same = stride == 1 and inner == outer
+        self.short = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        found: torch.Tensor = self.relu(y + self.short(x))
+        return found
+
+
+class CifarResNet(nn.Module):
+    """Three stages of basic blocks, 16, 32 and 64 channels, for 32 x 32 pictures of 100 classes."""
+
+    def __init__(self, depths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        widths = (16, 16, 32, 64)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(_Basic(widths[i] if j == 0 else widths[i + 1], widths[i + 1], 2 if i and j == 0 else 1) for j in range(n)))
+            for i, n in enumerate(depths)
+        )  # fmt: skip
+        self.fc = nn.Linear(64, 100)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        found: torch.Tensor = self.fc(x.mean(dim=(2, 3)))
+        return found
+
+
+def photo_crops(count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops 32 x 32 of two photographs; the class is the picture and one of its 5 x 10 regions."""
+    images, labels = [], []
+    for _ in range(count):
+        number = int(rng.integers(2))
+        photo = load_sample_images().images[number]
+        row, column = int(rng.integers(5)), int(rng.integers(10))
+        height, width = photo.shape[0] // 5, photo.shape[1] // 10
+        top, left = row * height + int(rng.integers(height - 32)), column * width + int(rng.integers(width - 32))
+        crop = photo[top : top + 32, left : left + 32].astype(np.float32) / 255
+        images.append((crop - crop.mean((0, 1))) / (crop.std((0, 1)) + 1e-3))
+        labels.append(50 * number + 10 * row + column)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+
+def diswot(seed: Seed) -> dict[str, float]:
+    """64 untrained CIFAR ResNets scored beside a 9-9-9 teacher on 64 photo crops; tau with their published distilled accuracies."""
+    truth = dict(line.split() for line in (DISWOT_DATA / "s1-gt-kd.txt").read_text().splitlines() if line.strip())
+    x, y = photo_crops(64, seed.rng)
+    ones = torch.ones(1, 3, 32, 32, dtype=torch.float64)
+    with seeded(seed.number):
+        teacher = probe(CifarResNet((9, 9, 9)), lambda m: m(x), y)
+    rows: dict[str, list[float]] = {}
+    for key in truth:
+        with seeded(seed.number):
+            net = CifarResNet(tuple(int(c) for c in key))
+        seen = probe(net, lambda m: m(x), y)
+        row = {"semantic": semantic_score(teacher.gradient, seen.gradient), "relation": relation_score(teacher.features, seen.features),
+               "kd": kd_score(teacher, seen), "cka": cka_score(teacher, seen), "gradient norm": seen.gradient_norm,
+               "nwot": nwot_score(net, lambda m: m(x[:16])) or 0.0, "synflow": synflow_score(net, lambda m: m(ones)),
+               "parameters": float(sum(p.numel() for p in net.parameters())), "depth": float(sum(int(c) for c in key))}  # fmt: skip
+        row["diswot"] = row["semantic"] + row["relation"]
+        for name, value in row.items():
+            rows.setdefault(name, []).append(value)
+    real = [float(v) for v in truth.values()]
+    sizes = np.array(rows["parameters"])
+    found = {}
+    for name, values in rows.items():
+        found |= {f"tau {name}": float(stats.kendalltau(values, real).statistic), f"spearman {name}": float(stats.spearmanr(values, real).statistic)}  # fmt: skip
+        near = [
+            (i, j)
+            for i, j in itertools.combinations(range(64), 2)
+            if max(sizes[i], sizes[j]) <= 1.2 * min(sizes[i], sizes[j])
+        ]
+        signs = [np.sign(values[i] - values[j]) * np.sign(real[i] - real[j]) for i, j in near]
+        found[f"tau within 20 % of size {name}"] = float(np.mean(signs))
+    return found | {"pairs within 20 % of size": float(len(near))}
+
+
+# -- comparisons -----------------------------------------------------------------------------------------------------
+
+#: slug -> experiment, seeds, settings, (what, baseline, candidate)
+EXPERIMENTS: dict[str, tuple[Callable[[Seed], dict[str, float]], int, dict[str, Any], Pairs]] = {
+    "ofa-kd": (ofa, 5, OFA, (
+        ("accuracy over three unlike pairs: OFA against labels alone", "none", "ofa"), ("accuracy over three unlike pairs: OFA against KD", "kd", "ofa"),
+        ("accuracy: OFA against FitNets", "fitnets", "ofa"), ("accuracy: OFA against DIST", "dist", "ofa"),
+        ("accuracy: FitNets against KD", "kd", "fitnets"), ("accuracy: exits against none", "no exits", "ofa"),
+        ("accuracy: eps 1.5 against 1", "ofa", "ofa 1.5"),
+        ("training accuracy of exits: second against first", "training accuracy of exit 1", "training accuracy of exit 2"),
+        ("accuracy, trees teach a CNN: OFA against labels alone", "none: cnn", "ofa: trees -> cnn"),
+        ("accuracy, trees teach a CNN: OFA against KD", "kd: trees -> cnn", "ofa: trees -> cnn"),
+        ("CKA of trained nets: CNN and CNN against CNN and ViT", "cka of cnn and vit", "cka of cnn and cnn"),
+    )),
+    "bd-kd": (bd, 6, BD, (
+        *((f"{what}: BD-KD against {name}", f"{what} {base}", f"{what} bd-kd") for what in ("accuracy", "ece", "nll", "brier")
+          for base, name in (("none", "labels alone"), ("kd", "offline KD"), ("dml", "DML"))),
+        *((f"{what}: balance against {rule}", f"{what} {rule}", f"{what} bd-kd") for what in ("accuracy", "ece", "nll")
+          for rule in ("flipped", "fixed", "reverse")),
+        ("accuracy of the teacher: online against alone", "accuracy teacher none", "accuracy teacher bd-kd"),
+    )),
+    "fantastic-gains": (gains, 5, GAINS, (
+        ("success rate: DP against KL-Dist", "success kl", "success dp"), ("success rate: DP against XE-KL", "success xe-kl", "success dp"),
+        ("success rate: unsupervised DP against KL-Dist", "success kl", "success dp, unsupervised"),
+        ("success rate: supervised against unsupervised DP", "success dp, unsupervised", "success dp"),
+        ("change of accuracy: DP against KL-Dist", "delta kl", "delta dp"), ("change of accuracy: DP against XE-KL", "delta xe-kl", "delta dp"),
+        ("knowledge loss: DP against KL-Dist", "loss kl", "loss dp"), ("change of accuracy by DP", "0", "delta dp"),
+        ("change of accuracy by DP, weaker teachers", "0", "delta, weaker teacher dp"),
+        ("change of accuracy by KL-Dist, weaker teachers", "0", "delta, weaker teacher kl"),
+    )),
+    "hard": (hard, 5, {**SETTINGS, **HARD}, (
+        *((f"accuracy, {group}: HARD against {name}", f"{base} {group}", f"hard {group}")
+          for group in ("clean", "shift", "rotation", "noise", "blur", "contrast", "stroke", "ink box", "out of domain")
+          for base, name in (("kd", "KD"), ("random affine", "random affine"))),
+        ("accuracy, out of domain: HARD against adversarial noise", "noise out of domain", "hard out of domain"),
+        ("accuracy, out of domain: teacher invariance against none", "hard, no constraint out of domain", "hard out of domain"),
+        ("accuracy, out of domain: HARD-Mix against KD", "kd out of domain", "mix out of domain"),
+        ("accuracy, out of domain: HARD-VAE against KD", "kd out of domain", "vae out of domain"),
+        ("KL between the student's answers to an image and to its shift", "kd inconsistency", "hard inconsistency"),
+        ("toy: squared error beyond the data, HARD against KD", "toy kd", "toy hard"),
+    )),
+    "diswot": (diswot, 5, {"batch": 64, "init": "default", "teacher": [9, 9, 9]}, (
+        *((f"tau: DisWOT against {name}", f"tau {name}", "tau diswot") for name in ("relation", "kd", "cka", "nwot", "synflow", "gradient norm", "depth", "parameters")),
+        ("tau of DisWOT against 0", "0", "tau diswot"),
+        ("tau within 20 % of size: DisWOT against parameters", "tau within 20 % of size parameters", "tau within 20 % of size diswot"),
+        ("tau within 20 % of size: DisWOT against NWOT", "tau within 20 % of size nwot", "tau within 20 % of size diswot"),
+        ("tau within 20 % of size of DisWOT against 0", "0", "tau within 20 % of size diswot"),
+    )),
+}  # fmt: skip
+
+
+def main(slugs: list[str]) -> None:
+    torch.set_num_threads(1)
+    for slug in slugs or list(EXPERIMENTS):
+        experiment, count, settings, pairs = EXPERIMENTS[slug]
+        if slug == "diswot" and not DISWOT_DATA.is_dir():
+            print("diswot: the table of published accuracies is not there; skipped")
+            continue
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as place:
+            rows = [{"0": 0.0, **experiment(Seed(number, Path(place)))} for number in range(count)]
+        seconds = time.perf_counter() - began
+        doc = " ".join((experiment.__doc__ or "").split())
+        data = (
+            "64 ResNets on CIFAR-100 (published accuracies)"
+            if slug == "diswot"
+            else "scikit-learn digits (scaled-down)"
+        )
+        figures = {"method": slug, "data": data, "experiment": doc, "n": count, "seeds": list(range(count)),
+                   "settings": {**settings, "threads": 1}, "seconds": seconds, "comparisons": compare(rows, pairs, slug), "rows": rows}  # fmt: skip
+        save(f"distill-{slug}", figures)
+        print(f"{slug}: {seconds:.0f} s")
+        for c in figures["comparisons"]:
+            print(f"  {c['what']}: {c['baseline']:.4f} -> {c['candidate']:.4f}, {c['difference']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}], "
+                  f"p {c['p']:.3f}, {c['seeds_above']} of {count} above")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
