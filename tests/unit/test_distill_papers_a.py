@@ -23,7 +23,7 @@ from interfuse.data.models import Model, build
 from interfuse.data.tables import Table
 from interfuse.distill.mix_kd import mix, plan
 from interfuse.distill.tgeo_kd import class_means, geometry, hyper_gradient
-from interfuse.distill.trg import TRG, patches, sample_places
+from interfuse.distill.trg import TRG, patches, sample_places, unit_graph
 from tests.distill_bars import (
     CNN,
     TwoLayers,
@@ -357,6 +357,18 @@ def test_trg_invariants() -> None:
     torch.testing.assert_close(method._local(s[order], t[order]), method._local(s, t)[order])
     fixed = TRG(k=3, neighbours="teacher")._local(s, t)
     assert not torch.allclose(fixed, method._local(s, t))
+
+
+def test_the_fast_graph_is_the_graph_of_normalised_tokens() -> None:
+    tokens = torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    tokens[4] = tokens[3]  # twins
+    unit = (tokens / tokens.norm(dim=1, keepdim=True)).numpy()
+    fast, near = unit_graph(tokens, 4, 0.7)
+    np.testing.assert_allclose(fast, oracle.adjacency(unit, 4, 0.7), rtol=1e-9)
+    zero, _ = unit_graph(torch.zeros(5, 3), 2, 1.0)
+    assert bool(zero.isfinite().all()), "tokens without length are no error"
+    again, _ = unit_graph(tokens.flip(1) + 1, 4, 0.7, near)
+    assert torch.equal(again > 0, near)
 
 
 def test_neighbours_entries_do_not_underflow(data: Table) -> None:

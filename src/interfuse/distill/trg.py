@@ -18,7 +18,7 @@ from interfuse.core.method import method
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
 from interfuse.distill.room import default_views
 from interfuse.kit.feature_losses import contextual, gaussian_graph, graph_divergence, info_nce, nearest_neighbours
-from interfuse.kit.losses import forward_kl
+from interfuse.kit.losses import forward_kl, full_precision
 from interfuse.kit.nets import as_map, as_tokens, check_places, grid_of, same_places
 from interfuse.kit.taps import AUTO
 
@@ -116,11 +116,17 @@ class TRG(Hooks):
         places = views.batch.extra["places"].to(s.device)
         rows = torch.arange(len(s), device=s.device).unsqueeze(1)
         ours, theirs = s[rows, places].flatten(0, 1), t[rows, places].flatten(0, 1)  # the same places of both, [M, D]
-        terms = {"inner": self._inner(s, t), "local": self._spread(self._local(ours, theirs), len(s))}
-        a, b = run.modules["student_projection"](ours), run.modules["teacher_projection"](theirs)
-        terms["global"] = self._spread(info_nce(a, b, tau=self._temperature(run)), len(s))
-        terms["kd"] = forward_kl(views.student, views.teachers[0], tau=self.tau)
-        return terms | ({"ce": hard_loss(views)} if self.ce > 0 else {})
+        terms = {"kd": forward_kl(views.student, views.teachers[0], tau=self.tau)} if self.kd > 0 else {}
+        if self.ce > 0:
+            terms["ce"] = hard_loss(views)
+        if self.inner > 0:
+            terms["inner"] = self._inner(s, t)
+        if self.local > 0:
+            terms["local"] = self._spread(self._local(ours, theirs), len(s))
+        if self.contrast > 0:
+            a, b = run.modules["student_projection"](ours), run.modules["teacher_projection"](theirs)
+            terms["global"] = self._spread(info_nce(a, b, tau=self._temperature(run)), len(s))
+        return terms
 
     def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:
         return {"ce": self.ce, "kd": self.kd, "inner": self.inner, "local": self.local, "global": self.contrast}
@@ -137,13 +143,15 @@ class TRG(Hooks):
         return torch.cat(parts) * s.shape[1]
 
     def _local(self, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-        if self.normalise:
-            ours, theirs = F.normalize(ours, dim=-1), F.normalize(theirs, dim=-1)
         k = min(self.k, len(ours) - 1)  # the last batch may be small
-        near = nearest_neighbours(theirs, k)
-        own = near if self.neighbours == "teacher" else nearest_neighbours(ours, k)
-        graphs = (gaussian_graph(x, n, sigma=self.sigma) for x, n in ((ours, own), (theirs, near)))
-        return graph_divergence(*graphs, direction=self.direction, axis=self.axis)
+        if self.normalise:
+            target, near = unit_graph(theirs, k, self.sigma)
+            graph, _ = unit_graph(ours, k, self.sigma, near if self.neighbours == "teacher" else None)
+        else:
+            near = nearest_neighbours(theirs, k)
+            own = near if self.neighbours == "teacher" else nearest_neighbours(ours, k)
+            graph, target = gaussian_graph(ours, own, sigma=self.sigma), gaussian_graph(theirs, near, sigma=self.sigma)
+        return graph_divergence(graph, target, direction=self.direction, axis=self.axis)
 
     def _spread(self, per_token: torch.Tensor, images: int) -> torch.Tensor:
         """Tokens' losses [M] as images' [B], whose mean is the mean over tokens, or their sum."""
@@ -173,6 +181,24 @@ class TRG(Hooks):
     def _bytes(count: int) -> int:
         """Of the float32 matrices count x count alive at once: product, softmax and difference of both sides."""
         return 16 * count * count
+
+
+def unit_graph(
+    tokens: torch.Tensor, k: int, sigma: float, neighbours: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adjacency and neighbours, both [M, M], of tokens [M, D] brought to length 1: one matrix product gives both.
+
+    The same as :func:`nearest_neighbours` and :func:`gaussian_graph` of the normalised tokens, to rounding.
+    """
+    unit = F.normalize(full_precision(tokens), dim=-1)
+    with torch.autocast(unit.device.type, enabled=False):
+        square = (2 - 2 * unit @ unit.T).clamp_min(0)  # ||a - b||^2 of unit vectors
+    if neighbours is None:
+        others = square.detach().clone().fill_diagonal_(torch.inf)
+        neighbours = torch.zeros_like(others, dtype=torch.bool).scatter_(
+            0, others.topk(k, dim=0, largest=False).indices, True
+        )
+    return torch.exp(-square / (2 * sigma)).masked_fill(~neighbours, 0.0), neighbours
 
 
 def patches(feature: torch.Tensor, side: int) -> torch.Tensor:
