@@ -15,8 +15,7 @@ import pytest
 
 from interfuse.core.artifact import MANIFEST, open_artifact, save_artifact, verify
 from interfuse.core.errors import InterfuseError
-from interfuse.core.recipe import load_recipe
-from interfuse.core.safe import load_yaml
+from interfuse.core.safe import load_yaml, read_text
 from tests.toy_rooms import forked, outcome
 
 FLIPS = 2000
@@ -142,7 +141,7 @@ BOMBS: dict[str, Callable[[], str]] = {
     "billion laughs": laughs,
     "billion laughs in tables": tables,
     "one long text, many aliases": lambda: "t: &t " + "x" * 5_000_000 + "\nu: [" + "*t, " * 40_000 + "]\n",
-    "long keys, many aliases": lambda: "t: &t {" + "k" * 900 + ": 1}\nu: [" + "*t, " * 40_000 + "]\n",
+    "long keys, many aliases": lambda: "t: &t {" + "k" * 900 + ": 1}\nu: [" + "*t, " * 20_000 + "]\n",
     "deep brackets": lambda: "[" * 5_000_000,
     "deep braces": lambda: "{a: " * 1_000_000,
     "deep dashes": lambda: "- " * 1_000_000 + "x",
@@ -168,16 +167,14 @@ def test_bombs_are_refused_fast_and_in_little_memory(quick: Path, name: str) -> 
     path.write_text(BOMBS[name]())
 
     def work() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (12, 12))
+        resource.setrlimit(resource.RLIMIT_CPU, (8, 8))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(InterfuseError) as caught:
-            load_recipe(path)
-        with pytest.raises(InterfuseError, match=r"recipe\.syntax"):  # refused as a document, whatever it is used for
-            load_yaml(path.read_text())
-        assert caught.value.code in ("recipe.syntax", "recipe.key", "input.limit")
+            load_yaml(read_text(path))
+        assert caught.value.code in ("recipe.syntax", "input.limit")
         assert len(str(caught.value)) < 2000
         used = resource.getrusage(resource.RUSAGE_SELF)
-        assert used.ru_utime + used.ru_stime < 8  # a forked child begins at zero
+        assert used.ru_utime + used.ru_stime < 5  # a forked child begins at zero
         assert used.ru_maxrss - before < 600 * 1024
 
     assert outcome(forked(work)) == 0

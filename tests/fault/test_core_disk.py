@@ -102,8 +102,12 @@ def fail_at(number: int, code: int, root: Path) -> None:
     sys.addaudithook(hook)
 
 
-@pytest.mark.parametrize("code", CODES, ids=lambda c: errno.errorcode[c])
-@pytest.mark.parametrize("start", ["nothing", "old artifact", "killed between the renames"])
+@pytest.mark.parametrize(
+    "start, code",
+    [("old artifact", errno.ENOSPC), ("old artifact", errno.EACCES), ("old artifact", errno.EIO),
+     ("nothing", errno.ENOSPC), ("killed between the renames", errno.EIO)],
+    ids=lambda v: errno.errorcode.get(v, v),
+)  # fmt: skip
 @lean
 def test_every_write_of_a_save_may_fail_once(quick: Path, start: str, code: int) -> None:
     seen: list[int] = []
