@@ -27,7 +27,7 @@ from pydantic.fields import FieldInfo
 from interfuse.core import index
 from interfuse.core.card import Card
 from interfuse.core.errors import InterfuseError, did_you_mean
-from interfuse.core.safe import file_sha256
+from interfuse.core.safe import file_sha256, fingerprint
 
 T = TypeVar("T", bound=Callable[..., Any])
 _MARK = "__interfuse_traits__"
@@ -104,9 +104,9 @@ class Method:
         return self.entry.card
 
     def version(self) -> str:
-        """The card's version and the first 12 digits of the hash of the method's file: part of every step's key."""
-        source = inspect.getsourcefile(self.target)
-        return f"{self.card.version}+{file_sha256(Path(source))[:12]}" if source else str(self.card.version)
+        """The card's version and a hash of the method's file and of its room's engine: part of every step's key."""
+        files = [inspect.getsourcefile(self.target), inspect.getsourcefile(index.load_room_module(self.entry.room))]
+        return f"{self.card.version}+{fingerprint([file_sha256(Path(f)) for f in files if f])[:12]}"
 
     def check(self, values: Mapping[str, Any], *, where: str = "", extra: tuple[str, ...] = ()) -> dict[str, Any]:
         """All parameters, defaults filled in, each converted and checked.
