@@ -26,7 +26,8 @@ from interfuse.data.models import Model, build, open_model, read_config, save, s
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
-from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, device_of, forward, predict, targets, tokenizer_folder
+from interfuse.distill.teacher_cache import stored
+from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, device_of, forward, targets, tokenizer_folder
 from interfuse.kit.taps import Taps, layer_names
 from interfuse.kit.threads import threads_for
 from interfuse.kit.train import TrainSettings, load_state, make_optimizer, save_state, set_lr
@@ -42,9 +43,9 @@ class DistillSettings(TrainSettings):
     """Settings of every method of the room."""
 
     teacher_cache: Annotated[
-        Literal["auto", "off"],
+        Literal["auto", "disk", "off"],
         Field(
-            description="keep the teachers' predictions in memory when the method allows it and they fit, or always run the teachers"
+            description="keep the teachers' predictions in memory when the method allows it and they fit; keep them on disk as well, for other trainings; or always run the teachers"
         ),
     ] = "auto"
 
@@ -284,11 +285,10 @@ def _dry_batch(state: Run) -> None:
 def _store_predictions(state: Run, live: bool) -> None:
     if live or not state.teachers or state.settings.teacher_cache == "off" or state.student_model.task == "causal-lm":
         return
-    if len(state.teachers) * len(state.data) * max(state.classes, 1) * 4 <= KEEP_BYTES:
+    disk = state.settings.teacher_cache == "disk"
+    if disk or len(state.teachers) * len(state.data) * max(state.classes, 1) * 4 <= KEEP_BYTES:
         teachers = zip(state.teacher_models, state.teachers, state.teacher_encoders, strict=True)
-        state.stored = [
-            torch.from_numpy(predict(m, state.data, state.ctx, module=t, encoder=e)) for m, t, e in teachers
-        ]
+        state.stored = [stored(m, t, state.data, e, state.ctx, disk=disk) for m, t, e in teachers]
 
 
 def make_batch(state: Run, positions: NDArray[np.int64], *, live: bool | None = None) -> Batch:
