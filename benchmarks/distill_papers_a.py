@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from record import save
+from record import save, summary
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.metrics import roc_auc_score
@@ -376,13 +376,14 @@ def ndkd(seed: Seed) -> dict[str, float]:
                     f"norm {name}": row["raw/norm"],
                     f"cosine {name}": row["raw/cosine"],
                 }
+    for what in ("norm", "cosine"):  # without a projection, which the base alone would not train
+        for mark in ("", "++"):
+            found[f"{what} 64{mark}"] = statistics.mean(
+                found[f"{what} 64: {b}{mark}"] for b in ("none", "kd", "dkd", "dist")
+            )
     for mark in ("", "++"):
         rows = [found[f"{w}: {b}{mark}"] for w in (16, 64) for b in ("none", "kd", "dkd", "dist")]
         found[f"all bases{mark}"] = statistics.mean(rows)
-        for what in ("norm", "cosine"):
-            found[f"{what} all bases{mark}"] = statistics.mean(
-                found[f"{what} {w}: {b}{mark}"] for w in (16, 64) for b in ("none", "kd", "dkd", "dist")
-            )
     return found
 
 
@@ -437,7 +438,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Seed], dict[str, float]], int, Pairs]] = 
     "nd-kd": (ndkd, 5, (
         ("accuracy: with ND, mean over four bases and two students", "all bases", "all bases++"),
         ("accuracy: KD++ against KD, 16 features", "16: kd", "16: kd++"), ("accuracy: KD++ against KD, 64 features", "64: kd", "64: kd++"),
-        ("feature length with ND", "norm all bases", "norm all bases++"), ("cosine to the class mean with ND", "cosine all bases", "cosine all bases++"),
+        ("feature length with ND, 64 features", "norm 64", "norm 64++"), ("cosine to the class mean with ND, 64 features", "cosine 64", "cosine 64++"),
     )),
 }  # fmt: skip
 
@@ -454,9 +455,77 @@ def compare(rows: list[dict[str, float]], pairs: Pairs, slug: str) -> list[dict[
     return found
 
 
+def steps() -> dict[str, Any]:
+    """Time of one step over that of a plain student step and the teacher's prediction, taken in turn; medians of 40 pairs."""
+    import importlib
+
+    engine = importlib.import_module("interfuse.distill.room")
+    extra: dict[str, dict[str, Any]] = {
+        "dhkd, align none": {"align": "none"},
+        "tgeo-kd, outer_every 10": {"outer_every": 10},
+    }
+    found = {}
+    with tempfile.TemporaryDirectory() as place:
+        seed = Seed(0, Path(place))
+        data = table(seed.x[:440], seed.y[:440])
+        teacher = seed.train("none", seed.net(CNN, 64, 128), data)
+        x = torch.from_numpy(seed.x[:64, None])
+        module = build(teacher, Ctx()).eval()
+        for name in (
+            "kd",
+            "nd-kd",
+            "mix-kd",
+            "dhkd, align none",
+            "dhkd",
+            "trg",
+            "kd3",
+            "tgeo-kd, outer_every 10",
+            "tgeo-kd",
+        ):
+            runs = {}
+            for key in (name, "none"):
+                slug = key.split(",")[0]
+                given = {
+                    "student": seed.net(CNN, 32, 64),
+                    "data": data,
+                    **SETTINGS,
+                    "teacher_cache": "off",
+                    **extra.get(key, {}),
+                }
+                given |= {} if key == "none" else {"teacher": [teacher]}
+                call = prepare(load_room("distill"), load(f"distill/{slug}"), given, Ctx(device="cpu"))
+                hooks = engine._hooks(call)
+                runs[key] = (engine.start(call, hooks), hooks)
+                hooks.scan(runs[key][0])
+                runs[key][0].steps = 10_000
+            times: dict[str, list[float]] = {name: [], "none": []}
+            for pair in range(45):
+                for key in (name, "none") if pair % 2 else ("none", name):
+                    rows = (
+                        hooks.select(runs[name][0], seed.rng.permutation(440))[:64]
+                        if "tgeo" in name
+                        else seed.rng.permutation(440)[:64]
+                    )
+                    began = time.perf_counter()
+                    engine._step(*runs[key], [rows], {})
+                    if key == "none":
+                        with torch.no_grad():
+                            module(x)
+                    times[key].append(time.perf_counter() - began)
+            ratios = [a / b for a, b in zip(times[name][5:], times["none"][5:], strict=True)]
+            found[name] = {"step_ms": 1e3 * statistics.median(times[name][5:]), "plain_ms": 1e3 * statistics.median(times["none"][5:]),
+                           "ratio": summary(ratios)}  # fmt: skip
+            print(f"{name}: {found[name]['ratio']['median']:.2f} x")
+    return found
+
+
 def main(slugs: list[str]) -> None:
     torch.set_num_threads(1)
-    for slug in slugs or list(EXPERIMENTS):
+    for slug in slugs or [*EXPERIMENTS, "steps"]:
+        if slug == "steps":
+            what = "a step of 64 digits, CNN 64-128 teaching CNN 32-64, against a plain student step and the teacher's prediction"
+            save("distill-papers-a-steps", {"what": what, "threads": 1, "methods": steps()})
+            continue
         experiment, count, pairs = EXPERIMENTS[slug]
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as place:
