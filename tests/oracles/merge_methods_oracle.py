@@ -82,24 +82,25 @@ def dare_elected(models: Sequence[State], base: State, *, density: Any, weight: 
     }
 
 
-def crumbs(models: Sequence[State], base: State, *, density: Any, gamma: Any, weight: Any, scale: float, normalize: bool) -> State:  # fmt: skip
+def crumbs(models: Sequence[State], base: State, *, density: Any, gamma: Any, weight: Any, scale: float, normalize: bool, elect: bool = False) -> State:  # fmt: skip
     weights = np.array(_list(weight, len(models)))
-    weights = weights / weights.sum() if normalize else weights
+    weights = weights / weights.sum() if normalize and not elect else weights
     out = {}
     for name, b in base.items():
-        total = np.zeros(b.shape)
+        total, kept = np.zeros(b.shape), []
         rows = zip(
             _deltas(models, base, name), weights, _list(density, len(models)), _list(gamma, len(models)), strict=True
         )
         for delta, w, keep, top in rows:
             outliers = int(top * delta.size)
             both = _top(delta, outliers + min(max(1, int(keep * delta.size)), delta.size - outliers))
-            total += w * delta * (both & ~_top(delta, outliers))
-        out[name] = b + scale * total
+            kept.append(delta * (both & ~_top(delta, outliers)))
+            total += w * kept[-1]
+        out[name] = b + scale * (_elected_mean(kept, list(weights), normalize) if elect else total)
     return out
 
 
-def magprune(models: Sequence[State], base: State, *, density: Any, epsilon: Any, weight: Any, scale: float, normalize: bool, rescale: str, draw: Draw) -> State:  # fmt: skip
+def magprune(models: Sequence[State], base: State, *, density: Any, epsilon: Any, weight: Any, scale: float, normalize: bool, rescale: str, draw: Draw, elect: bool = True) -> State:  # fmt: skip
     out = {}
     count = len(models)
     for name, b in base.items():
@@ -116,7 +117,9 @@ def magprune(models: Sequence[State], base: State, *, density: Any, epsilon: Any
                 factor = {"inverse": 1 / p, "l1": np.abs(row).sum() / l1 if l1 else 1.0, "none": 1.0}[rescale]
                 result[r] = chosen * factor
             kept.append(result.reshape(delta.shape))
-        out[name] = b + scale * _elected_mean(kept, _list(weight, count), normalize)
+        weights = np.array(_list(weight, count), dtype=float)
+        plain = sum(w * k for w, k in zip(weights / (weights.sum() if normalize else 1), kept, strict=True))
+        out[name] = b + scale * (_elected_mean(kept, list(weights), normalize) if elect else plain)
     return out
 
 

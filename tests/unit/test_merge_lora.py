@@ -73,7 +73,8 @@ def test_adapter_folder_names_its_base(tmp_path):
     base = tiny(tmp_path, "llama")
     adapter_on(base, tmp_path / "adapter", **SETTINGS["plain"])
     model = open_model(Source(str(tmp_path / "adapter")), Ctx())
-    assert model.computed.base == base and model.config["model_type"] == "llama"
+    assert model.computed.base == base
+    assert model.config["model_type"] == "llama"
     before = model.fingerprint()
     weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
     save_file({n: t * 2 for n, t in weights.items()}, tmp_path / "adapter/adapter_model.safetensors")

@@ -74,6 +74,7 @@ def room_group(name: str) -> RoomGroup:
 
     @click.pass_context
     def listing(ctx: click.Context) -> None:
+        ctx.meta["interfuse.context"] = context  # for the room's further verbs, which know nothing of this package
         if ctx.invoked_subcommand is not None:
             return
         rows = [e.row() for e in group.entries()]

@@ -9,5 +9,7 @@ from interfuse.core.rooms import door
 
 TAKES = "checkpoints (models) of one architecture, often their base"
 MAKES = "model"
+#: the verb of ``interfuse merge RECIPE.yml``
+DEFAULT = "recipe"
 
 __getattr__ = door(__name__)

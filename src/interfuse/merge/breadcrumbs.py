@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.kit.merging import disjoint_mean
 from interfuse.kit.reductions import Threshold, magnitude_thresholds
 from interfuse.merge.room import Part, PerModel, Whole, per_model, weighted_sum
 
@@ -30,7 +31,7 @@ def _bounds(whole: Whole, *, density: PerModel, gamma: PerModel, **_: Any) -> li
     return found
 
 
-@method(scope="element", base="required", prepare=_bounds, per_model=("weight", "density", "gamma"), temporaries=3)
+@method(scope="element", base="required", prepare=_bounds, per_model=("weight", "density", "gamma"), temporaries=4)
 def breadcrumbs(
     part: Part,
     *,
@@ -39,6 +40,7 @@ def breadcrumbs(
     weight: Annotated[PerModel, Field(description="weight of each task vector")] = 1.0,
     scale: Annotated[float, Field(description="factor of the summed task vectors (lambda)")] = 1.0,
     normalize: Annotated[bool, Field(description="divide the weights by their sum")] = False,
+    elect: Annotated[bool, Field(description="elect a sign as TIES does and add the changes that agree")] = False,
 ) -> Tensor:
     """``theta_0 + lambda * sum_i w_i m_i delta_i``: m_i leaves out the top gamma and all but density of the rest (section 3)."""
     deltas = part.deltas()
@@ -46,6 +48,8 @@ def breadcrumbs(
         delta.masked_fill_(outliers.mask(delta, part.start), 0.0)
         kept.trim_(delta, part.start)
     weights = per_model(weight, len(deltas), "weight")
-    total = sum(weights) if normalize else 1.0
     assert part.base is not None
+    if elect:
+        return part.base.add(disjoint_mean(deltas, weights, normalize=normalize), alpha=scale)
+    total = sum(weights) if normalize else 1.0
     return part.base.add(weighted_sum(deltas, [w / total for w in weights]), alpha=scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
-from interfuse.merge.room import Part, PerModel, per_model
+from interfuse.merge.room import Part, PerModel, per_model, weighted_sum
 
 
 @method(scope="row", base="required", per_model=("weight", "density", "epsilon"), temporaries=8, random=True)
@@ -26,6 +26,7 @@ def della(
     weight: Annotated[PerModel, Field(description="weight of each task vector")] = 1.0,
     scale: Annotated[float, Field(description="factor of the merged task vector (lambda)")] = 1.0,
     normalize: Annotated[bool, Field(description="divide by the weights that agree")] = True,
+    elect: Annotated[bool, Field(description="elect a sign as TIES does; off: add all changes")] = True,
     rescale: Annotated[
         Literal["inverse", "l1", "none"],
         Field(
@@ -56,6 +57,8 @@ def della(
             after = rows.abs().sum(-1, keepdim=True)
             rows.mul_(torch.where(after > 0, before / after, 1.0))
     assert part.base is not None
-    return part.base.add(
-        disjoint_mean(deltas, per_model(weight, len(deltas), "weight"), normalize=normalize), alpha=scale
-    )
+    weights = per_model(weight, len(deltas), "weight")
+    if elect:
+        return part.base.add(disjoint_mean(deltas, weights, normalize=normalize), alpha=scale)
+    total = sum(weights) if normalize else 1.0
+    return part.base.add(weighted_sum(deltas, [w / total for w in weights]), alpha=scale)

@@ -1,0 +1,139 @@
+"""mergekit's merge methods in the merge room's terms: names, parameters and defaults, which differ from the papers' here and there.
+
+Facts of release 0.1.5, from its documentation and its behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How one of mergekit's methods is called here.
+
+    Attributes:
+        slug: our method. base: ``required``, ``optional``, ``first`` (the base is the first of the models) or ``source`` (it is
+            a model like the others).
+        names: mergekit's parameter -> ours; None is accepted and noted.
+        per_model: which of ours may differ from model to model. fixed: ours that mergekit's defaults or names decide.
+    """
+
+    slug: str
+    base: str
+    names: Mapping[str, str | None]
+    per_model: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+_TASKS = {"weight": "weight", "lambda": "scale", "normalize": "normalize", "int8_mask": None}
+_RANDOM = {**_TASKS, "density": "density", "rescale": "rescale"}
+_L1 = {"density": 1.0, "normalize": False, "rescale": "l1"}
+
+METHODS: dict[str, Spelling] = {
+    "linear": Spelling("linear", "source", {"weight": "weight", "normalize": "normalize"}, ("weight",)),
+    "karcher": Spelling("karcher", "source", {"max_iter": "steps", "tol": None}, fixed={"steps": 10}),
+    "passthrough": Spelling("passthrough", "source", {"scale": "scale"}),
+    "slerp": Spelling("slerp", "first", {"t": "t"}),
+    "nearswap": Spelling("nearswap", "first", {"t": "t"}),
+    "arcee_fusion": Spelling("arcee-fusion", "first", {}),
+    "nuslerp": Spelling("nuslerp", "optional", {"weight": "weight", "nuslerp_flatten": "along", "nuslerp_row_wise": "along"}, ("weight",)),
+    "multislerp": Spelling("multislerp", "optional", {"weight": "weight", "normalize_weights": "yes", "eps": None}, ("weight",)),
+    "model_stock": Spelling("model-stock", "required", {"filter_wise": "no"}),
+    "sce": Spelling("sce", "required", {"select_topk": "select_topk", "int8_mask": None}, fixed={"select_topk": 1.0}),
+    "task_arithmetic": Spelling("task-arithmetic", "required", {**_TASKS, "density": None, "rescale": None}, ("weight",)),
+    "ties": Spelling("ties", "required", {**_TASKS, "density": "density", "rescale": "no"}, ("weight", "density"), {"density": 1.0}),
+    "dare_ties": Spelling("dare-ties", "required", _RANDOM, ("weight", "density"), _L1),
+    "dare_linear": Spelling("dare-linear", "required", _RANDOM, ("weight", "density"), _L1),
+    "breadcrumbs": Spelling("breadcrumbs", "required", {**_TASKS, "density": "density", "gamma": "gamma", "rescale": "no"},
+                            ("weight", "density", "gamma"), {"density": 1.0, "gamma": 0.01}),
+    "breadcrumbs_ties": Spelling("breadcrumbs", "required", {**_TASKS, "density": "density", "gamma": "gamma", "rescale": "no"},
+                                 ("weight", "density", "gamma"), {"density": 1.0, "gamma": 0.01, "elect": True}),
+    "della": Spelling("della", "required", {**_RANDOM, "epsilon": "epsilon"}, ("weight", "density", "epsilon"),
+                      {**_L1, "normalize": True, "epsilon": 0.15}),
+    "della_linear": Spelling("della", "required", {**_RANDOM, "epsilon": "epsilon"}, ("weight", "density", "epsilon"),
+                             {**_L1, "epsilon": 0.15, "elect": False}),
+}  # fmt: skip
+
+
+def translate(
+    how: Spelling, own: Sequence[Mapping[str, Any]], levels: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """The parameters of a method here, from those of mergekit's levels.
+
+    Args:
+        own: each model's parameters. levels: those of the slice, the module and the recipe, the innermost first.
+
+    Returns:
+        Our parameters, and what has no effect here.
+
+    Raises:
+        ValueError: for a value that is not supported, in words.
+    """
+    params: dict[str, Any] = {}
+    notes: list[str] = []
+    for theirs, ours in how.names.items():
+        if ours in how.per_model:
+            chains = [_chain([mine, *levels], theirs) for mine in own]
+            given = [c for c in chains if c is not None]
+            if ours == "weight" and 0 < len(given) < len(chains):
+                raise ValueError(f"model {chains.index(None) + 1} of {len(chains)} has no weight and others have")
+            if given:
+                default = how.fixed.get(ours, 1.0)
+                params[ours] = [_ending(default if c is None else c, default) for c in chains]
+            continue
+        value = _chain([*own[:1], *levels], theirs)
+        if value is None:
+            continue
+        if ours is None:
+            notes.append(f"{theirs} has no effect here")
+        elif ours in ("yes", "no"):
+            if value is not (ours == "yes"):
+                raise ValueError(
+                    f"{theirs}: {value!r} is not supported, only {theirs}: {'true' if ours == 'yes' else 'false'}"
+                )
+        elif ours == "rescale":
+            params[ours] = "l1" if value else "none"
+        elif ours in ("normalize", "steps"):
+            if not isinstance(value, bool | int | float):
+                raise ValueError(f"{theirs} is one value for all tensors, not {value!r}")
+            params[ours] = bool(value) if ours == "normalize" else int(value)
+        elif ours != "along":
+            params[ours] = value
+    other = {"breadcrumbs": "gamma", "della": "epsilon"}.get(how.slug)
+    if other is not None:  # a density of 1 leaves the task vector as it is, whatever else is said of it
+        densities = params.get("density", [how.fixed["density"]] * len(own))
+        rest = params.get(other, [how.fixed[other]] * len(own))
+        params[other] = [
+            0.0 if isinstance(d, int | float) and d >= 1 else r for d, r in zip(densities, rest, strict=True)
+        ]
+    if how.slug == "nuslerp":
+        flat, rows = (_chain(levels, f"nuslerp_{k}") for k in ("flatten", "row_wise"))
+        params["along"] = "tensor" if flat in (None, True) else "column" if rows else "row"
+    if "weight" in how.names and "weight" not in params:
+        notes.append("no weight is given: every model has 1")
+    return params, notes
+
+
+def _chain(levels: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """One parameter's value over its levels, the innermost first: where no rule of a level fits, the next one counts."""
+    rules: list[Any] = []
+    for level in levels:
+        value = level.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, list):
+            return value if not rules else [*rules, {"value": value}]
+        rules += value
+        if any(set(rule) == {"value"} for rule in value):
+            break
+    return rules or None
+
+
+def _ending(value: Any, default: Any) -> Any:
+    """A list of rules with mergekit's default behind them."""
+    if isinstance(value, list) and not any(set(rule) == {"value"} for rule in value):
+        return [*value, {"value": default}]
+    return value

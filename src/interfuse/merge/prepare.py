@@ -1,0 +1,141 @@
+"""Opening a merge: who takes part, whether they fit, and the plan of every tensor, from headers and tokenizers alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from interfuse.core.errors import InterfuseError
+from interfuse.core.method import read_params
+from interfuse.core.rooms import Call
+from interfuse.data.models import Model
+from interfuse.data.overlay import Tensors
+from interfuse.data.vocabulary import Alignment
+from interfuse.data.weights import Weights
+from interfuse.merge.finish import same_vocabulary, untied
+from interfuse.merge.plan import Output, plan_outputs, read_slices
+from interfuse.merge.schedule import listed
+
+
+def own_params(call: Call) -> dict[str, Any]:
+    """The parameters that are the method's own and not settings of the room."""
+    return {name: call.params[name] for name in read_params(call.method.target)}
+
+
+def per_model_params(call: Call) -> list[str]:
+    """The parameters that may have one value per model."""
+    return [n for n in call.method.traits.get("per_model", ("weight",)) if call.params.get(n) is not None]
+
+
+def everyone(call: Call) -> list[Model]:
+    """The models of a call, the base last."""
+    base = call.inputs["base"]
+    return [*call.inputs["models"], *([base] if base is not None else [])]
+
+
+def leading(call: Call) -> Model:
+    """The model that configuration and tokenizer are taken from: the base, or the first."""
+    base: Model | None = call.inputs["base"]
+    return base if base is not None else call.inputs["models"][0]
+
+
+def check(call: Call) -> None:
+    """Refuses what cannot be merged, from configurations and file headers alone."""
+    traits, models = call.method.traits, call.inputs["models"]
+    least, most = traits.get("models", (1, 1000))
+    parts = read_slices(
+        call.params["slices"],
+        len(models),
+        call.inputs["base"] is not None,
+        own_params(call),
+        per_model_params(call),
+        list(own_params(call)),
+    )
+    for part in parts:
+        if not least <= len(part.sources) <= most:
+            wanted = str(least) if least == most else f"at least {least}" if most >= 1000 else f"{least} to {most}"
+            raise InterfuseError(
+                "param.value", f"{call.method.id} takes {wanted} models, {len(part.sources)} are given", where="models"
+            )
+    wants = traits.get("base", "optional")
+    if wants == "required" and any(part.base is None for part in parts):
+        raise InterfuseError("param.missing", f"{call.method.id} needs the base the models were made from", where="base",
+                             fix="Add --base FOLDER (or base: NAME).")  # fmt: skip
+    if wants == "none" and call.inputs["base"] is not None:
+        raise InterfuseError("param.unknown", f"{call.method.id} takes no base", where="base", fix="Leave it out.")
+    if call.inputs["tokenizer"] is None and (call.params["tokens"] or call.params["pad_to_multiple_of"]):
+        raise InterfuseError(
+            "param.missing", "tokens and pad_to_multiple_of need a tokenizer", fix="Add --tokenizer base or union."
+        )
+    for name in per_model_params(call):
+        given = len(call.params[name]) if listed(call.params[name]) else len(models)
+        if given != len(models):
+            raise InterfuseError("param.value", f"{name} has {given} values for {len(models)} models",
+                                 fix="Give one value, or one per model.")  # fmt: skip
+    named = everyone(call)
+    for model in named[1:]:
+        if model.config.get("model_type") != named[0].config.get("model_type"):
+            raise InterfuseError("input.shape", f"the architectures differ: {named[0].config.get('model_type')} and "
+                                 f"{model.config.get('model_type')}", where=f"{named[0].name}, {model.name}",
+                                 fix="Merging needs one architecture; distillation does not.")  # fmt: skip
+    if all(m.module is not None or m.computed is not None or (m.path is not None and m.path.is_dir()) for m in named):
+        with prepared(call):
+            pass
+
+
+@dataclass
+class Prepared:
+    """An opened call: headers read, vocabularies in one order, every output tensor planned. No number has been read.
+
+    Attributes:
+        weights: the tensors of the models, the base last. outputs: the plan. alignment: the merged vocabulary, if any.
+        merged: the tokenizer of the result as ``tokenizer.json`` holds it, when it is a union. remarks: for the report.
+    """
+
+    weights: list[Tensors]
+    outputs: list[Output]
+    alignment: Alignment | None
+    merged: Mapping[str, Any] | None
+    remarks: list[str]
+
+
+@contextlib.contextmanager
+def prepared(call: Call) -> Iterator[Prepared]:
+    """Opens the models of a call and plans every tensor.
+
+    Raises:
+        InterfuseError: ``input.shape``, ``input.vocabulary``, ``param.value`` ... whatever headers and tokenizers tell.
+    """
+    models, has_base = everyone(call), call.inputs["base"] is not None
+    with contextlib.ExitStack() as stack:
+        weights: list[Tensors] = []
+        for model in models:
+            weights.append(weights_of(model))
+            stack.callback(weights[-1].close)
+        weights = untied(weights, [m.config for m in models])
+        weights, alignment, merged, remarks = same_vocabulary(call, models, weights)
+        own = own_params(call)
+        parts = read_slices(
+            call.params["slices"], len(call.inputs["models"]), has_base, own, per_model_params(call), list(own)
+        )
+        defaults = {name: param.default for name, param in call.method.params.items()}
+        outputs = plan_outputs(weights[: len(call.inputs["models"])], weights[-1] if has_base else None, parts, defaults,
+                               [m.name for m in models])  # fmt: skip
+        yield Prepared(weights, outputs, alignment, merged, remarks)
+
+
+def weights_of(model: Model) -> Tensors:
+    """The lazily readable tensors of a model.
+
+    Raises:
+        InterfuseError: ``input.missing`` when the model has no weights yet (a bare configuration).
+    """
+    if model.module is not None:
+        return Weights.from_state_dict(model.module.state_dict())
+    if model.computed is not None:
+        return model.computed.open()
+    if model.path is None:
+        raise InterfuseError("input.missing", "a configuration has no weights to merge", where=model.name)
+    return Weights.open(model.path)

@@ -1,0 +1,122 @@
+"""mergekit's YAML files, run by the merge room: every merge of a file is a call, and only the last one is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from interfuse.core.artifact import refuse_taken
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.core.method import load
+from interfuse.core.rooms import Call, Source, carry_out, key_of, prepare
+from interfuse.data.formats.mergekit import Stage, read_mergekit
+from interfuse.data.models import Model, open_model
+from interfuse.data.vocabulary import Vocabulary
+from interfuse.kit.encode import tokenizer_folder
+from interfuse.merge.finish import open_vocabulary
+from interfuse.merge.prepare import leading, prepared
+from interfuse.merge.room import ROOM, promise
+from interfuse.merge.unwritten import Unwritten
+
+
+def recipe_call(path: str | Path, ctx: Ctx | None = None) -> tuple[Call, list[str]]:
+    """Reads a mergekit file and checks every merge of it, from headers and tokenizers alone.
+
+    Model names are folders (from the working folder, else from the file's), ids, or names of earlier merges in the file.
+
+    Returns:
+        The last merge's call, and what was accepted without effect.
+
+    Raises:
+        InterfuseError: ``recipe.syntax``, ``recipe.key`` or ``recipe.cycle`` with file and line, or what a call raises.
+    """
+    path, ctx = Path(path), ctx or Ctx()
+    made: dict[str, Model] = {}
+    notes: list[str] = []
+    stages = read_mergekit(path)
+    call: Call | None = None
+    for stage in stages:
+        where = f"{path}:{stage.line}"
+        try:
+            call = _call(stage, path.parent, made, ctx)
+        except InterfuseError as error:
+            place = f"{where}: {error.where}" if error.where else where
+            raise InterfuseError(error.code, error.what, where=place, fix=error.fix) from error
+        notes += [f"{stage.name}: {note}" if stage.name else note for note in stage.notes]
+        if stage is not stages[-1]:
+            made[stage.name] = _unwritten(stage, call, where)
+    assert call is not None, "a file holds at least one merge"
+    return call, notes
+
+
+def _call(stage: Stage, folder: Path, made: dict[str, Model], ctx: Ctx) -> Call:
+    def opened(name: str) -> Model:
+        main = name.partition("+")[0].partition("@")[0]
+        if name in made:
+            return made[name]
+        if main in made:
+            raise InterfuseError(
+                "recipe.key", f"an adapter on the merge {main!r} of the same file is not supported", where=name
+            )
+        beside = (folder / main).is_dir() and not Path(main).is_dir()
+        return open_model(Source(name, folder=folder if beside else Path()), ctx)
+
+    given: dict[str, Any] = {"models": [opened(name) for name in stage.models], **stage.params}
+    if stage.base is not None:
+        given["base"] = opened(stage.base)
+    if stage.tokenizer is not None:
+        given["tokenizer"] = _vocabulary(stage.tokenizer, folder, opened, ctx)
+    return prepare(ROOM, load(stage.method, room="merge"), given, ctx)
+
+
+def _vocabulary(word: str, folder: Path, opened: Any, ctx: Ctx) -> Vocabulary:
+    if word in ("base", "union"):
+        return Vocabulary(word)
+    try:
+        place = tokenizer_folder(opened(word))
+    except InterfuseError:
+        place = None  # a folder that holds a tokenizer and no model
+    return (
+        Vocabulary(Path(word).name, place) if place is not None else open_vocabulary(Source(word, folder=folder), ctx)
+    )
+
+
+def _unwritten(stage: Stage, call: Call, where: str) -> Model:
+    """The result of a merge that later merges of the file read."""
+    first, wanted = leading(call), call.inputs["tokenizer"]
+    if wanted is not None and wanted.name == "union":
+        raise InterfuseError("recipe.key", "a union of tokenizers in the middle of a file is not supported", where=where,
+                             fix="Ask for the union in the last merge: the earlier ones then keep tokenizer_source: base.")  # fmt: skip
+    config = dict(first.config)
+    with prepared(call) as plan:
+        if plan.alignment is not None:
+            config["vocab_size"] = plan.alignment.rows
+    place = wanted.path if wanted is not None and wanted.path is not None else tokenizer_folder(first)
+    return dataclasses.replace(first, name=stage.name, path=None, module=None, config=config, tokenizer=place,
+                               computed=Unwritten(call), made_by=call.method.id, parents=(), key="")  # fmt: skip
+
+
+def merge_recipe(
+    path: str | Path, out: str | Path, *, ctx: Ctx | None = None, seed: int | None = None, force: bool = False
+) -> Model:
+    """Runs a mergekit file.
+
+    Args:
+        path: the YAML file. out: the folder of the merged model.
+
+    Returns:
+        The merged model.
+
+    Raises:
+        InterfuseError: as :func:`recipe_call`, before work starts; or whatever stops the work.
+    """
+    ctx = ctx or Ctx()
+    ctx = ctx if seed is None else ctx.with_(seed=seed)
+    refuse_taken(Path(out), force=force)
+    call, notes = recipe_call(path, ctx)
+    for note in notes:
+        ctx.log(note)
+    carry_out(ROOM, call, Path(out), key_of(call), force=force)
+    return promise(call, Path(out))

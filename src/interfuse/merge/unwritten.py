@@ -1,0 +1,129 @@
+"""Merges whose result is another merge's source: computed tensor by tensor while it is read, never written."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from interfuse.core.rooms import Call, key_of
+from interfuse.data.overlay import Overlay
+from interfuse.data.weights import Flat
+from interfuse.kit.streaming import Block, Job
+from interfuse.merge.plan import Output
+from interfuse.merge.prepare import Prepared, prepared
+from interfuse.merge.room import layout_of, make_job
+
+Tensor = torch.Tensor
+#: tensors of methods that see a whole tensor at once, kept while their readers need them in pieces
+_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """A checked call as :class:`~interfuse.data.overlay.Computed` tensors; nothing between the two merges is rounded."""
+
+    call: Call
+
+    def open(self) -> Overlay:
+        """The result's tensors, float32 until whoever reads them rounds."""
+        stack = contextlib.ExitStack()
+        plan = stack.enter_context(prepared(self.call))
+        kept = _Kept()
+        labels = functools.cache(lambda: [m.fingerprint() for m in self.call.inputs["models"]])
+        flats: dict[str, tuple[Flat, torch.dtype]] = {}
+        for output, (dtype, shape) in zip(plan.outputs, layout_of(self.call, plan).values(), strict=True):
+            make = functools.partial(self._job, plan, output, labels)
+            flats[output.name] = (_Merged(make, shape, kept), dtype)
+        return Overlay(None, flats, closing=stack.close)
+
+    def _job(self, plan: Prepared, output: Output, labels: Callable[[], list[str]]) -> Job:
+        return make_job(self.call, plan, output, labels())
+
+    def fingerprint(self) -> str:
+        """The key of the call."""
+        return key_of(self.call)
+
+
+class _Kept:
+    """The last few whole tensors, shared by the threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.held: OrderedDict[str, Tensor] = OrderedDict()
+
+    def put(self, name: str, value: Tensor) -> Tensor:
+        with self.lock:
+            self.held[name] = value
+            while len(self.held) > _KEPT:
+                self.held.popitem(last=False)
+        return value
+
+
+class _Merged:
+    """One output tensor of a merge, computed where it is read."""
+
+    def __init__(self, make: Callable[[], Job], shape: tuple[int, ...], kept: _Kept) -> None:
+        self._make, self._shape, self.kept = make, shape, kept
+        self.lock = threading.RLock()
+        self.known = False
+        self.facts: object = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The output's shape."""
+        return self._shape
+
+    @functools.cached_property
+    def job(self) -> Job:
+        """How it is computed; made when the first number is asked for, since it needs the models' fingerprints."""
+        with self.lock:
+            return self._make()
+
+    def read(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Elements ``start`` to ``stop``, float32 [stop - start]."""
+        job = self.job
+        if job.function is None:
+            return job.sources[0].read(start, stop, out)
+        if job.scope == "tensor":
+            values = self._whole().view(-1)[start:stop]
+        elif job.scope == "row":
+            columns = self._shape[-1]
+            low, high = start // columns * columns, -(-stop // columns) * columns
+            values = self._piece(low, high, columns).reshape(-1)[start - low : stop - low]
+        else:
+            values = self._piece(start, stop, 0).reshape(-1)
+        return values.float() if out is None else out.copy_(values)
+
+    def _piece(self, start: int, stop: int, columns: int) -> Tensor:
+        values = [source.read(start, stop) for source in self.job.sources]
+        if columns:
+            values = [v.view(-1, columns) for v in values]
+        assert self.job.function is not None, "jobs without a function are copies"
+        return self.job.function(values, Block(self.job.name, start, stop, self._shape, self._facts()))
+
+    def _whole(self) -> Tensor:
+        with self.lock:
+            found = self.kept.held.get(self.job.name)
+            if found is None:
+                assert self.job.function is not None, "jobs without a function are copies"
+                values = [s.read(0, math.prod(s.shape)).view(s.shape) for s in self.job.sources]
+                block = Block(self.job.name, 0, math.prod(self._shape), self._shape, self._prepare())
+                found = self.kept.put(self.job.name, self.job.function(values, block).float().contiguous())
+            return found
+
+    def _facts(self) -> object:
+        with self.lock:
+            return self._prepare()
+
+    def _prepare(self) -> object:
+        if not self.known:
+            self.facts = self.job.prepare(self.job.sources) if self.job.prepare is not None else None
+            self.known = True
+        return self.facts

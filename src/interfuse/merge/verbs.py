@@ -1,0 +1,232 @@
+"""Further verbs of the room on the command line: mergekit files, and looking at merges."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from interfuse.core.ctx import Ctx
+
+PATH = click.Path(path_type=Path)
+#: under this key of the command's ``meta`` the command line puts what makes a context with progress
+CONTEXT = "interfuse.context"
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and param.name:
+        ctx.meta[param.name] = True
+
+
+def _shared() -> list[click.Parameter]:
+    return [
+        click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON value on stdout, errors too."),
+        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="No progress on stderr."),
+    ]  # fmt: skip
+
+
+def _ctx(seed: int = 0) -> Ctx:
+    make = click.get_current_context().meta.get(CONTEXT)
+    made: Ctx = make(seed, "auto", "float32") if make is not None else Ctx(seed=seed)
+    return made
+
+
+def _print(value: Any, words: Callable[[], Iterable[str]]) -> None:
+    """One JSON value with ``--json``, else lines."""
+    if click.get_current_context().meta.get("json"):
+        click.echo(json.dumps(value, indent=2, default=str))
+        return
+    for line in words():
+        click.echo("".join(c for c in line if c.isprintable()))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
+def _lines(found: dict[str, Any]) -> Iterable[str]:
+    yield f"{found['method']}: {', '.join(found['models'])}" + (f"; base {found['base']}" if found["base"] else "")
+    yield f"{found['tensors']} tensors, {found['layers']} layers, {_size(found['bytes'])}; {found['parameter sets']} sets of parameters"
+    cost = found["cost"]
+    yield f"cost: read {_size(cost['bytes_read'])}, write {_size(found['bytes'])}, about {cost['seconds']:.1f} s"
+    words = found["vocabulary"]
+    if words:
+        yield f"vocabulary: {words['tokens']} tokens in {words['rows']} rows; missing rows from: " + ", ".join(
+            f"{kind} {count}" for kind, count in words["missing rows from"].items() if count
+        )
+    for note in [*found.get("notes", ()), *found["remarks"]]:
+        yield f"note: {note}"
+
+
+def _recipe(file: Path, out: Path | None, dry_run: bool, seed: int, force: bool) -> None:
+    """Run a mergekit YAML file: interfuse merge RECIPE.yml -o OUT does the same."""
+    from interfuse.core.artifact import open_artifact, refuse_taken
+    from interfuse.merge.inspect import lint
+    from interfuse.merge.recipes import merge_recipe
+
+    place = out or Path("runs") / file.stem
+    began = time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
+        if dry_run:
+            refuse_taken(place, force=force)
+            found = lint(file, _ctx(seed))
+        else:
+            merge_recipe(file, place, ctx=_ctx(seed), force=force)
+    if dry_run:
+        _print({"dry_run": True, "out": str(place), **found}, lambda: [*_lines(found), f"output: {place}"])
+        return
+    artifact = open_artifact(place)
+    seconds = round(time.monotonic() - began, 3)
+    made = {"path": str(place), "kind": artifact.kind, "method": artifact.manifest["method"], "digest": artifact.digest,
+            "facts": artifact.manifest["facts"], "seconds": seconds}  # fmt: skip
+    _print(made, lambda: [f"{made['method']} made a {made['kind']} in {seconds:.1f} s: {place}"])
+
+
+def _lint(file: Path) -> None:
+    """Check a mergekit YAML file and print its plan; no weights are read."""
+    from interfuse.merge.inspect import lint
+
+    found = lint(file, _ctx())
+    _print(found, lambda: [*_lines(found), "ok"])
+
+
+def _diff(first: str, second: str, tensors: bool, top: int) -> None:
+    """How two models differ, per layer or per tensor."""
+    from interfuse.core.rooms import Source
+    from interfuse.data.models import open_model
+    from interfuse.merge.inspect import by_layer, difference
+    from interfuse.merge.prepare import weights_of
+
+    ctx = _ctx()
+    a, b = (weights_of(open_model(Source(name), ctx)) for name in (first, second))
+    rows = difference(a, b)
+    groups = by_layer(rows)
+    clean = [{k: v for k, v in row.items() if k[0] != "_"} for row in rows]
+
+    def words() -> Iterable[str]:
+        if tensors:
+            shown = sorted(clean, key=lambda r: -float(r.get("relative", float("inf"))))[: top or None]
+            for r in shown:
+                yield f"{r['tensor']}: " + (r["note"] if "note" in r else
+                    f"relative {r['relative']:.3g}, cosine {r['cosine']:.6f}, largest {r['largest']:.3g}, changed {r['changed']:.1%}")  # fmt: skip
+            return
+        most = max((g["relative"] for g in groups), default=0.0) or 1.0
+        width = max((len(g["part"]) for g in groups), default=1)
+        for g in groups:
+            bar = "#" * round(40 * g["relative"] / most)
+            yield f"{g['part']:<{width}}  {g['relative']:9.3g}  {bar}" + (
+                f"  ({g['notes']} not comparable)" if g["notes"] else ""
+            )
+
+    _print({"first": first, "second": second, "layers": groups, "tensors": clean}, words)
+
+
+def _explain(out: Path, tensor: str, model: Sequence[Path], base: Path | None) -> None:
+    """What made one tensor of a merge: sources, parameters and, given the sources, numbers."""
+    from interfuse.merge.inspect import explain
+
+    found = explain(out, tensor, models=model, base=base)
+
+    def words() -> Iterable[str]:
+        yield f"{found['tensor']}: {found['method']}"
+        for source in found["sources"]:
+            yield f"  from {source['model']}: {source['tensor']}"
+        if found["base"]:
+            yield f"  base {found['base']['model']}: {found['base']['tensor']}"
+        for name, value in found["parameters"].items():
+            yield f"  {name} = {value}"
+        numbers = found.get("numbers")
+        if numbers is None:
+            yield "  norms and conflicts: name the sources with --model A --model B --base C"
+            return
+        yield f"  norms of {numbers['of']}: " + ", ".join(f"{n:.4g}" for n in numbers["norms"])
+        yield f"  norm of the result: {numbers['norm of the result']:.4g}; cosines with it: " + ", ".join(
+            f"{c:.4f}" for c in numbers["cosines with the result"]
+        )
+        yield f"  signs differ at {numbers['sign conflicts']:.1%} of the elements"
+
+    _print(found, words)
+
+
+def _verify(out: Path, no_load: bool) -> None:
+    """Check a merge: every byte, finite numbers, that it loads, and that a language model generates."""
+    from interfuse.merge.inspect import verify_merge
+
+    with contextlib.redirect_stdout(sys.stderr):
+        found = verify_merge(out, generate=not no_load)
+    _print(
+        found,
+        lambda: [
+            f"ok: {found['tensors']} finite tensors, the model loads"
+            + (f" and generates {found['generated']}" if found["generated"] else "")
+        ],
+    )
+
+
+def _extract(model: str, base: str | None, out: Path | None, rank: int, save_rest: bool, force: bool) -> None:
+    """The change from a base to a model as a LoRA adapter that peft opens."""
+    from interfuse.core.errors import InterfuseError
+    from interfuse.core.rooms import Source
+    from interfuse.data.models import open_model
+    from interfuse.merge.inspect import extract_lora
+
+    if base is None:
+        raise InterfuseError("param.missing", "extract-lora needs the base the model was made from", where="--base")
+    place, ctx = out or Path("runs") / "extract-lora", _ctx()
+    with contextlib.redirect_stdout(sys.stderr):
+        found = extract_lora(
+            open_model(Source(model), ctx),
+            open_model(Source(base), ctx),
+            place,
+            rank=rank,
+            save_rest=save_rest,
+            force=force,
+        )
+    _print(
+        found,
+        lambda: [
+            f"{found['matrices']} matrices of rank {rank} or less hold {found['share']:.2%} of the squared change: {place}"
+        ],
+    )
+
+
+def _command(name: str, callback: Callable[..., None], params: list[click.Parameter], example: str) -> click.Command:
+    return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *_shared()],
+                         epilog=f"\b\nExample:\n  interfuse merge {example}")  # fmt: skip
+
+
+_OUT = click.Option(["-o", "--out"], type=PATH, default=None, help="The folder to write.")
+_FORCE = click.Option(["--force"], is_flag=True, help="Use the output folder even if something is there.")
+
+VERBS = {
+    "recipe": _command("recipe", _recipe, [
+        click.Argument(["file"], type=PATH), _OUT,
+        click.Option(["--dry-run"], is_flag=True, help="Check everything, print the plan, write nothing."),
+        click.Option(["--seed"], type=int, default=0, show_default=True, help="All randomness comes from it."), _FORCE,
+    ], "RECIPE.yml -o out/"),
+    "lint": _command("lint", _lint, [click.Argument(["file"], type=PATH)], "lint RECIPE.yml"),
+    "diff": _command("diff", _diff, [
+        click.Argument(["first"]), click.Argument(["second"]),
+        click.Option(["--tensors"], is_flag=True, help="One line per tensor, the most changed first."),
+        click.Option(["--top"], type=int, default=0, help="Only so many of them."),
+    ], "diff A B"),
+    "explain": _command("explain", _explain, [
+        click.Argument(["out"], type=PATH), click.Argument(["tensor"]),
+        click.Option(["--model"], type=PATH, multiple=True, help="A source's folder; repeat it in the order of the merge."),
+        click.Option(["--base"], type=PATH, default=None, help="The base's folder."),
+    ], "explain out/ layers.3.mlp.up_proj.weight"),
+    "verify": _command("verify", _verify, [
+        click.Argument(["out"], type=PATH), click.Option(["--no-generate", "no_load"], is_flag=True, help="Do not generate."),
+    ], "verify out/"),
+    "extract-lora": _command("extract-lora", _extract, [
+        click.Argument(["model"]), click.Option(["--base"], default=None, help="The base the model was made from."), _OUT,
+        click.Option(["--rank"], type=int, default=16, show_default=True, help="Largest rank of a matrix's change."),
+        click.Option(["--save-rest"], is_flag=True, help="Keep changed norms, biases and embeddings whole in the adapter."), _FORCE,
+    ], "extract-lora MODEL --base BASE --rank 16 -o adapter/"),
+}  # fmt: skip
