@@ -200,6 +200,8 @@ class Latent(nn.Module):
         self, images: Tensor, generator: torch.Generator, *, steps: int = 500, batch_size: int = 64, lr: float = 3e-3
     ) -> float:
         """Trains the autoencoder on images [N, C, H, W] in [0, 1] (Kingma & Welling 2014); returns the last step's loss."""
+        self.encoder.requires_grad_(True)
+        self.decoder.requires_grad_(True)
         optimizer = torch.optim.Adam([*self.encoder.parameters(), *self.decoder.parameters()], lr=lr)
         loss = torch.zeros(())
         for _ in range(steps):
@@ -214,7 +216,7 @@ class Latent(nn.Module):
             optimizer.step()
         self.encoder.requires_grad_(False)
         self.decoder.requires_grad_(False)
-        return float(loss)
+        return float(loss.detach())
 
     def diagnostics(self) -> dict[str, float]:
         """The spread of every latent."""

@@ -1,0 +1,295 @@
+"""Further verbs of the room on the command line: train a teacher, rank students, compare methods over seeds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+
+PATH = click.Path(path_type=Path)
+#: under this key of the command's ``meta`` the command line puts what makes a context with progress
+CONTEXT = "interfuse.context"
+
+
+class _Same(click.Command):
+    """Another name of a method's command, with the same flags."""
+
+    def __init__(self, method: str, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.method = method
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        group = parent.command if parent is not None else None
+        target = (
+            group.get_command(parent, self.method) if isinstance(group, click.Group) and parent is not None else None
+        )
+        if target is None:
+            raise InterfuseError("method.unknown", f"{self.name} is a verb of interfuse distill")
+        return target.make_context(info_name, args, parent, **extra)
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and param.name:
+        ctx.meta[param.name] = True
+
+
+def _shared() -> list[click.Parameter]:
+    return [
+        click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON value on stdout, errors too."),
+        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="No progress on stderr."),
+    ]  # fmt: skip
+
+
+def _ctx(seed: int = 0) -> Ctx:
+    make = click.get_current_context().meta.get(CONTEXT)
+    made: Ctx = make(seed, "auto", "float32") if make is not None else Ctx(seed=seed)
+    return made
+
+
+def _value(text: str, name: str) -> Any:
+    """A source as text: a path or name, or a table in JSON."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InterfuseError("param.value", f"{name} is not valid JSON: {error}", where=f"--{name}") from error
+
+
+# -- search ----------------------------------------------------------------------------------------------------------
+
+
+def _search(
+    teacher: str, student: str, data: str, space: str, seed: int, top: int, out: Path | None, **given: Any
+) -> None:
+    """Rank the students of a space for a teacher, without training any (DisWOT); the winner's configuration as YAML."""
+    import yaml
+
+    from interfuse.core.method import load
+    from interfuse.core.rooms import Source, load_room, prepare
+    from interfuse.distill.diswot import DisWOT
+
+    chosen = {k: v for k, v in given.items() if v is not None}
+    inputs = {"teacher": [Source(_value(teacher, "teacher"))], "student": Source(_value(student, "student")),
+              "data": Source(_value(data, "data"))}  # fmt: skip
+    call = prepare(load_room("distill"), load("distill/diswot"), {**inputs, "space": _value(space, "space"), **chosen}, _ctx(seed))  # fmt: skip
+    hooks = DisWOT(**{k: v for k, v in call.params.items() if k in DisWOT.__dataclass_fields__})
+    rows = hooks.rank(call)
+    student_yaml = yaml.safe_dump({"config": {**dict(call.inputs["student"].config), **rows[0]["config"]}}, sort_keys=True)  # fmt: skip
+    if out is not None:
+        if out.exists():
+            raise InterfuseError("output.exists", "the file is there already", where=str(out))
+        out.write_text(student_yaml, encoding="utf-8")
+    if click.get_current_context().meta.get("json"):
+        click.echo(json.dumps({"ranking": rows, "student": yaml.safe_load(student_yaml)}, indent=2))
+        return
+    click.echo("score     sd        semantic  relation  parameters  configuration")
+    for row in rows[:top]:
+        numbers = "  ".join(f"{row[k]:8.4f}" for k in ("score", "sd", "semantic", "relation"))
+        click.echo(f"{numbers}  {row['parameters']:>10}  {row['config']}")
+    if len(rows) > 1 and rows[0]["score"] - rows[1]["score"] <= max(rows[0]["sd"], rows[1]["sd"]):
+        click.echo("The first two differ by less than the spread over initialisations: a tie.")
+    click.echo(student_yaml if out is None else f"the best student: {out}")
+
+
+# -- compare ---------------------------------------------------------------------------------------------------------
+
+
+def _compare(
+    methods: Sequence[str], teacher: Sequence[str], student: str, data: str, test: str, seeds: int, baseline: str,
+    common: Sequence[str], out: Path | None,
+) -> None:  # fmt: skip
+    """Train with several methods over several seeds and set them side by side on held-out examples.
+
+    METHODS are slugs with parameters, such as none, kd, dist:tau=2,beta=1; the first is the baseline unless --baseline names
+    another. Differences are paired over the same test items; 'better' is said only when the interval excludes 0.
+    """
+    rows = compare([_recipe(m) for m in methods], [_value(t, "teacher") for t in teacher], _value(student, "student"),
+                   _value(data, "data"), _value(test, "test"), seeds=seeds, baseline=baseline or methods[0],
+                   common=dict(_pair(c) for c in common), ctx=_ctx())  # fmt: skip
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if click.get_current_context().meta.get("json"):
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'method':<28} accuracy  sd      difference [95 % interval]     lost    step ms  memory MB  said")
+    for row in rows:
+        d = row["difference"]
+        apart = f"{d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else ""
+        click.echo(f"{row['method']:<28} {row['accuracy']:.4f}    {row['sd']:.4f}  {apart:<30} {row['negative_flips']:.4f}  "
+                   f"{row['step_ms']:7.2f}  {row['memory_mb']:9.2f}  {row['said']}")  # fmt: skip
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InterfuseError("param.value", f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _recipe(text: str) -> tuple[str, str, dict[str, Any]]:
+    """``kd:tau=2,alpha=0.5`` as (its text, the slug, parameters)."""
+    slug, _, rest = text.partition(":")
+    return text, slug, dict(_pair(p) for p in rest.split(",") if p)
+
+
+def compare(
+    methods: Sequence[tuple[str, str, Mapping[str, Any]]], teachers: Sequence[Any], student: Any, data: Any, test: Any, *,
+    seeds: int = 5, baseline: str = "", common: Mapping[str, Any] | None = None, ctx: Ctx | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Methods by seeds on the same test items: one row per method.
+
+    Args:
+        methods: (name, slug, parameters). baseline: a name. common: parameters of all methods.
+
+    Returns:
+        Rows with ``method``, ``accuracy``, ``sd`` over seeds, ``difference`` to the baseline (``estimate``, ``low``, ``high``; None for
+        the baseline), ``negative_flips`` (share of test items the baseline had right and the method has wrong, mean over seeds),
+        ``positive_flips``, ``step_ms``, ``memory_mb`` (weights, gradients, optimiser state and activations of one step), ``said``.
+
+    Raises:
+        InterfuseError: ``param.value`` for fewer than two seeds or a baseline that is not among the methods; what training raises.
+    """
+    import tempfile
+
+    import numpy as np
+
+    from interfuse.core.method import load
+    from interfuse.core.rooms import Source, apply, load_room, prepare
+    from interfuse.data.tables import open_table
+    from interfuse.kit.calibration import flips
+    from interfuse.kit.encode import predict
+    from interfuse.kit.resample import compare_runs
+    from interfuse.kit.stats import verdict
+
+    ctx = ctx or Ctx()
+    names = [name for name, _, _ in methods]
+    if baseline not in names or len(dict.fromkeys(names)) != len(names):
+        raise InterfuseError("param.value", f"the baseline {baseline!r} is not one of the methods, or a method is named twice", fix=", ".join(names))  # fmt: skip
+    if seeds < 2:
+        raise InterfuseError("param.value", "a comparison needs at least two seeds", where="seeds")
+    held = open_table(test if isinstance(test, Source) else Source(test), ctx)
+    labels = held.labels()
+    calls = {}
+    for name, slug, params in methods:
+        method = load(slug, room="distill")
+        takes = "teacher" in method.card.takes or not method.card.takes
+        given = {
+            "student": student,
+            "data": data,
+            **(common or {}),
+            **params,
+            **({"teacher": list(teachers)} if takes else {}),
+        }
+        prepare(load_room("distill"), method, given, ctx)  # refuses before any training
+        calls[name] = (method, given)
+    said: dict[str, Any] = {}
+    cost: dict[str, tuple[float, float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for number, (name, (method, given)) in enumerate(calls.items()):
+            runs = []
+            for seed in range(seeds):
+                ctx.log(f"{name}, seed {seed}")
+                model = apply(method.id, out=Path(place) / f"{number}-{seed}", ctx=ctx.with_(seed=seed), **given)
+                runs.append(predict(model, held, ctx).argmax(axis=1))
+            said[name] = np.stack(runs)
+            cost[name] = _step_cost(prepare(load_room("distill"), method, given, ctx))
+    rows = []
+    base = said[baseline] == labels
+    for name, answers in said.items():
+        right = (answers == labels).astype(np.float64)
+        each = [flips(b, a, labels) for b, a in zip(said[baseline], answers, strict=True)]
+        delta = None if name == baseline else compare_runs(base.astype(np.float64), right, ctx.rng(f"compare/{name}")).delta  # fmt: skip
+        rows.append({
+            "method": name, "accuracy": float(right.mean()), "sd": float(right.mean(axis=1).std(ddof=1)),
+            "difference": {"estimate": delta.estimate, "low": delta.low, "high": delta.high} if delta else None,
+            "negative_flips": float(np.mean([f.negative_rate for f in each])),
+            "positive_flips": float(np.mean([f.positive_rate for f in each])),
+            "step_ms": cost[name][0], "memory_mb": cost[name][1],
+            "said": verdict(delta.low, delta.high) if delta else "baseline",
+        })  # fmt: skip
+    return rows
+
+
+def _step_cost(call: Any) -> tuple[float, float]:
+    """Median milliseconds of a training step, and megabytes it holds: weights, gradients, optimiser state, activations."""
+    import importlib
+    import statistics
+
+    import numpy as np
+    import torch
+
+    engine = importlib.import_module("interfuse.distill.room")
+    hooks = engine._hooks(call)
+    with engine.threads_for(0):
+        state = engine.start(call, hooks)
+        hooks.scan(state)
+        state.steps = max(state.steps, 50)
+        size = state.settings.batch_size
+        order = hooks.select(state, np.arange(len(state.data)))[:size]
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            engine._step(state, hooks, [order], {})
+        times = []
+        for _ in range(12):
+            began = time.perf_counter()
+            engine._step(state, hooks, [order], {})
+            times.append(1e3 * (time.perf_counter() - began))
+    weights = [p for m in (state.student, *state.teachers, *state.modules.values()) for p in m.parameters()]
+    grown = [
+        v
+        for o in state.optimizers.values()
+        for s in o.state.values()
+        for v in s.values()
+        if isinstance(v, torch.Tensor)
+    ]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*weights, *grown]}
+    gradients = sum(p.numel() * p.element_size() for o in state.optimizers.values() for g in o.param_groups for p in g["params"])  # fmt: skip
+    return statistics.median(times), (sum({**kept, **held}.values()) + gradients) / 1e6
+
+
+def _options(*rows: tuple[str, str, dict[str, Any]]) -> list[click.Parameter]:
+    return [click.Option([flag], help=words, **more) for flag, words, more in rows]
+
+
+VERBS: dict[str, click.Command] = {
+    "teacher": _Same("none", name="teacher", short_help="Train a teacher: distill none with the same flags."),
+    "search": click.Command(
+        "search", callback=_search, help=_search.__doc__, short_help="Rank students for a teacher without training.",
+        params=[*_options(
+            ("--teacher", "Its architecture is enough.", {"required": True}), ("--student", "Configuration to vary, as JSON.", {"required": True}),
+            ("--data", "Labelled examples.", {"required": True}), ("--space", "JSON: field -> values.", {"required": True}),
+            ("--max-parameters", "Budget.", {"type": float}), ("--max-flops", "Budget per example.", {"type": float}),
+            ("--inits", "Initialisations to average over.", {"type": int}), ("--semantic", "auto, channel or class.", {}),
+            ("--top", "Rows to print.", {"type": int, "default": 5, "show_default": True}),
+            ("--seed", "All randomness comes from it.", {"type": int, "default": 0, "show_default": True})),
+            click.Option(["-o", "--out"], type=PATH, help="Write the best student's configuration here (YAML)."), *_shared()],
+    ),
+    "compare": click.Command(
+        "compare", callback=_compare, help=_compare.__doc__, short_help="Methods by seeds, paired, with intervals.",
+        params=[click.Argument(["methods"], nargs=-1, required=True), *_options(
+            ("--teacher", "A teacher; repeat it for several.", {"multiple": True}), ("--student", "Folder, or configuration as JSON.", {"required": True}),
+            ("--data", "Examples to train on.", {"required": True}), ("--test", "Labelled examples to measure on.", {"required": True}),
+            ("--seeds", "How many seeds.", {"type": int, "default": 5, "show_default": True}), ("--baseline", "Method to compare with.", {"default": ""}),
+            ("--common", "NAME=VALUE for all methods; repeat it.", {"multiple": True})),
+            click.Option(["-o", "--out"], type=PATH, help="Write the table here (JSON)."), *_shared()],
+    ),
+}  # fmt: skip

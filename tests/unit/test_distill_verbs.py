@@ -1,0 +1,98 @@
+"""``interfuse distill teacher``, ``search`` and ``compare``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from interfuse.cli.main import app
+from interfuse.core.errors import InterfuseError
+from interfuse.data.models import Model
+from interfuse.data.tables import Table
+from interfuse.distill.verbs import _recipe, compare
+from tests.distill_bars import CNN, made
+from tests.distill_bars import data as data
+from tests.distill_bars import teacher as teacher
+
+STUDENT = {"model_type": "resnet", "num_channels": 1, "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1],
+           "layer_type": "basic", "downsample_in_first_stage": False, "num_labels": 10}  # fmt: skip
+DIGITS = {"from": {"data": "sklearn:digits", "split": {"train": 0.05}}, "take": "train"}
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["distill", *words], catch_exceptions=False)
+
+
+def test_teacher_is_training_on_labels(tmp_path: Path) -> None:
+    given = ["--student", json.dumps({"config": STUDENT}), "--data", json.dumps(DIGITS), "--epochs", "1", "-q"]
+    for verb in ("teacher", "none"):
+        assert run(verb, *given, "-o", str(tmp_path / verb)).exit_code == 0
+    one, two = ((tmp_path / verb / "model.safetensors").read_bytes() for verb in ("teacher", "none"))
+    assert one == two
+    assert "--label-smoothing" not in run("teacher", "--help").output
+    assert "--epochs" in run("teacher", "--help").output
+
+
+def test_search_prints_the_ranking_and_a_student_that_trains(tmp_path: Path) -> None:
+    words = ["search", "--teacher", json.dumps({"config": {**STUDENT, "depths": [3, 3]}}), "--student", json.dumps({"config": STUDENT}),
+             "--data", json.dumps(DIGITS), "--space", '{"depths": [[1, 1], [2, 2]]}', "--inits", "2"]  # fmt: skip
+    found = json.loads(run(*words, "--json").stdout)
+    scores = [row["score"] for row in found["ranking"]]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert run(*words, "-o", str(tmp_path / "s.yaml")).exit_code == 0
+    assert yaml.safe_load((tmp_path / "s.yaml").read_text()) == found["student"]
+    assert found["student"]["config"]["depths"] == found["ranking"][0]["config"]["depths"]
+
+
+def test_compare_counts_what_is_lost_and_does_not_call_chance_better(data: Table, teacher: Model) -> None:
+    methods = [_recipe(m) for m in ("none", "none:lr=1e-9", "kd:alpha=0.5,tau=2")]
+    rows = compare(
+        methods,
+        [teacher],
+        made(CNN, 1),
+        data,
+        data,
+        seeds=2,
+        baseline="none",
+        common={"epochs": 6, "lr": 0.02, "batch_size": 16},
+    )
+    base, untrained, kd = rows
+    assert base["said"] == "baseline"
+    assert base["difference"] is None
+    assert base["negative_flips"] == 0
+    for row in (untrained, kd):
+        apart = row["difference"]
+        assert apart["estimate"] == pytest.approx(row["accuracy"] - base["accuracy"])
+        assert apart["estimate"] == pytest.approx(row["positive_flips"] - row["negative_flips"])
+        assert ("better" in row["said"]) == (apart["low"] > 0)
+        assert row["step_ms"] > 0
+        assert row["memory_mb"] > 0
+    assert untrained["said"] == "worse"
+    assert kd["memory_mb"] > base["memory_mb"], "the teacher takes no room"
+
+
+def test_compare_of_a_method_with_itself_shows_nothing(data: Table) -> None:
+    twice = [("a", "none", {}), ("b", "none", {})]
+    rows = compare(twice, [], made(CNN, 1), data, data, seeds=2, baseline="a", common={"epochs": 1})
+    assert rows[1]["difference"] == {"estimate": 0, "low": 0, "high": 0}
+    assert rows[1]["said"].startswith("no difference shown")
+
+
+def test_compare_refuses(data: Table) -> None:
+    for methods, given in (([("a", "none", {})], {"baseline": "b"}), ([("a", "none", {})], {"baseline": "a", "seeds": 1}),
+                           ([("a", "none", {}), ("a", "kd", {})], {"baseline": "a"}), ([("a", "kd", {})], {"baseline": "a"})):  # fmt: skip
+        with pytest.raises(InterfuseError) as caught:
+            compare(methods, [], made(CNN, 1), data, data, **given)  # type: ignore[arg-type]
+        assert caught.value.code == "param.value"
+
+
+def test_compare_reads_recipes() -> None:
+    assert _recipe("kd:tau=2,form=code") == ("kd:tau=2,form=code", "kd", {"tau": 2, "form": "code"})
+    with pytest.raises(InterfuseError):
+        _recipe("kd:tau")
