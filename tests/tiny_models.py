@@ -1,4 +1,7 @@
-"""Tiny checkpoints of language-model architectures, made by code; variants are a base plus a small random step."""
+"""Tiny checkpoints of language-model architectures, made by code; variants are a base plus a small random step.
+
+Their numbers follow from names alone (a counter-based generator), so outputs of other programs can be kept and compared.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,19 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def noise(label: str, shape: tuple[int, ...]) -> Any:
+    """A float32 tensor of bell-shaped numbers of deviation 1 that depends on the label alone."""
+    import math
+
+    from interfuse.kit.counter_random import tensor_key, uniform
+
+    count = math.prod(shape)
+    total = sum(uniform(tensor_key(0, f"tiny {i}", label), 0, count) for i in range(4))
+    return (total - 2.0).mul(math.sqrt(3.0)).view(shape)
+
+
 def tiny(folder: Path, kind: str, name: str = "base", *, step: float = 0.05, vocab: int = 29, **changes: Any) -> Path:
-    """The folder of a checkpoint: ``base``, or the base plus ``step`` times normal noise that depends on the name alone.
+    """The folder of a checkpoint: ``base``, or the base plus ``step`` times noise that depends on the name alone.
 
     Args:
         kind: one of :data:`SIZES`. changes: other fields of the configuration.
@@ -33,16 +47,62 @@ def tiny(folder: Path, kind: str, name: str = "base", *, step: float = 0.05, voc
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = transformers.AutoConfig.for_model(kind, vocab_size=vocab, **special, **{**SIZES[kind], **changes})
     auto = transformers.AutoModelForMaskedLM if kind == "bert" else transformers.AutoModelForCausalLM
-    with torch.random.fork_rng():
-        torch.manual_seed(11)
-        module = auto.from_config(config)
-        torch.manual_seed(sum(name.encode()))
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())) * 0.2
-                )
-                if name != "base":
-                    parameter.add_(step * torch.randn_like(parameter))
+    module = auto.from_config(config)
+    with torch.no_grad():
+        for label, parameter in module.named_parameters():
+            parameter.copy_(0.2 * noise(label, tuple(parameter.shape)))
+            if name != "base":
+                parameter.add_(noise(f"{name} {label}", tuple(parameter.shape)), alpha=step)
     module.save_pretrained(place)
     return place
+
+
+def words(folder: Path, name: str, vocabulary: list[str]) -> Path:
+    """A tiny Llama that reads whole words, with its tokenizer: special tokens first, one token per word after them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[EOS]"]
+    ids = {word: i for i, word in enumerate([*special, *vocabulary])}
+    place = tiny(folder, "llama", name, vocab=len(ids)).rename(folder / f"words-{name}")
+    core = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]")
+    fast.save_pretrained(place)
+    return place
+
+
+def adapter(base: Path, place: Path, **settings: Any) -> dict[str, Any]:
+    """Writes a LoRA adapter with random numbers in all its tensors; returns the state that peft merges it to."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings)
+    )
+    with torch.no_grad():
+        for label, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                step = noise(label, tuple(parameter.shape))
+                parameter.copy_(parameter.abs() + step.abs() if "magnitude" in label else parameter + 0.1 * step)
+    model.save_pretrained(place)
+    return {n: t.detach().clone() for n, t in model.merge_and_unload().state_dict().items()}
+
+
+WORDS_X = ["the", "cat", "dog", "sees", "a", "red", "bird", "small"]
+WORDS_Y = ["a", "fish", "the", "cat", "swims", "blue", "small", "here", "bird"]
+
+
+def zoo(folder: Path) -> Path:
+    """Every checkpoint the recipes in ``tests/formats/mergekit`` name, in one folder."""
+    for kind in SIZES:
+        for name in ("base", "x", "y", "z"):
+            tiny(folder, kind, name)
+    if not (folder / "words-x").is_dir():
+        for name, vocabulary in (("x", WORDS_X), ("y", WORDS_Y)):
+            (folder / ".apart").mkdir()
+            words(folder / ".apart", name, vocabulary).rename(folder / f"words-{name}")
+            (folder / ".apart").rmdir()
+        adapter(folder / "llama-base", folder / "adapter", r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"])
+    return folder

@@ -13,7 +13,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source
 from interfuse.data.models import build, open_model
 from interfuse.data.overlay import whole
-from tests.tiny_models import tiny
+from tests.tiny_models import adapter, tiny
 
 peft = pytest.importorskip("peft")
 
@@ -29,29 +29,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def adapter_on(base, folder, **settings):
-    """An adapter with random numbers in every one of its tensors, and the state peft merges it to."""
-    from transformers import AutoModelForCausalLM
-
-    model = peft.get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings)
-    )
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(parameter.abs() + noise.abs() if "magnitude" in name else parameter + 0.1 * noise)
-    model.save_pretrained(folder)
-    merged = model.merge_and_unload()
-    return {n: t.detach().clone() for n, t in merged.state_dict().items()}
-
-
 @pytest.mark.parametrize("case", SETTINGS)
 def test_numbers_of_peft(case, tmp_path):
     kind = "gpt2" if case == "transposed" else "llama"
     base = tiny(tmp_path, kind)
-    expected = adapter_on(base, tmp_path / "adapter", **SETTINGS[case])
+    expected = adapter(base, tmp_path / "adapter", **SETTINGS[case])
     model = open_model(Source(f"{base}+{tmp_path / 'adapter'}"), Ctx())
     with model.computed.open() as tensors:
         changed = 0
@@ -71,7 +53,7 @@ def test_numbers_of_peft(case, tmp_path):
 
 def test_adapter_folder_names_its_base(tmp_path):
     base = tiny(tmp_path, "llama")
-    adapter_on(base, tmp_path / "adapter", **SETTINGS["plain"])
+    adapter(base, tmp_path / "adapter", **SETTINGS["plain"])
     model = open_model(Source(str(tmp_path / "adapter")), Ctx())
     assert model.computed.base == base
     assert model.config["model_type"] == "llama"
@@ -91,7 +73,7 @@ def test_adapter_folder_names_its_base(tmp_path):
 def test_another_base_is_refused(tmp_path):
     base, wide = tiny(tmp_path, "llama"), tiny(tmp_path, "llama", "wide", hidden_size=24, num_attention_heads=3)
     other = tiny(tmp_path, "gpt2")
-    adapter_on(base, tmp_path / "adapter", **SETTINGS["plain"])
+    adapter(base, tmp_path / "adapter", **SETTINGS["plain"])
     for wrong, word in ((wide, "down_proj"), (other, "no model.layers.0")):
         with pytest.raises(InterfuseError, match=word) as caught:
             open_model(Source(f"{wrong}+{tmp_path / 'adapter'}"), Ctx()).computed.open()
@@ -100,7 +82,7 @@ def test_another_base_is_refused(tmp_path):
 
 def test_damaged_adapters_are_refused(tmp_path):
     base = tiny(tmp_path, "llama")
-    adapter_on(base, tmp_path / "adapter", **SETTINGS["plain"])
+    adapter(base, tmp_path / "adapter", **SETTINGS["plain"])
     file, config = tmp_path / "adapter/adapter_model.safetensors", tmp_path / "adapter/adapter_config.json"
     whole_file, settings = file.read_bytes(), config.read_text()
     tensors = load_file(file)
