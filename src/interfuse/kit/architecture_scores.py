@@ -155,4 +155,4 @@ def synflow_score(module: nn.Module, forward: Forward) -> float:
     parameters = [p for p in positive.parameters() if p.requires_grad]
     found = torch.autograd.grad(forward(positive).sum(), parameters, allow_unused=True)
     terms = [(g * p).abs().sum() for p, g in zip(parameters, found, strict=True) if g is not None]
-    return float(torch.log(torch.stack(terms).sum()))
+    return float(torch.log(torch.stack(terms).sum()).detach())
