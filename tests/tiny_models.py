@@ -16,6 +16,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
               "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64},
     "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64, "tie_word_embeddings": False},
+    "bertmlm": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+                "max_position_embeddings": 64},
     "bert": {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
              "max_position_embeddings": 64},
 }  # fmt: skip
@@ -45,15 +47,18 @@ def tiny(folder: Path, kind: str, name: str = "base", *, step: float = 0.05, voc
     if place.is_dir():
         return place
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    config = transformers.AutoConfig.for_model(kind, vocab_size=vocab, **special, **{**SIZES[kind], **changes})
-    auto = transformers.AutoModelForMaskedLM if kind == "bert" else transformers.AutoModelForCausalLM
+    config = transformers.AutoConfig.for_model(
+        kind.removesuffix("mlm"), vocab_size=vocab, **special, **{**SIZES[kind], **changes}
+    )
+    task = {"bert": "SequenceClassification", "bertmlm": "MaskedLM"}.get(kind, "CausalLM")
+    auto = getattr(transformers, f"AutoModelFor{task}")
     module = auto.from_config(config)
     with torch.no_grad():
         for label, parameter in module.named_parameters():
             parameter.copy_(0.2 * noise(label, tuple(parameter.shape)))
             if name != "base":
                 parameter.add_(noise(f"{name} {label}", tuple(parameter.shape)), alpha=step)
-    module.save_pretrained(place)
+    module.to(getattr(torch, changes.get("dtype", "float32"))).save_pretrained(place)
     return place
 
 
@@ -85,7 +90,10 @@ def adapter(base: Path, place: Path, **settings: Any) -> dict[str, Any]:
         for label, parameter in model.named_parameters():
             if parameter.requires_grad:
                 step = noise(label, tuple(parameter.shape))
-                parameter.copy_(parameter.abs() + step.abs() if "magnitude" in label else parameter + 0.1 * step)
+                start = (
+                    torch.zeros_like(parameter) if "lora_" in label else parameter
+                )  # the library's own start is random
+                parameter.copy_(1 + step.abs() if "magnitude" in label else start + 0.1 * step)
     model.save_pretrained(place)
     return {n: t.detach().clone() for n, t in model.merge_and_unload().state_dict().items()}
 
@@ -99,6 +107,10 @@ def zoo(folder: Path) -> Path:
     for kind in SIZES:
         for name in ("base", "x", "y", "z"):
             tiny(folder, kind, name)
+    for name, step in (("near", 1e-4), ("nearer", 2e-4), ("nearest", 1e-5)):
+        tiny(folder, "llama", name, step=step)
+    for name, step in (("halfbase", 0.0), ("half", 0.05), ("halves", 0.05)):
+        tiny(folder, "llama", name, step=step, dtype="bfloat16")
     if not (folder / "words-x").is_dir():
         for name, vocabulary in (("x", WORDS_X), ("y", WORDS_Y)):
             (folder / ".apart").mkdir()

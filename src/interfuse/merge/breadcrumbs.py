@@ -11,7 +11,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
 from interfuse.kit.reductions import Threshold, magnitude_thresholds
-from interfuse.merge.room import Part, PerModel, Whole, per_model, weighted_sum
+from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, Whole, per_model, weighted_sum
 
 
 def _bounds(whole: Whole, *, density: PerModel, gamma: PerModel, **_: Any) -> list[tuple[Threshold, Threshold]]:
@@ -35,8 +35,8 @@ def _bounds(whole: Whole, *, density: PerModel, gamma: PerModel, **_: Any) -> li
 def breadcrumbs(
     part: Part,
     *,
-    density: Annotated[PerModel, Field(description="share of each task vector kept; in (0, 1]")] = 0.9,
-    gamma: Annotated[PerModel, Field(description="share of the largest changes dropped")] = 0.01,
+    density: Annotated[PerModelShare, Field(description="share of each task vector kept")] = 0.9,
+    gamma: Annotated[PerModelPart, Field(description="share of the largest changes dropped")] = 0.01,
     weight: Annotated[PerModel, Field(description="weight of each task vector")] = 1.0,
     scale: Annotated[float, Field(description="factor of the summed task vectors (lambda)")] = 1.0,
     normalize: Annotated[bool, Field(description="divide the weights by their sum")] = False,

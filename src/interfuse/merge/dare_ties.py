@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
-from interfuse.merge.room import Part, PerModel, Whole, per_model
+from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model
 from interfuse.merge.sparsify import drop_random, l1_factors
 
 
@@ -21,7 +21,7 @@ def _factors(whole: Whole, *, density: PerModel, rescale: str, **_: Any) -> list
 def dare_ties(
     part: Part,
     *,
-    density: Annotated[PerModel, Field(description="share of each task vector kept, at random; in (0, 1]")] = 0.5,
+    density: Annotated[PerModelShare, Field(description="share of each task vector kept, at random")] = 0.5,
     weight: Annotated[PerModel, Field(description="weight of each task vector")] = 1.0,
     scale: Annotated[float, Field(description="factor of the merged task vector (lambda)")] = 1.0,
     normalize: Annotated[bool, Field(description="divide by the weights that agree")] = True,

@@ -11,16 +11,16 @@ from torch import Tensor
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
-from interfuse.merge.room import Part, PerModel, per_model, weighted_sum
+from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, per_model, weighted_sum
 
 
 @method(scope="row", base="required", per_model=("weight", "density", "epsilon"), temporaries=8, random=True)
 def della(
     part: Part,
     *,
-    density: Annotated[PerModel, Field(description="mean share of each task vector kept")] = 0.5,
+    density: Annotated[PerModelShare, Field(description="mean share of each task vector kept")] = 0.5,
     epsilon: Annotated[
-        PerModel,
+        PerModelPart,
         Field(description="the smallest change is kept with density - epsilon, the largest with density + epsilon"),
     ] = 0.1,
     weight: Annotated[PerModel, Field(description="weight of each task vector")] = 1.0,

@@ -37,6 +37,12 @@ from interfuse.merge.schedule import widen
 Tensor = torch.Tensor
 #: one number for all models, or one per model in their order
 PerModel = float | list[float]
+Share = Annotated[float, Field(gt=0, le=1)]
+#: a share of elements that is kept, for all models or for each
+PerModelShare = Share | list[Share]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+#: a share of elements that may be none
+PerModelPart = Fraction | list[Fraction]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

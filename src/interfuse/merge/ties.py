@@ -10,7 +10,7 @@ from torch import Tensor
 from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
 from interfuse.kit.reductions import Threshold
-from interfuse.merge.room import Part, PerModel, Whole, per_model
+from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model
 from interfuse.merge.sparsify import trim_thresholds
 
 
@@ -22,7 +22,7 @@ def _thresholds(whole: Whole, *, density: PerModel, **_: Any) -> list[Threshold]
 def ties(
     part: Part,
     *,
-    density: Annotated[PerModel, Field(description="share of each task vector kept, by magnitude; in (0, 1]")] = 0.2,
+    density: Annotated[PerModelShare, Field(description="share of each task vector kept, by magnitude")] = 0.2,
     weight: Annotated[PerModel, Field(description="weight of each task vector")] = 1.0,
     scale: Annotated[float, Field(description="factor of the merged task vector (lambda)")] = 1.0,
     normalize: Annotated[bool, Field(description="divide by the weights that agree; off: their plain sum")] = True,
