@@ -333,7 +333,7 @@ def test_random_masks_keep_what_they_should(name, merged):
     moved = total = 0
     for key, b in base.items():
         changes = [0.4 * (x[key] - b), (0.6 if kind == "bert" else 0.3) * (y[key] - b)]
-        gap = made[key].double().numpy() - b
+        gap = (made[key] - torch.from_numpy(b).float().to(made[key].dtype)).double().numpy()
         bound = sum(np.abs(c).sum() for c in changes) * 3
         assert np.abs(gap).sum() <= bound
         moved += (np.abs(gap) > 1e-9).sum()
