@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.core.method import Param
 from interfuse.data.formats.safetensors import TensorInfo
 from interfuse.data.overlay import Tensors
 from interfuse.merge.schedule import at, listed, refuse_idle, varies
@@ -79,7 +80,7 @@ def read_slices(
     has_base: bool,
     own: Mapping[str, Any],
     per_model: Sequence[str],
-    known: Sequence[str],
+    known: Mapping[str, Param],
 ) -> list[Slice]:
     """The slices of a recipe, checked; without any, one slice of everything.
 
@@ -88,7 +89,7 @@ def read_slices(
             ``layers`` may be left out for all layers, ``base`` too: it is then the base that was given, its layers those of
             the first source.
         models: how many models there are. own: the call's parameters; a list for the models is reduced to those of the
-            slice. per_model: which of them may be such lists. known: names that ``parameters`` may hold.
+            slice. per_model: which of them may be such lists. known: what ``parameters`` may hold.
 
     Raises:
         InterfuseError: ``param.value``.
@@ -113,11 +114,16 @@ def read_slices(
         if len(set(counts)) > 1:
             raise InterfuseError("param.value", f"the sources have {', '.join(map(str, counts))} layers", where=where,
                                  fix="All sources of a slice must have as many layers.")  # fmt: skip
-        parameters = item.get("parameters", {})
-        _known(parameters, known, where)
-        slices.append(
-            Slice(tuple(s[:2] for s in sources), base, counts[0], {**own, **parameters}, item.get("module", ""))
-        )
+        given_here = item.get("parameters", {})
+        _known(given_here, list(known), where)
+        here = {key: known[key].check(value, where) for key, value in given_here.items()}
+        mine = {k: [v[i] for i, _, _ in sources] if k in per_model and listed(v) else v for k, v in own.items()}
+        for key in per_model:
+            if listed(here.get(key)) and len(here[key]) != len(sources):
+                raise InterfuseError(
+                    "param.value", f"{key} has {len(here[key])} values for {len(sources)} sources", where=where
+                )
+        slices.append(Slice(tuple(s[:2] for s in sources), base, counts[0], {**mine, **here}, item.get("module", "")))
     return slices
 
 

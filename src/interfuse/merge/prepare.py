@@ -15,7 +15,7 @@ from interfuse.data.overlay import Tensors
 from interfuse.data.vocabulary import Alignment
 from interfuse.data.weights import Weights
 from interfuse.merge.finish import same_vocabulary, untied
-from interfuse.merge.plan import Output, plan_outputs, read_slices
+from interfuse.merge.plan import Output, Slice, plan_outputs, read_slices
 from interfuse.merge.schedule import listed
 
 
@@ -26,7 +26,14 @@ def own_params(call: Call) -> dict[str, Any]:
 
 def per_model_params(call: Call) -> list[str]:
     """The parameters that may have one value per model."""
-    return [n for n in call.method.traits.get("per_model", ("weight",)) if call.params.get(n) is not None]
+    return [n for n in call.method.traits.get("per_model", ("weight",)) if n in call.params]
+
+
+def _slices(call: Call) -> list[Slice]:
+    own = own_params(call)
+    known = {name: call.method.params[name] for name in own}
+    models, has_base = len(call.inputs["models"]), call.inputs["base"] is not None
+    return read_slices(call.params["slices"], models, has_base, own, per_model_params(call), known)
 
 
 def everyone(call: Call) -> list[Model]:
@@ -45,14 +52,7 @@ def check(call: Call) -> None:
     """Refuses what cannot be merged, from configurations and file headers alone."""
     traits, models = call.method.traits, call.inputs["models"]
     least, most = traits.get("models", (1, 1000))
-    parts = read_slices(
-        call.params["slices"],
-        len(models),
-        call.inputs["base"] is not None,
-        own_params(call),
-        per_model_params(call),
-        list(own_params(call)),
-    )
+    parts = _slices(call)
     for part in parts:
         if not least <= len(part.sources) <= most:
             wanted = str(least) if least == most else f"at least {least}" if most >= 1000 else f"{least} to {most}"
@@ -116,10 +116,7 @@ def prepared(call: Call) -> Iterator[Prepared]:
             stack.callback(weights[-1].close)
         weights = untied(weights, [m.config for m in models])
         weights, alignment, merged, remarks = same_vocabulary(call, models, weights)
-        own = own_params(call)
-        parts = read_slices(
-            call.params["slices"], len(call.inputs["models"]), has_base, own, per_model_params(call), list(own)
-        )
+        parts = _slices(call)
         defaults = {name: param.default for name, param in call.method.params.items()}
         outputs = plan_outputs(weights[: len(call.inputs["models"])], weights[-1] if has_base else None, parts, defaults,
                                [m.name for m in models])  # fmt: skip
