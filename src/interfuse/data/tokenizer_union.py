@@ -51,16 +51,17 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         return dict(json.loads(backend.to_str()))
     try:
         found = json.loads(read_text(path, limit=1 << 28))
-        _ = found["model"]["vocab"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        _ = _ids(found)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InterfuseError("input.format", "the tokenizer cannot be read", where=str(path)) from error
     return dict(found)
 
 
 def _ids(table: Mapping[str, Any]) -> dict[str, int]:
     vocab = table["model"]["vocab"]
-    plain = dict(vocab) if isinstance(vocab, dict) else {piece[0]: i for i, piece in enumerate(vocab)}
-    return plain | {row["content"]: row["id"] for row in table.get("added_tokens") or ()}
+    plain = vocab if isinstance(vocab, dict) else {piece[0]: i for i, piece in enumerate(vocab)}
+    pairs = [*plain.items(), *((row["content"], row["id"]) for row in table.get("added_tokens") or ())]
+    return {str(token): int(row) for token, row in pairs}
 
 
 def unite(
@@ -156,12 +157,20 @@ def write_tokenizer(folder: Path, settings_from: Path, table: Mapping[str, Any],
         (folder / TEMPLATE).write_bytes((settings_from / TEMPLATE).read_bytes())
 
 
+def check_template(wanted: str) -> None:
+    """Raises ``param.value`` unless the word is ``auto``, ``chatml`` or a Jinja text."""
+    if wanted not in ("auto", "chatml") and "{" not in wanted:
+        raise InterfuseError("param.value", f"there is no chat template {wanted!r}", where="chat_template",
+                             fix="auto, chatml, or the Jinja text itself.")  # fmt: skip
+
+
 def write_template(folder: Path, wanted: str, sources: Sequence[Path | None]) -> None:
     """Sets the chat template: ``auto`` (the commonest of the sources), ``chatml``, or the Jinja text itself.
 
     Raises:
         InterfuseError: ``param.value`` for another word, ``input.missing`` for a folder without tokenizer.
     """
+    check_template(wanted)
     if wanted == "auto":
         found = [text for text in (_template(s) for s in sources if s is not None) if text]
         if not found:
@@ -169,9 +178,6 @@ def write_template(folder: Path, wanted: str, sources: Sequence[Path | None]) ->
         wanted = max(dict.fromkeys(found), key=found.count)
     elif wanted == "chatml":
         wanted = CHATML
-    elif "{" not in wanted:
-        raise InterfuseError("param.value", f"there is no chat template {wanted!r}", where="chat_template",
-                             fix="auto, chatml, or the Jinja text itself.")  # fmt: skip
     path = folder / SETTINGS
     if not path.is_file():
         raise InterfuseError(

@@ -12,6 +12,7 @@ from interfuse.core.method import read_params
 from interfuse.core.rooms import Call
 from interfuse.data.models import Model
 from interfuse.data.overlay import Tensors
+from interfuse.data.tokenizer_union import check_template
 from interfuse.data.vocabulary import Alignment
 from interfuse.data.weights import Weights
 from interfuse.merge.finish import same_vocabulary, untied
@@ -69,6 +70,8 @@ def check(call: Call) -> None:
         raise InterfuseError(
             "param.missing", "tokens and pad_to_multiple_of need a tokenizer", fix="Add --tokenizer base or union."
         )
+    if call.params["chat_template"]:
+        check_template(call.params["chat_template"])
     for name in per_model_params(call):
         given = len(call.params[name]) if listed(call.params[name]) else len(models)
         if given != len(models):
