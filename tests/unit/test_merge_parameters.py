@@ -189,3 +189,33 @@ def test_modules_are_parts_of_the_name(tmp_path):
     a, b = (load_file(f"{f}/model.safetensors") for f in folders)
     for key, value in made.items():
         assert value.equal(a[key] if key.startswith("encoder") else b[key]), key
+
+
+def test_planning_grows_with_the_number_of_tensors():
+    """Mixtures of experts have tens of thousands: twice as many cost about twice the time, not four times."""
+    import time
+
+    from interfuse.data.overlay import Overlay
+    from interfuse.merge.plan import plan_outputs, read_slices
+
+    linear = load("merge/linear")
+    own = {"weight": [[{"filter": "w1", "value": 1.0}, {"value": {"gradient": [0.0, 1.0]}}], 1.0], "normalize": True}
+
+    class Shaped:
+        shape = (2, 2)
+
+        def read(self, start, stop, out=None):
+            raise AssertionError("planning reads nothing")
+
+    def seconds(experts):
+        names = [f"model.layers.{i}.mlp.experts.{e}.w{j}" for i in range(20) for e in range(experts) for j in (1, 2)]
+        models = [Overlay(None, {n: (Shaped(), torch.bfloat16) for n in names}) for _ in range(2)]
+        best = 1e9
+        for _ in range(3):
+            began = time.perf_counter()
+            parts = read_slices(None, 2, False, own, ("weight",), linear.params)
+            assert len(plan_outputs(models, None, parts, {"weight": 1.0}, ["a", "b"])) == len(names)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    assert seconds(200) < 11 * seconds(50)  # quadratic would be 16

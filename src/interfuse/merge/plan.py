@@ -6,6 +6,7 @@ It follows from headers alone. Architectures are not known by name: the layer of
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,13 @@ class Slice:
     own: Mapping[str, Any]
     module: str = ""
 
+    @functools.cached_property
+    def moving(self) -> list[str]:
+        """The parameters that differ from tensor to tensor."""
+        return [key for key, value in self.own.items() if varies(value)]
 
+
+@functools.lru_cache(maxsize=1 << 18)
 def layer_of(name: str) -> tuple[str, int, str] | None:
     """A tensor's stack, layer and place within the layer; None outside the layers."""
     found = _NUMBER.search(name)
@@ -184,7 +191,8 @@ def plan_outputs(
                                  fix=did_you_mean(module, [p for n in left for p in n.split(".")]))  # fmt: skip
         if number == len(modules) - 1:  # what no module claims stays with the last one
             inside = left
-        left = [n for n in left if n not in set(inside)]
+        claimed = dict.fromkeys(inside)
+        left = [n for n in left if n not in claimed]
         for out, place in _module(weights, base, [s for s in slices if s.module == module], inside, defaults, names):
             outputs.append(out)
             places += [place, *((n, place[1]) for _, n in out.sources if n != out.name)]
@@ -235,9 +243,9 @@ def _module(
                 wrong.append(
                     f"{other}: {list(info.shape)} in {names[(under or sources[0])[0]]}, {list(theirs[other].shape)} in {names[index]}"
                 )
-        own = {
-            key: _resolve(v, defaults.get(key), name, [n for _, n in sources], layer, t) for key, v in part.own.items()
-        }
+        own = dict(part.own)
+        for key in part.moving:
+            own[key] = _resolve(own[key], defaults.get(key), name, [n for _, n in sources], layer, t)
         found.append((Output(name, info, sources, under, own), (name, layer)))
 
     if len(slices) == 1 and slices[0].count is None:
@@ -260,21 +268,30 @@ def _module(
         for name in [n for n in outside if _BEFORE.search(n)]:
             add(slices[0], name, None, 0, None, 0.0)
         layer = 0
+        held_by: dict[int, dict[int, list[str]]] = {}
         for part in slices:
             index, first = part.base or part.sources[0]
-            reference = _pick(weights, base, index)
+            if index not in held_by:
+                held_by[index] = _by_layer(_pick(weights, base, index), stack)
             count = part.count or size
             for offset in range(count):
-                for known in reference:
-                    place = layer_of(known)
-                    if place is not None and place[:2] == (stack, first + offset):
-                        tail = (stack, place[2])
-                        add(part, f"{stack}{layer}{place[2]}", tail, offset, layer, _along(offset, count))
+                for tail in held_by[index].get(first + offset, ()):
+                    add(part, f"{stack}{layer}{tail}", (stack, tail), offset, layer, _along(offset, count))
                 layer += 1
         for name in [n for n in outside if not _BEFORE.search(n)]:
             add(slices[-1], name, None, 0, None, 0.0)
     if wrong:
         _refuse(wrong, names)
+    return found
+
+
+def _by_layer(tensors: Tensors, stack: str) -> dict[int, list[str]]:
+    """The ends of the names in every layer of a stack."""
+    found: dict[int, list[str]] = {}
+    for name in tensors:
+        place = layer_of(name)
+        if place is not None and place[0] == stack:
+            found.setdefault(place[1], []).append(place[2])
     return found
 
 
@@ -285,8 +302,6 @@ def _along(layer: int, count: int) -> float:
 
 def _resolve(value: Any, default: Any, name: str, sources: Sequence[str], layer: int | None, t: float) -> Any:
     """A parameter's value for one tensor; of a list each value by the name of its own source."""
-    if not varies(value):
-        return value
     if listed(value):
         fallback = default if isinstance(default, list) else [default] * len(value)
         found = [at(v, n, layer, t) for v, n in zip(value, sources, strict=False)]
