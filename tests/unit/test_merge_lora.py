@@ -104,3 +104,29 @@ def test_damaged_adapters_are_refused(tmp_path):
     refused("input.format")
     config.unlink()
     refused("input.missing")
+
+
+def test_an_adapter_with_more_tokens_than_its_base(tmp_path):
+    """Resized embeddings are saved whole; the merged model has their rows, and its configuration says so."""
+    from transformers import AutoModelForCausalLM
+
+    import interfuse
+
+    base = tiny(tmp_path, "llama")
+    module = AutoModelForCausalLM.from_pretrained(base)
+    module.resize_token_embeddings(33)
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]
+    )
+    adapted = peft.get_peft_model(module, settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted.merge_and_unload().state_dict()
+    model = open_model(Source(f"{base}+{tmp_path / 'adapter'}"), Ctx())
+    assert model.config["vocab_size"] == 33
+    assert build(model, Ctx()).get_input_embeddings().weight.shape[0] == 33
+    made = interfuse.merge.passthrough([model], out=tmp_path / "out")
+    got = AutoModelForCausalLM.from_pretrained(made.path)
+    torch.testing.assert_close(got.state_dict()["model.embed_tokens.weight"], expected["model.embed_tokens.weight"])
+    with pytest.raises(InterfuseError) as caught:
+        interfuse.merge.task_arithmetic([model], base=str(base), out=tmp_path / "no")
+    assert caught.value.code == "input.vocabulary"

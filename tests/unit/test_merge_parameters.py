@@ -170,6 +170,18 @@ def test_ranges_hold_within_schedules(models):
         load("merge/slerp").check({"t": [0.2, 0.3]})  # t has one value, not one per model
 
 
+@pytest.mark.parametrize("method", ["linear", "task-arithmetic", "dare-linear", "breadcrumbs"])
+def test_weights_that_cancel_cannot_be_normalised(method, models, tmp_path):
+    """mergekit divides by 0 here."""
+    from interfuse.core.rooms import apply
+
+    given_ = {"models": models[1:], "weight": [1, -1], "normalize": True}
+    with pytest.raises(InterfuseError, match="sum to 0") as caught:
+        apply(f"merge/{method}", out=tmp_path / "out", **given_, **({} if method == "linear" else {"base": models[0]}))
+    assert caught.value.code == "param.value"
+    assert not (tmp_path / "out").exists()
+
+
 def test_modules_are_parts_of_the_name(tmp_path):
     import transformers
 

@@ -6,6 +6,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from interfuse.core.safe import canonical_json, file_sha256, fingerprint, jsonab
 from interfuse.data.lora import CONFIG, MODEL, apply_adapter, open_adapter, read_adapter_config
 from interfuse.data.models import TASKS, Model, folder_digest, locate, quiet, read_config, task_of
 from interfuse.data.overlay import Overlay, whole
+from interfuse.data.vocabulary import EMBEDDING
 from interfuse.data.weights import Weights
 
 
@@ -52,9 +54,23 @@ def adapted_model(
         except InterfuseError as error:
             raise InterfuseError("input.missing", f"the adapter's base {stated!r} is not there", where=str(adapter),
                                  fix="Name it: BASE+ADAPTER.") from error  # fmt: skip
-    config = read_config(base)
+    config = _grown(read_config(base), adapter)
     own = tokenizer or next((f for f in (adapter, base) if (f / "tokenizer_config.json").is_file()), None)
     return Model(name, None, config, task or task_of(config, base), tokenizer=own, computed=AdaptedModel(base, adapter))
+
+
+def _grown(config: dict[str, Any], adapter: Path) -> dict[str, Any]:
+    """The base's configuration, with the rows of an embedding that the adapter replaces by one of another size."""
+    if "vocab_size" not in config or not (adapter / MODEL).is_file():
+        return config
+    with Weights.open(adapter / MODEL) as weights:
+        names = [
+            n
+            for n in weights
+            if ".lora_" not in n and EMBEDDING.search(n.replace(".modules_to_save", "").replace(".base_layer", ""))
+        ]
+        rows = [weights[n].shape[0] for n in names]
+    return {**config, "vocab_size": rows[0]} if rows else config
 
 
 def in_memory(model: Model) -> torch.nn.Module:

@@ -33,7 +33,8 @@ from interfuse.data.weights import Flat
 _VOCABULARY = re.compile(
     r"(?:^|\.)(?:embed_tokens|word_embeddings|embed_in|embed_out|wte|lm_head|shared|embeddings?|predictions|decoder|output|tok_embeddings)(?:\.|\Z)"
 )
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|word_embeddings|embed_in|wte|tok_embeddings)\.weight\Z")
+#: names of input embeddings
+EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|word_embeddings|embed_in|wte|tok_embeddings)\.weight\Z")
 _ROWS = 4096
 
 
@@ -121,7 +122,7 @@ def rows_of(tensors: Tensors, config: Mapping[str, Any]) -> int | None:
     stated = config.get("text_config", config).get("vocab_size")
     if stated is None or vocabulary_tensors(tensors, stated):
         return stated if stated is None else int(stated)
-    found = [tensors[n].shape[0] for n in tensors if _EMBEDDING.search(n) and len(tensors[n].shape) == 2]
+    found = [tensors[n].shape[0] for n in tensors if EMBEDDING.search(n) and len(tensors[n].shape) == 2]
     return found[0] if found else None
 
 

@@ -11,7 +11,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
 from interfuse.kit.reductions import Threshold, magnitude_thresholds
-from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, Whole, per_model, weighted_sum
+from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, Whole, per_model, shares, weighted_sum
 
 
 def _bounds(whole: Whole, *, density: PerModel, gamma: PerModel, **_: Any) -> list[tuple[Threshold, Threshold]]:
@@ -51,5 +51,4 @@ def breadcrumbs(
     assert part.base is not None
     if elect:
         return part.base.add(disjoint_mean(deltas, weights, normalize=normalize), alpha=scale)
-    total = sum(weights) if normalize else 1.0
-    return part.base.add(weighted_sum(deltas, [w / total for w in weights]), alpha=scale)
+    return part.base.add(weighted_sum(deltas, shares(weights, normalize)), alpha=scale)

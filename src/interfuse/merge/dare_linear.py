@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
-from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model, weighted_sum
+from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model, shares, weighted_sum
 from interfuse.merge.sparsify import drop_random, l1_factors
 
 
@@ -33,6 +33,5 @@ def dare_linear(
     model and the tensor alone: not on order, blocks, threads or machine."""
     deltas = drop_random(part, per_model(density, len(part.models), "density"))
     weights = per_model(weight, len(deltas), "weight")
-    total = sum(weights) if normalize else 1.0
     assert part.base is not None
-    return part.base.add(weighted_sum(deltas, [w / total for w in weights]), alpha=scale)
+    return part.base.add(weighted_sum(deltas, shares(weights, normalize)), alpha=scale)

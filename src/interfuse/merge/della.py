@@ -11,7 +11,7 @@ from torch import Tensor
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
-from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, per_model, weighted_sum
+from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, per_model, shares, weighted_sum
 
 
 @method(scope="row", base="required", per_model=("weight", "density", "epsilon"), temporaries=8, random=True)
@@ -60,5 +60,4 @@ def della(
     weights = per_model(weight, len(deltas), "weight")
     if elect:
         return part.base.add(disjoint_mean(deltas, weights, normalize=normalize), alpha=scale)
-    total = sum(weights) if normalize else 1.0
-    return part.base.add(weighted_sum(deltas, [w / total for w in weights]), alpha=scale)
+    return part.base.add(weighted_sum(deltas, shares(weights, normalize)), alpha=scale)

@@ -7,9 +7,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
-from interfuse.merge.room import Part, PerModel, per_model, weighted_sum
+from interfuse.merge.room import Part, PerModel, per_model, shares, weighted_sum
 
 
 @method(scope="element", base="none", temporaries=0)
@@ -24,12 +23,4 @@ def linear(
     Raises:
         InterfuseError: ``param.value`` when the weights sum to 0 and shall be normalised.
     """
-    weights = per_model(weight, len(part.models), "weight")
-    if normalize:
-        total = sum(weights)
-        if total == 0:
-            raise InterfuseError(
-                "param.value", "the weights sum to 0 and cannot be normalised", fix="Add --no-normalize."
-            )
-        weights = [w / total for w in weights]
-    return weighted_sum(part.models, weights)
+    return weighted_sum(part.models, shares(per_model(weight, len(part.models), "weight"), normalize))

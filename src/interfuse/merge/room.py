@@ -154,6 +154,18 @@ def per_model(value: PerModel, count: int, name: str) -> list[float]:
     return [float(v) for v in values]
 
 
+def shares(weights: Sequence[float], normalize: bool) -> list[float]:
+    """The weights, divided by their sum if ``normalize``.
+
+    Raises:
+        InterfuseError: ``param.value`` when the weights sum to 0 and shall be normalised.
+    """
+    total = sum(weights) if normalize else 1.0
+    if total == 0:
+        raise InterfuseError("param.value", "the weights sum to 0 and cannot be normalised", fix="Add --no-normalize.")
+    return [w / total for w in weights]
+
+
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """``sum_i w_i t_i``, computed in the order of the tensors; overwrites the first."""
     total = tensors[0].mul_(weights[0])

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
-from interfuse.merge.room import Part, PerModel, per_model, weighted_sum
+from interfuse.merge.room import Part, PerModel, per_model, shares, weighted_sum
 
 
 @method(scope="element", base="required", temporaries=0)
@@ -21,6 +21,5 @@ def task_arithmetic(
 ) -> Tensor:
     """``theta_0 + lambda * sum_i w_i (theta_i - theta_0)`` (section 2)."""
     weights = per_model(weight, len(part.models), "weight")
-    total = sum(weights) if normalize else 1.0
     assert part.base is not None
-    return part.base.add(weighted_sum(part.deltas(), [w / total for w in weights]), alpha=scale)
+    return part.base.add(weighted_sum(part.deltas(), shares(weights, normalize)), alpha=scale)
