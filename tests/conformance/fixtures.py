@@ -662,3 +662,7 @@ def _measure_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., 
         delta = (said[f"{head}: gained"] - said[f"{head}: lost"]) / c["n"]
         pairs.append((f"{head}: difference", c["delta"]["mean"], delta))
     return pairs
+
+
+for _file in sorted((Path(__file__).parent / "scenes").glob("[a-z]*.py")):
+    importlib.import_module(f"tests.conformance.scenes.{_file.stem}")
