@@ -434,3 +434,54 @@ def _meta_size(config: str, task: str) -> int:
     with torch.device("meta"):
         module = getattr(transformers, TASKS[task][0]).from_config(make_config(model))
     return sum(p.numel() for p in module.parameters())
+
+
+def tokenizer_folder(model: Model) -> Path | None:
+    """The folder of a model's tokenizer: its own, the declared one, or that of the model it was made from."""
+    if model.tokenizer is not None:
+        return model.tokenizer
+    if model.path is not None and (model.path / "tokenizer_config.json").is_file():
+        return model.path
+    return next((found for p in model.parents if isinstance(p, Model) and (found := tokenizer_folder(p))), None)
+
+
+def open_tokenizer(model: Model) -> Any:
+    """The tokenizer of a model; a padding token is set to the end token where there is none.
+
+    Raises:
+        InterfuseError: ``input.missing``.
+    """
+    from transformers import AutoTokenizer
+
+    folder = tokenizer_folder(model)
+    if folder is None:
+        raise InterfuseError(
+            "input.missing",
+            "the model has no tokenizer",
+            where=model.name,
+            fix="Add 'tokenizer: FOLDER' to its source.",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def device_of(ctx: Ctx) -> torch.device:
+    """The device a context names; ``auto`` is the first accelerator, else the CPU.
+
+    Raises:
+        InterfuseError: ``needs.capability`` when the device is not there.
+    """
+    import torch
+
+    name = ctx.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InterfuseError(
+            "needs.capability", f"there is no device {name!r} here", fix="Use --device cpu."
+        ) from error
+    return torch.device(name)

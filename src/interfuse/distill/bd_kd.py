@@ -14,9 +14,9 @@ from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
-from interfuse.data.models import save
+from interfuse.data.models import save, tokenizer_folder
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
-from interfuse.kit.encode import IGNORE, forward, tokenizer_folder
+from interfuse.kit.encode import IGNORE, forward
 from interfuse.kit.losses import cross_entropy, entropy, forward_kl, reverse_kl
 from interfuse.kit.train import TrainSettings, make_optimizer, set_lr
 

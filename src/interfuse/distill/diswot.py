@@ -21,12 +21,12 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import method
 from interfuse.core.rooms import Call
-from interfuse.data.models import TASKS, Model, build, make_config, size_of
+from interfuse.data.models import TASKS, Model, build, device_of, make_config, size_of
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.architecture_scores import Probe, cka_score, kd_score, probe, relation_score, semantic_score
-from interfuse.kit.encode import Encoder, device_of, forward
+from interfuse.kit.encode import Encoder, forward
 from interfuse.kit.feature_losses import inter_channel_correlation, similarity_preserving
 from interfuse.kit.losses import forward_kl
 from interfuse.kit.nets import Projector, as_tokens, width_of

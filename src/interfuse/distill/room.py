@@ -22,12 +22,12 @@ from pydantic import Field
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call, Cost, Input, Room
-from interfuse.data.models import Model, build, open_model, read_config, save, size_of
+from interfuse.data.models import Model, build, device_of, open_model, read_config, save, size_of, tokenizer_folder
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 from interfuse.distill.teacher_cache import stored
-from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, device_of, forward, targets, tokenizer_folder
+from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, forward, targets
 from interfuse.kit.taps import Taps, layer_names
 from interfuse.kit.threads import threads_for
 from interfuse.kit.train import TrainSettings, load_state, make_optimizer, save_state, set_lr

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.data.images import distort, fit, to_array
-from interfuse.data.models import Model, build
+from interfuse.data.models import Model, build, device_of, open_tokenizer
 from interfuse.data.predictors import StoredPredictions
 from interfuse.data.tables import Table
 from interfuse.kit.threads import threads_for
@@ -137,37 +136,6 @@ class Encoder:
             yield positions, self.encode(positions)
 
 
-def tokenizer_folder(model: Model) -> Path | None:
-    """The folder of a model's tokenizer: its own, the declared one, or that of the model it was made from."""
-    if model.tokenizer is not None:
-        return model.tokenizer
-    if model.path is not None and (model.path / "tokenizer_config.json").is_file():
-        return model.path
-    return next((found for p in model.parents if isinstance(p, Model) and (found := tokenizer_folder(p))), None)
-
-
-def open_tokenizer(model: Model) -> Any:
-    """The tokenizer of a model; a padding token is set to the end token where there is none.
-
-    Raises:
-        InterfuseError: ``input.missing``.
-    """
-    from transformers import AutoTokenizer
-
-    folder = tokenizer_folder(model)
-    if folder is None:
-        raise InterfuseError(
-            "input.missing",
-            "the model has no tokenizer",
-            where=model.name,
-            fix="Add 'tokenizer: FOLDER' to its source.",
-        )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def targets(model: Model, labels: torch.Tensor | None, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """What the model should say: class indices [B], or for a causal language model its own next tokens [B, L-1]."""
     if model.task == "causal-lm":
@@ -186,24 +154,6 @@ def forward(module: torch.nn.Module, model: Model, batch: Mapping[str, torch.Ten
         output = module(**batch)
     logits = output if isinstance(output, torch.Tensor) else output.logits
     return logits[:, :-1] if model.task == "causal-lm" else logits
-
-
-def device_of(ctx: Ctx) -> torch.device:
-    """The device a context names; ``auto`` is the first accelerator, else the CPU.
-
-    Raises:
-        InterfuseError: ``needs.capability`` when the device is not there.
-    """
-    name = ctx.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InterfuseError(
-            "needs.capability", f"there is no device {name!r} here", fix="Use --device cpu."
-        ) from error
-    return torch.device(name)
 
 
 def predict(model: Model, table: Table, ctx: Ctx, *, batch_size: int = 256, module: torch.nn.Module | None = None,

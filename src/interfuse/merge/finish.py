@@ -13,7 +13,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Call, Source
 from interfuse.core.safe import canonical_json, jsonable
-from interfuse.data.models import Model, copy_tokenizer, locate
+from interfuse.data.models import Model, copy_tokenizer, locate, tokenizer_folder
 from interfuse.data.overlay import Overlay, Tensors
 from interfuse.data.tokenizer_union import read_tokenizer, try_out, unite, write_template, write_tokenizer
 from interfuse.data.vocabulary import (
@@ -26,7 +26,6 @@ from interfuse.data.vocabulary import (
     rows_of,
     vocabulary_tensors,
 )
-from interfuse.kit.encode import tokenizer_folder
 from interfuse.merge.plan import Output, layer_of, stacks
 
 REPORT = "merge.json"

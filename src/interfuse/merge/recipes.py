@@ -12,9 +12,8 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load
 from interfuse.core.rooms import Call, Source, carry_out, key_of, prepare
 from interfuse.data.formats.mergekit import Stage, read_mergekit
-from interfuse.data.models import Model, open_model
+from interfuse.data.models import Model, open_model, tokenizer_folder
 from interfuse.data.vocabulary import Vocabulary
-from interfuse.kit.encode import tokenizer_folder
 from interfuse.merge.finish import open_vocabulary
 from interfuse.merge.prepare import leading, prepared
 from interfuse.merge.room import ROOM, promise

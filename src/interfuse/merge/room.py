@@ -22,11 +22,10 @@ from pydantic import Field
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call, Cost, Input, Room, key_of
-from interfuse.data.models import Model, open_model, read_config
+from interfuse.data.models import Model, open_model, read_config, tokenizer_folder
 from interfuse.data.weight_writer import WeightWriter
 from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import tensor_key, uniform
-from interfuse.kit.encode import tokenizer_folder
 from interfuse.kit.reductions import Difference
 from interfuse.kit.streaming import Block, Job, Journal, stream_merge
 from interfuse.merge.finish import finish, open_vocabulary
