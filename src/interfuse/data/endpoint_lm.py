@@ -1,0 +1,175 @@
+"""Any OpenAI-compatible endpoint (OpenAI, vLLM, Ollama, llama.cpp, a gateway) as an :class:`~interfuse.data.lm.LM`.
+
+Keys come from an environment variable that the source names, and are never written anywhere. Retries, time and the size of a
+reply are bounded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.core.safe import fingerprint
+from interfuse.data.lm import Prompt, Reply, Scored, check_prompts, estimated_tokens
+
+T = TypeVar("T")
+#: the longest reply that is taken, in characters
+LONGEST_REPLY = 2_000_000
+
+
+class EndpointLM:
+    """A model behind an address.
+
+    Args:
+        endpoint: the base address, such as ``http://localhost:8000/v1``. model: the name its server knows.
+        key_env: the environment variable that holds the key, where the server asks for one.
+        api: ``chat`` (a string is one message of the user) or ``completions`` (a string is continued as it stands).
+        timeout: seconds per call. retries: further tries after a failure that may pass. workers: calls at a time.
+
+    Raises:
+        InterfuseError: ``unsafe.address`` or ``param.value`` at once; ``needs.package`` when the client is not installed.
+    """
+
+    def __init__(self, endpoint: str, model: str, *, key_env: str = "", api: str = "chat", timeout: float = 120.0, retries: int = 5,
+                 workers: int = 4, name: str = "") -> None:  # fmt: skip
+        parts = urlsplit(str(endpoint))
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            raise InterfuseError("unsafe.address", "an endpoint is a plain http or https address without a user or a password in it",
+                                 where=str(parts.hostname or endpoint)[:100], fix="Name the key's variable: key_env: MY_KEY.")  # fmt: skip
+        if api not in ("chat", "completions"):
+            raise InterfuseError("param.value", f"api = {api!r}: an endpoint's api is chat or completions", where=name)
+        self.endpoint, self.model, self.key_env, self.api = str(endpoint), str(model), key_env, api
+        self.timeout, self.retries, self.workers = float(timeout), int(retries), int(workers)
+        self.name = name or self.model
+
+    def fingerprint(self) -> str:
+        return fingerprint({"endpoint": self.endpoint, "model": self.model, "api": self.api})
+
+    @cached_property
+    def _client(self) -> Any:
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise InterfuseError(
+                "needs.package", "endpoints need the package openai", fix="pip install 'interfuse[endpoint]'"
+            ) from error
+        key = os.environ.get(self.key_env, "") if self.key_env else "none"
+        if not key:
+            raise InterfuseError("needs.capability", f"the environment variable {self.key_env} holds no key", where=self.name,
+                                 fix=f"export {self.key_env}=...")  # fmt: skip
+        return OpenAI(base_url=self.endpoint, api_key=key, timeout=self.timeout, max_retries=self.retries)
+
+    def _asked(self, call: Callable[[], T]) -> T:
+        """The answer of one call, its failures under our codes (a key that a server echoes is not passed on)."""
+        import openai
+
+        try:
+            return call()
+        except openai.APIStatusError as error:
+            raise InterfuseError("endpoint.failed", f"the endpoint answered with status {error.status_code}", where=self.name,
+                                 fix="See the server's own log; 401 and 403 are about the key, 404 about the model's name.") from error  # fmt: skip
+        except openai.OpenAIError as error:
+            raise InterfuseError("endpoint.failed", f"the endpoint gave no usable answer ({type(error).__name__})", where=self.name,
+                                 fix="Is its server running, and the address right?") from error  # fmt: skip
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InterfuseError(
+                "endpoint.failed", f"the endpoint's answer cannot be read ({type(error).__name__})", where=self.name
+            ) from error
+
+    def _text(self, text: Any) -> str:
+        if text is not None and (not isinstance(text, str) or len(text) > LONGEST_REPLY):
+            raise InterfuseError(
+                "endpoint.failed", f"a reply is no text of at most {LONGEST_REPLY:,} characters", where=self.name
+            )
+        return text or ""
+
+    def generate(self, prompts: Sequence[Prompt], *, max_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
+                 stop: Sequence[str] = (), n: int = 1, seed: int = 0, schema: Mapping[str, Any] | None = None,
+                 ctx: Ctx | None = None) -> list[list[Reply]]:  # fmt: skip
+        """One call per prompt, several at a time. A schema goes along as ``response_format`` (servers that know none ignore it)."""
+        check_prompts(prompts)
+        options: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "n": n,
+            "seed": seed,
+        }
+        options |= {"stop": list(stop)} if stop else {}
+
+        def chat(prompt: Prompt) -> list[Reply]:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+            form = (
+                {"type": "json_schema", "json_schema": {"name": "reply", "schema": dict(schema), "strict": True}}
+                if schema is not None
+                else None
+            )
+            made = self._client.chat.completions.create(
+                messages=messages, **options, **({"response_format": form} if form else {})
+            )
+            return [self._reply(prompt, c.message.content, c.finish_reason, made.usage, n) for c in made.choices]
+
+        def continued(prompt: Prompt) -> list[Reply]:
+            if not isinstance(prompt, str):
+                raise InterfuseError(
+                    "needs.capability",
+                    "api: completions takes texts, not messages",
+                    where=self.name,
+                    fix="Use api: chat.",
+                )
+            made = self._client.completions.create(prompt=prompt, **options)
+            return [self._reply(prompt, c.text, c.finish_reason, made.usage, n) for c in made.choices]
+
+        ask = chat if self.api == "chat" else continued
+        client = self._client  # its errors are raised here, not in a thread
+        assert client is not None
+        bar = (ctx or Ctx()).bar(f"ask {self.name}", len(prompts), "prompts")
+        with ThreadPoolExecutor(max_workers=max(1, self.workers)) as pool, bar as progress:
+            found = []
+            for replies in pool.map(lambda p: self._asked(lambda: ask(p)), prompts):
+                if len(replies) != n:
+                    raise InterfuseError(
+                        "endpoint.failed", f"{len(replies)} replies came for {n} that were asked for", where=self.name
+                    )
+                found.append(replies)
+                progress.advance()
+        return found
+
+    def _reply(self, prompt: Prompt, text: Any, finish: str, usage: Any, n: int) -> Reply:
+        text = self._text(text)
+        asked = usage.prompt_tokens if usage is not None else estimated_tokens([prompt])
+        tokens = usage.completion_tokens if usage is not None and n == 1 else estimated_tokens([text])
+        return Reply(text, int(asked), int(tokens), "length" if finish == "length" else "stop")
+
+    def score(self, pairs: Sequence[tuple[str, str]], *, ctx: Ctx | None = None) -> list[Scored]:
+        """By ``echo`` and ``logprobs`` of the completions interface, which vLLM and llama.cpp have and chat interfaces do not."""
+        if self.api != "completions":
+            raise InterfuseError("needs.capability", "a chat endpoint does not score texts", where=self.name,
+                                 fix="Use api: completions on a server that echoes log-probabilities, or a local model.")  # fmt: skip
+
+        def one(pair: tuple[str, str]) -> Scored:
+            prompt, text = pair
+            if not text:
+                raise InterfuseError("input.empty", "a continuation to score is empty", where=self.name)
+            made = self._client.completions.create(
+                model=self.model, prompt=prompt + text, max_tokens=1, echo=True, logprobs=1, temperature=0
+            )
+            told = made.choices[0].logprobs
+            if told is None or not told.token_logprobs:
+                raise InterfuseError("needs.capability", "the endpoint gives no log-probabilities", where=self.name)
+            ends = [*told.text_offset[1:], len(prompt) + len(text) + 1]
+            values = tuple(float(v) for v, start, end in zip(told.token_logprobs, told.text_offset, ends, strict=True)
+                           if v is not None and end > len(prompt) and start < len(prompt) + len(text))  # fmt: skip
+            return Scored(sum(values), len(values), values)
+
+        client = self._client
+        assert client is not None
+        with ThreadPoolExecutor(max_workers=max(1, self.workers)) as pool:
+            return list(pool.map(lambda p: self._asked(lambda: one(p)), pairs))
