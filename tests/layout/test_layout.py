@@ -18,10 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "src" / "interfuse"
 
 #: codes that nothing raises yet, each with the reason why it is listed
-RESERVED: dict[str, str] = {
-    "endpoint.failed": "language models behind an endpoint come with the room decode",
-    "unsafe.address": "sources from the network come with the room build",
-}
+RESERVED: dict[str, str] = {}
 
 
 def sources() -> list[Source]:
