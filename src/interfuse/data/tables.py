@@ -7,7 +7,9 @@ A table source in a recipe::
     mine:     {data: photos/}                                      # a folder with one folder per class
     reviews:  {data: reviews.parquet, columns: {text: body, label: stars}}
 
-Columns have one of the roles ``image``, ``text``, ``features`` (one column or a list of number columns), ``label``, ``id``.
+Columns have one of the roles ``image``, ``text``, ``features`` (one column or a list of number columns), ``label``, ``id``; for language
+models also ``prompt`` and ``response``, ``messages`` (a conversation: rows of role and content), and ``choices`` (a list of answers, of
+which ``label`` names the right one by its place, letter or text).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from interfuse.core.safe import file_sha256, fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ROLES = ("image", "text", "features", "label", "id")
+ROLES = ("image", "text", "features", "label", "id", "prompt", "response", "messages", "choices")
+#: roles that a model can be given, one of which every table has
+CONTENT = ("image", "text", "features", "messages", "prompt")
 KEYS = (
     "data",
     "from",
@@ -86,8 +90,23 @@ class Table:
 
     @property
     def kind(self) -> str:
-        """``image``, ``text`` or ``features``: what a model is given."""
-        return next((role for role in ("image", "text", "features") if role in self.columns), "none")
+        """``image``, ``text``, ``features``, ``messages`` or ``prompt``: what a model is given."""
+        return next((role for role in CONTENT if role in self.columns), "none")
+
+    def values(self, role: str) -> list[Any]:
+        """The column of a role, one value per row.
+
+        Raises:
+            InterfuseError: ``input.missing`` when the table has no such column.
+        """
+        if role not in self.columns:
+            raise InterfuseError(
+                "input.missing",
+                f"the table has no {role} column",
+                where=self.name,
+                fix=f"Declare it: columns: {{{role}: NAME}}.",
+            )
+        return list(self.dataset.select_columns([self.columns[role]]).with_format(None)[self.rows][self.columns[role]])
 
     def labels(self) -> NDArray[np.int64]:
         """Class indices of the rows, shape [N].
@@ -286,8 +305,8 @@ def _declare(dataset: Any, columns: Mapping[str, Any], name: str, origin: Any, s
             if column not in dataset.column_names:
                 raise InterfuseError("input.missing", f"there is no column {column!r} for {role}", where=name,
                                      fix=did_you_mean(str(column), dataset.column_names))  # fmt: skip
-    if not {"image", "text", "features"} & set(chosen):
-        raise InterfuseError("input.missing", "no column is declared as image, text or features", where=name,
+    if not set(CONTENT) & set(chosen):
+        raise InterfuseError("input.missing", f"no column is declared as {', '.join(CONTENT[:-1])} or {CONTENT[-1]}", where=name,
                              fix="Declare one: columns: {text: NAME, label: NAME}. Columns: " + ", ".join(dataset.column_names))  # fmt: skip
     classes: tuple[str, ...] = ()
     codes = np.zeros(0, dtype=np.int64)

@@ -1,0 +1,36 @@
+"""Tables for language models: the roles of prompts, responses, conversations and choices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.core.rooms import Source
+from interfuse.data.tables import open_table
+
+
+def test_columns_of_language_models_are_found_by_their_names(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{i}?", "response": str(i), "choices": [str(i), "no"], "label": 0, "id": f"q{i}"} for i in range(6)
+    ]
+    (tmp_path / "qa.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    table = open_table(Source({"data": "qa.jsonl", "split": {"a": 0.5, "b": 0.5}}, "qa", tmp_path), Ctx())
+    part = open_table(Source({"from": table, "take": "b"}, "b"), Ctx())
+    assert table.kind == "prompt"
+    assert set(table.columns) == {"prompt", "response", "choices", "label", "id"}
+    assert [f"q{v}" for v in part.values("response")] == part.ids()
+    assert table.values("choices")[2] == ["2", "no"]
+    with pytest.raises(InterfuseError, match=r"input\.missing.*no messages column"):
+        table.values("messages")
+
+
+def test_a_conversation_is_read_as_it_is(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"talk": talk}) + "\n")
+    table = open_table(Source({"data": "chat.jsonl", "columns": {"messages": "talk"}}, "chat", tmp_path), Ctx())
+    assert table.kind == "messages"
+    assert table.values("messages") == [talk]
