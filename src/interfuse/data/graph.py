@@ -1,0 +1,645 @@
+"""Graphs: statements with qualifiers, confidence, status and evidence, every change of which can be undone.
+
+    graph = Graph()
+    graph.add([Statement(entity_id("Oslo"), relation_id("capital of"), entity_id("Norway"), evidence=(Evidence("sha", 10, 14),))])
+    graph.merge(entity_id("Oslo"), entity_id("Christiania"), reason="renamed in 1925")
+    graph.query("SELECT ?city { ?city <urn:interfuse:relation:capital-of> ?country }").values()
+    graph.undo()
+
+Labels, aliases and types of entities are statements too (``rdfs:label``, ``skos:altLabel``, ``rdf:type``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interfuse.core.artifact import save_artifact
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.core.rooms import Source
+from interfuse.core.safe import canonical_json
+from interfuse.data import graph_files as files
+from interfuse.data.graph_columns import Columns, build_columns, open_columns
+from interfuse.data.graph_log import Op, State
+from interfuse.data.statements import (
+    ALIAS,
+    LABEL,
+    STATUSES,
+    TYPE,
+    Evidence,
+    Literal,
+    Statement,
+    Term,
+    evidence_json,
+    text_of,
+    to_json,
+)
+from interfuse.data.statements import entity_id as entity_id
+from interfuse.data.statements import relation_id as relation_id
+
+if TYPE_CHECKING:
+    from interfuse.data.graph_journal import Journal
+    from interfuse.data.graph_store import Answers
+
+#: the largest neighbourhood that is collected unless told otherwise, in statements
+NEAR = 10_000
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What a graph has more (``added``), less (``removed``) and otherwise (``changed``: before, after) than another."""
+
+    added: tuple[Statement, ...] = ()
+    removed: tuple[Statement, ...] = ()
+    changed: tuple[tuple[Statement, Statement], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+
+@dataclass
+class _Held:
+    """What changes in a graph."""
+
+    state: State | None = None
+    columns: Columns | None = None  # of the present version, while ``fresh`` says so
+    columns_version: int = -1
+    store: Any = None
+    store_version: int = -1
+    digest: str = ""
+    digest_version: int = -1
+    journal: Journal | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph in memory, with or without a folder it was read from.
+
+    Attributes:
+        name: how reports call it. path: its folder; nothing of it is read before it is needed.
+        made_by, parents, key: the step that makes it, what that step takes, and the step's key (see ``core.run``).
+    """
+
+    name: str = "graph"
+    path: Path | None = None
+    made_by: str = ""
+    parents: tuple[Any, ...] = field(default=(), repr=False)
+    key: str = ""
+    _held: _Held = field(default_factory=_Held, repr=False, compare=False)
+
+    # ------------------------------------------------------------------------------------------ opening, saving
+
+    @staticmethod
+    def open(path: Path | str | None = None, *, name: str = "", write: bool = False) -> Graph:
+        """A new graph in memory, or the one in a folder.
+
+        Args:
+            write: operations go to disk at once and ``commit`` renews the folder (which may not exist yet); without it changes
+                stay in memory. One writer at a time.
+
+        Raises:
+            InterfuseError: ``input.missing`` or ``input.format``; with ``write`` also ``output.busy``.
+        """
+        if path is None:
+            return Graph(name or "graph")
+        path = Path(path)
+        graph = Graph(name or path.name, path)
+        if write:
+            from interfuse.data.graph_journal import Journal
+
+            journal = Journal(path)
+            try:
+                if not path.exists():
+                    graph._held.state = _new_state()
+                for op in journal.unfinished(graph._log_digest()):
+                    graph.state.apply(op)
+            except BaseException:
+                journal.close()
+                raise
+            graph._held.journal = journal
+        else:
+            files.read_meta(path)
+        return graph
+
+    @staticmethod
+    def from_columns(columns: Columns, name: str = "graph") -> Graph:
+        """A graph of the statements of an integer view; names that are no IRIs get one. Objects are made when they are needed."""
+        graph = Graph(name)
+        graph._held.columns, graph._held.columns_version = columns, 0
+        return graph
+
+    @staticmethod
+    def of(ops: Iterable[Op], name: str = "graph") -> Graph:
+        """A graph rebuilt from operations."""
+        graph = Graph(name)
+        state = graph._held.state = _new_state()
+        for op in ops:
+            state.apply(op)
+        return graph
+
+    @property
+    def state(self) -> State:
+        """What holds now; reads the log of the folder when it is first needed."""
+        held = self._held
+        if held.state is None:
+            state = _new_state()
+            if self.path is not None:
+                files.read_meta(self.path)
+                for op in files.read_log(self.path / "log"):
+                    state.apply(op)
+                if held.columns_version == 0:
+                    held.columns_version = state.version
+            elif held.columns is not None:
+                state.apply(Op(1, "add", {"note": "from columns"}, tuple(_statements_of(held.columns))))
+                held.columns_version = -1 if any(True for _ in _odd_names(held.columns)) else state.version
+            held.state = state
+        return held.state
+
+    def save(self, folder: Path | str) -> dict[str, Any]:
+        """Fills an existing folder with the graph's files and returns its figures. For rooms; :meth:`write` is atomic."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state, columns = self.state, self.columns()
+        order = self._sorted()
+        facts = {**self.stats(), "digest": self.digest(), "log": self._log_digest()}
+        files.write_statements(folder / "statements.parquet", folder / "evidence.parquet", ((0, s) for s in order))
+        files.write_nodes(
+            folder / "nodes.parquet", ((e, self.label(e), self.types(e), n) for e, n in self._node_counts(order))
+        )
+        files.write_quads(folder / "graph.nq", order)
+        files.write_log(folder / "log", state.ops)
+        columns.save(folder / "columns")
+        files.write_meta(folder, facts)
+        return facts
+
+    def write(self, path: Path | str, *, force: bool = False, facts: Mapping[str, Any] | None = None) -> Path:
+        """Writes the graph's folder in one step, with a manifest.
+
+        Raises:
+            InterfuseError: ``output.exists``, ``output.busy``, ``output.space`` or ``output.write``.
+        """
+        manifest = {"kind": "graph", "method": self.made_by or "graph", "params": {}, "inputs": [], "key": self.key}
+        save_artifact(path, lambda folder: {**self.save(folder), **dict(facts or {})}, manifest, force=force)
+        return Path(path)
+
+    def commit(self) -> None:
+        """Renews the folder of a graph that is open for writing.
+
+        Raises:
+            InterfuseError: ``param.value`` when it is not open for writing, or as :meth:`write`.
+        """
+        journal = self._held.journal
+        if journal is None or self.path is None:
+            raise InterfuseError("param.value", "the graph is not open for writing", fix="Graph.open(path, write=True)")
+        self.write(self.path, force=True)
+        journal.drop(self._log_digest())
+
+    def close(self) -> None:
+        """Gives up writing. What was not committed stays in the journal for the next writer."""
+        if self._held.journal is not None:
+            clean = (
+                self.path is not None
+                and (self.path / files.META).is_file()
+                and files.read_meta(self.path).get("log") == self._log_digest()
+            )
+            self._held.journal.close(keep=not clean)
+            self._held.journal = None
+
+    def __enter__(self) -> Graph:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------ saying
+
+    def _do(self, kind: str, data: Mapping[str, Any], statements: Sequence[Statement] = ()) -> int:
+        op = Op(
+            len(self.state.ops) + 1, kind, {k: v for k, v in data.items() if v not in (None, "", [])}, tuple(statements)
+        )
+        self.state.apply(op)
+        if self._held.journal is not None:
+            self._held.journal.append(op)
+        return op.number
+
+    def add(self, statements: Iterable[Statement], *, note: str = "") -> int:
+        """Adds statements and returns the operation's number. What is there already gains evidence.
+
+        Raises:
+            InterfuseError: ``input.format``, ``input.nan`` or ``param.value``; nothing is added then.
+        """
+        return self._do("add", {"note": note}, [s.checked() for s in statements])
+
+    def withdraw(self, *, document: str | Sequence[str] = (), run: str | Sequence[str] = (), method: str | Sequence[str] = (),
+                 model: str | Sequence[str] = (), statement: str | Sequence[str] = (), reason: str = "") -> int:  # fmt: skip
+        """Takes evidence back: of documents, runs, methods or models, or whole statements by id; returns the operation's number.
+
+        Statements live while one evidence lives; those that rest on premises die with them. What is added later lives again.
+
+        Raises:
+            InterfuseError: ``param.missing`` unless exactly one kind is given.
+        """
+        given = {"document": document, "run": run, "method": method, "model": model, "statement": statement}
+        given = {k: [v] if isinstance(v, str) else list(v) for k, v in given.items() if v}
+        if len(given) != 1:
+            raise InterfuseError("param.missing", "withdraw takes one of document, run, method, model, statement")
+        ((by, names),) = given.items()
+        if by == "statement":
+            names = [raw for name in names for raw in self.state.given(name)]
+        return self._do("withdraw", {"by": by, "names": names, "reason": reason})
+
+    def merge(self, a: str, b: str, reason: str = "", *, evidence: Sequence[Evidence] = ()) -> int:
+        """Says that two names stand for the same thing; returns the operation's number.
+
+        Statements are shown under the smaller name of those that occur. With evidence, the merge lives as long as it does.
+        """
+        return self.merge_all([(a, b)], reason, evidence=evidence)
+
+    def merge_all(
+        self, pairs: Iterable[tuple[str, str]], reason: str = "", *, group: str = "", evidence: Sequence[Evidence] = ()
+    ) -> int:
+        """Many merges as one operation. A later one of the same ``group`` takes the place of this one."""
+        return self._do("merge", {"pairs": [[a, b] for a, b in pairs], "reason": reason, "group": group,
+                                  "evidence": [evidence_json(e) for e in evidence]})  # fmt: skip
+
+    def split(self, entity: str, reason: str = "") -> int:
+        """Takes one name out of those it was merged with; the others stay together."""
+        return self._do("split", {**self.state.cut(entity), "reason": reason})
+
+    def mark(self, statements: Iterable[str], status: str, reason: str = "") -> int:
+        """Gives statements (ids) another status, from now on and whatever sources say.
+
+        Raises:
+            InterfuseError: ``param.value``.
+        """
+        return self._do(
+            "mark",
+            {"ids": [raw for name in statements for raw in self.state.given(name)], "status": status, "reason": reason},
+        )
+
+    def infer(self, rules: Mapping[str, Any]) -> int:
+        """Statements that follow by rules (see :mod:`interfuse.data.inference`), kept up to date; replaces earlier rules."""
+        return self._do("infer", {**rules, "group": "infer"})
+
+    def note(self, **data: Any) -> int:
+        """Keeps something of one's own in the log (plain JSON)."""
+        return self._do("note", {"data": data})
+
+    def undo(self, op: int | None = None, reason: str = "") -> int:
+        """Takes an operation out of force (the last one that is, when None); undoing an undo brings it back.
+
+        Raises:
+            InterfuseError: ``param.value`` when there is no such operation.
+        """
+        if op is None:
+            open_ops = [
+                o.number for o in self.state.ops if o.kind not in ("undo", "note") and self.state.in_force(o.number)
+            ]
+            if not open_ops:
+                raise InterfuseError("param.value", "there is nothing to undo")
+            op = open_ops[-1]
+        return self._do("undo", {"cancels": [op], "reason": reason})
+
+    def history(self) -> list[Op]:
+        """All operations, the first first."""
+        return list(self.state.ops)
+
+    def at(self, op: int) -> Graph:
+        """The graph as it was after an operation."""
+        return Graph.of(self.state.ops[:op], f"{self.name}@{op}")
+
+    def compacted(self) -> Graph:
+        """A graph that holds what holds now and has no past."""
+        graph = Graph(self.name)
+        graph.add([s for s in self._sorted() if s.id not in self.state.derived()])
+        for op in self.state.ops:
+            if op.kind == "infer" and self.state.in_force(op.number):
+                graph.infer(op.data)
+        return graph
+
+    # ------------------------------------------------------------------------------------------ looking
+
+    def statements(self, s: str | None = None, p: str | None = None, o: Term | None = None, *, min_confidence: float = 0.0,
+                   status: str | Sequence[str] | None = None, as_of: str | None = None, known_at: str | None = None) -> list[Statement]:  # fmt: skip
+        """Statements with this subject, predicate and object, sorted.
+
+        Args:
+            s, p, o: None matches any; names from before a merge find what they stand for now.
+            status: one or several of ``STATUSES``; None: all but withdrawn.
+            as_of: a date or time (ISO 8601): only what is true then. known_at: only what had been said and not taken back then.
+        """
+        state = self.state
+        s, p = (None if n is None else state.called(n) for n in (s, p))
+        o = state.called(o) if isinstance(o, str) else o
+        wanted = (
+            tuple(x for x in STATUSES if x != "withdrawn")
+            if status is None
+            else (status,)
+            if isinstance(status, str)
+            else tuple(status)
+        )
+        found = []
+        for name in state.ids(s, p, o):
+            made = state.get(name)
+            if made is None or made.confidence < min_confidence or made.status not in wanted:
+                continue
+            if as_of is not None and (
+                (made.valid_from or "") > as_of or (made.valid_to is not None and made.valid_to <= as_of)
+            ):
+                continue
+            if known_at is not None and (
+                (made.recorded_at or "") > known_at or (made.retracted_at is not None and made.retracted_at <= known_at)
+            ):
+                continue
+            found.append(made)
+        return sorted(found, key=lambda x: x.order)
+
+    def __len__(self) -> int:
+        held = self._held
+        if held.state is None and held.columns is not None:
+            return len(held.columns)
+        if held.state is None and self.path is not None:
+            return int(files.read_meta(self.path)["statements"])
+        return sum(1 for _ in self.state.ids())
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Statement]:
+        return iter(self.statements())
+
+    def get(self, statement: str) -> Statement | None:
+        """The statement of an id; ids from before a merge find it too."""
+        return self.state.get(statement)
+
+    def evidence(self, statement: str | Statement) -> tuple[Evidence, ...]:
+        """Where a statement comes from."""
+        found = self.state.get(statement if isinstance(statement, str) else statement.id)
+        return found.evidence if found is not None else ()
+
+    def neighbourhood(self, entity: str, hops: int = 1, *, limit: int = NEAR) -> list[Statement]:
+        """Statements within some steps of an entity in either direction, nearest first, at most ``limit``."""
+        state = self.state
+        seen: dict[str, Statement] = {}
+        front, known = [state.called(entity)], {state.called(entity)}
+        for _ in range(hops):
+            coming: list[str] = []
+            for node in front:
+                for made in sorted(
+                    (m for n in (*state.ids(s=node), *state.ids(o=node)) if (m := state.get(n)) is not None),
+                    key=lambda x: x.order,
+                ):
+                    if made.id in seen or made.status == "withdrawn":
+                        continue
+                    if len(seen) >= limit:
+                        return list(seen.values())
+                    seen[made.id] = made
+                    for other in (made.subject, made.object):
+                        if isinstance(other, str) and other not in known:
+                            known.add(other)
+                            coming.append(other)
+            front = coming
+        return list(seen.values())
+
+    def _words(self, entity: str, predicate: str) -> list[tuple[int, float, str]]:
+        found = self.statements(entity, predicate)
+        return sorted((-len(s.evidence), -s.confidence, s.object.value) for s in found if isinstance(s.object, Literal))
+
+    def label(self, entity: str) -> str:
+        """The best-supported label, or the end of the name."""
+        words = self._words(entity, LABEL) if self.state.called(entity) in self.state._by[0] else []
+        return words[0][2] if words else entity.rstrip("/#").replace("#", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+
+    def labels(self, entity: str) -> list[str]:
+        """Labels and aliases, the best-supported first."""
+        return list(dict.fromkeys(w for predicate in (LABEL, ALIAS) for _, _, w in self._words(entity, predicate)))
+
+    def aliases(self, entity: str) -> list[str]:
+        """Other names in words."""
+        return [w for _, _, w in self._words(entity, ALIAS)]
+
+    def types(self, entity: str) -> list[str]:
+        """Classes of an entity."""
+        return [s.object for s in self.statements(entity, TYPE) if isinstance(s.object, str)]
+
+    def entities(self, type: str | None = None) -> list[str]:
+        """Names that occur as subject or object (of a class), sorted; classes themselves are left out unless they are subjects."""
+        if type is not None:
+            return sorted({s.subject for s in self.statements(p=TYPE, o=type)})
+        found: dict[str, None] = {}
+        for s in self.statements():
+            found[s.subject] = None
+            if isinstance(s.object, str) and s.predicate != TYPE:
+                found[s.object] = None
+        return sorted(found)
+
+    def called(self, entity: str) -> str:
+        """The name that stands for an entity now."""
+        return self.state.called(entity)
+
+    def names(self, entity: str) -> list[str]:
+        """All names that were merged into the entity's, itself included."""
+        return self.state.component(self.state.called(entity))
+
+    def diff(self, other: Graph) -> Diff:
+        """What this graph has more, less and otherwise than another."""
+        mine, theirs = ({s.id: s for s in g.statements(status=STATUSES)} for g in (self, other))
+        return Diff(
+            tuple(sorted((s for i, s in mine.items() if i not in theirs), key=lambda s: s.order)),
+            tuple(sorted((s for i, s in theirs.items() if i not in mine), key=lambda s: s.order)),
+            tuple(
+                sorted(
+                    ((theirs[i], s) for i, s in mine.items() if i in theirs and theirs[i] != s),
+                    key=lambda pair: pair[1].order,
+                )
+            ),
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """Counts: statements by status, entities, relations, documents, merged names, operations."""
+        statuses = dict.fromkeys(STATUSES, 0)
+        relations: dict[str, int] = {}
+        documents: dict[str, None] = {}
+        grounded = 0
+        for made in self.statements(status=STATUSES):
+            statuses[made.status] += 1
+            relations[made.predicate] = relations.get(made.predicate, 0) + 1
+            documents.update((e.document, None) for e in made.evidence)
+            grounded += bool(made.evidence)
+        return {
+            "statements": sum(statuses.values()), **{f"statements {k}": v for k, v in statuses.items() if v}, "with evidence": grounded,
+            "entities": len(self.entities()), "relations": len(relations), "documents": len(documents),
+            "merged names": len(self.state._called), "operations": len(self.state.ops),
+        }  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------ other views
+
+    def _sorted(self) -> list[Statement]:
+        return self.statements(status=STATUSES)
+
+    def _node_counts(self, statements: Sequence[Statement]) -> list[tuple[str, int]]:
+        counts: dict[str, int] = {}
+        for s in statements:
+            counts[s.subject] = counts.get(s.subject, 0) + 1
+            if isinstance(s.object, str):
+                counts[s.object] = counts.get(s.object, 0) + 1
+        return sorted(counts.items())
+
+    def columns(self) -> Columns:
+        """The graph as integers (withdrawn statements left out); from a folder it is mapped into memory, not read."""
+        held = self._held
+        if held.columns is None and held.state is None and self.path is not None:
+            files.read_meta(self.path)
+            held.columns, held.columns_version = open_columns(self.path / "columns"), 0
+        if held.columns is not None and (held.state is None or held.columns_version == held.state.version):
+            return held.columns
+        rows = self.statements()
+        qualifiers = [(i, p, _node(v)) for i, s in enumerate(rows) for p, v in s.qualifiers]
+        held.columns = build_columns(
+            [s.subject for s in rows], [s.predicate for s in rows], [_node(s.object) for s in rows],
+            confidence=[s.confidence for s in rows], status=[STATUSES.index(s.status) for s in rows],
+            literal=[isinstance(s.object, Literal) for s in rows],
+            qualifiers=tuple(zip(*qualifiers, strict=True)) if qualifiers else None,  # type: ignore[arg-type]
+        )  # fmt: skip
+        held.columns_version = self.state.version
+        return held.columns
+
+    def store(self) -> Any:
+        """The graph in an embedded pyoxigraph store, kept until the graph changes.
+
+        Raises:
+            InterfuseError: ``needs.package``.
+        """
+        from interfuse.data import graph_store
+
+        held = self._held
+        if held.state is None and self.path is None and held.columns is not None:
+            if held.store is None:
+                held.store = graph_store.load_columns(held.columns)
+            return held.store
+        if held.store is None or held.store_version != self.state.version:
+            held.store, held.store_version = graph_store.load(self._sorted()), self.state.version
+        return held.store
+
+    def query(self, sparql: str, *, meta: bool = False) -> Answers:
+        """Answers to a SPARQL query; see :func:`interfuse.data.graph_store.run`.
+
+        Raises:
+            InterfuseError: ``needs.package``, ``input.format`` or ``unsafe.address``.
+        """
+        from interfuse.data import graph_store
+
+        return graph_store.run(self.store(), sparql, meta=meta)
+
+    def digest(self) -> str:
+        """A SHA-256 of all that holds, evidence included, whatever the order and the way it came about."""
+        held = self._held
+        if held.state is None and self.path is not None:
+            return str(files.read_meta(self.path)["digest"])
+        version = self.state.version
+        if held.digest_version != version:
+            made = hashlib.sha256()
+            for s in self._sorted():
+                made.update(canonical_json({**to_json(s), "q": sorted([p, text_of(v)] for p, v in s.qualifiers)}))
+            held.digest, held.digest_version = made.hexdigest(), version
+        return held.digest
+
+    def _log_digest(self) -> str:
+        """A digest of the operations."""
+        if self._held.state is None and self.path is not None and (self.path / files.META).is_file():
+            return str(files.read_meta(self.path)["log"])
+        made = hashlib.sha256()
+        for op in self.state.ops:
+            made.update(canonical_json(op.as_json()))
+        return made.hexdigest()
+
+    def fingerprint(self) -> str:
+        """The key of the step that makes it, or the digest of its content."""
+        return self.key or self.digest()
+
+
+#: keys of a graph source in a recipe
+KEYS = ("data", "base", "header", "strict", "endpoint", "graph", "name")
+
+
+def open_graph(source: Source, ctx: Ctx) -> Graph:
+    """Opens a graph for a room's input.
+
+    A source is a graph, a folder that :meth:`Graph.write` made, a file (RDF in any format, ``.graphml``, ``.tsv``, ``.csv``,
+    ``.parquet``), a folder of GraphRAG's tables, or ``{data: PATH, base: IRI, header: false, strict: false}``.
+
+    Raises:
+        InterfuseError: ``input.missing``, ``input.type``, ``input.format``, ``input.empty``, ``param.unknown`` or ``needs.package``.
+    """
+    spec = source.spec
+    if isinstance(spec, Graph):
+        return spec
+    if isinstance(spec, str | Path):
+        spec = {"data": str(spec)}
+    if not isinstance(spec, Mapping):
+        raise InterfuseError(
+            "input.type", f"a graph is a path or a table of keys, not {type(spec).__name__}", where=source.name
+        )
+    for key in spec:
+        if key not in KEYS:
+            raise InterfuseError(
+                "param.unknown", f"a graph source has no key {key!r}", where=source.name, fix=did_you_mean(key, KEYS)
+            )
+    if "data" not in spec:
+        raise InterfuseError("param.missing", "a graph source needs 'data'", where=source.name)
+    path = Path(str(spec["data"])).expanduser()
+    path = path if path.is_absolute() else source.folder / path
+    if not path.exists():
+        raise InterfuseError("input.missing", "there is no such file or folder", where=str(path))
+    name = source.name or path.stem
+    if (path / files.META).is_file():
+        return Graph.open(path, name=name)
+    from interfuse.data.formats.graphs import read_graph
+
+    made, problems = read_graph(
+        path, base=spec.get("base"), header=bool(spec.get("header", False)), strict=bool(spec.get("strict", False))
+    )
+    for line in problems.shown:
+        ctx.log(f"left out: {line}")
+    if problems.count > len(problems.shown):
+        ctx.log(f"left out: {problems.count - len(problems.shown)} more")
+    return dataclasses.replace(made, name=name)
+
+
+def _new_state() -> State:
+    from interfuse.data.inference import infer
+
+    return State(infer)
+
+
+def _node(term: Term) -> str:
+    return text_of(term) if isinstance(term, Literal) else term
+
+
+def _odd_names(columns: Columns) -> Iterator[str]:
+    from interfuse.data.statements import _BLANK, _IRI
+
+    for name in columns.nodes.to_pylist():
+        if not (name.startswith('"') or _IRI.match(name) or _BLANK.match(name)):
+            yield name
+
+
+def _statements_of(columns: Columns) -> Iterator[Statement]:
+    """Statements of an integer view, as objects."""
+    from interfuse.data.graph_store import texts
+    from interfuse.data.statements import term_of
+
+    node_texts, relation_texts = texts(columns)
+    nodes = [term_of(t) for t in node_texts.to_pylist()]
+    relations = [str(term_of(t)) for t in relation_texts.to_pylist()]
+    pointers = columns.qualifier_indptr
+    for i, (s, p, o) in enumerate(columns.triples().tolist()):
+        qualifiers = tuple((relations[columns.qualifier_relation[q]], nodes[columns.qualifier_value[q]])
+                           for q in range(int(pointers[i]), int(pointers[i + 1])))  # fmt: skip
+        yield Statement(str(nodes[s]), relations[p], nodes[o], qualifiers, float(columns.confidence[i]),
+                        status=STATUSES[int(columns.status[i])]).checked()  # fmt: skip

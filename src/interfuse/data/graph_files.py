@@ -1,0 +1,254 @@
+"""A graph's folder: tables anyone can read, N-Quads, and the log from which the whole graph is rebuilt.
+
+graph.json                 counts, the digest, the base
+statements.parquet  evidence.parquet  nodes.parquet      what holds now
+graph.nq                   the same as plain N-Quads, one named graph per status
+log/operations.jsonl  log/assertions.parquet  log/evidence.parquet      everything that was ever said
+columns/                   the integer view, memory-mapped when it is opened
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interfuse.core.errors import InterfuseError
+from interfuse.core.safe import canonical_json, read_text
+from interfuse.data.graph_log import Op
+from interfuse.data.statements import NS, STATUSES, Evidence, Statement, term_of, text_of
+
+if TYPE_CHECKING:
+    import pyarrow
+
+META = "graph.json"
+FORMAT = 1
+ROWS = 50_000
+_LIMIT = 2**33
+
+
+def status_graph(status: str) -> str:
+    """The named graph in which statements of a status stand."""
+    return f"{NS}graph:{status}"
+
+
+def _schemas() -> tuple[Any, Any, Any]:
+    import pyarrow as pa
+
+    word = pa.string()
+    statements = pa.schema([("op", pa.int32()), ("id", word), ("subject", word), ("predicate", word), ("object", word),
+                            ("qualifiers", pa.list_(pa.struct([("predicate", word), ("value", word)]))), ("confidence", pa.float64()),
+                            ("kind", word), ("status", word), ("valid_from", word), ("valid_to", word), ("recorded_at", word),
+                            ("retracted_at", word)])  # fmt: skip
+    evidence = pa.schema([("statement", word), ("row", pa.int64()), ("document", word), ("start", pa.int64()), ("end", pa.int64()),
+                          ("page", pa.int32()), ("element", word), ("quote", word), ("method", word), ("model", word), ("prompt", word),
+                          ("run", word), ("score", pa.float64()), ("premises", pa.list_(word))])  # fmt: skip
+    nodes = pa.schema([("id", word), ("label", word), ("types", pa.list_(word)), ("statements", pa.int64())])
+    return statements, evidence, nodes
+
+
+def _columns(rows: Sequence[tuple[int, Statement]], first: int) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    table: dict[str, list[Any]] = {
+        "op": [op for op, _ in rows], "id": [s.id for _, s in rows], "subject": [s.subject for _, s in rows],
+        "predicate": [s.predicate for _, s in rows], "object": [text_of(s.object) for _, s in rows],
+        "qualifiers": [[{"predicate": p, "value": text_of(v)} for p, v in s.qualifiers] for _, s in rows],
+    }  # fmt: skip
+    for name in ("confidence", "kind", "status", "valid_from", "valid_to", "recorded_at", "retracted_at"):
+        table[name] = [getattr(s, name) for _, s in rows]
+    pairs = [(s.id, first + i, e) for i, (_, s) in enumerate(rows) for e in s.evidence]
+    proof: dict[str, list[Any]] = {"statement": [p[0] for p in pairs], "row": [p[1] for p in pairs]}
+    for name in ("document", "start", "end", "page", "element", "quote", "method", "model", "prompt", "run", "score"):
+        proof[name] = [getattr(e, name) for _, _, e in pairs]
+    proof["premises"] = [list(e.premises) for _, _, e in pairs]
+    return table, proof
+
+
+def write_statements(statements: Path, evidence: Path, rows: Iterable[tuple[int, Statement]]) -> int:
+    """Writes (operation, statement) rows as two parquet tables, a batch at a time; returns how many there were."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, proof_schema, _ = _schemas()
+    done = 0
+    with (
+        pq.ParquetWriter(statements, schema, compression="zstd") as out,
+        pq.ParquetWriter(evidence, proof_schema, compression="zstd") as proof_out,
+    ):
+        for batch in _batches(rows, ROWS):
+            table, proof = _columns(batch, done)
+            out.write_table(pa.table(table, schema=schema))
+            proof_out.write_table(pa.table(proof, schema=proof_schema))
+            done += len(batch)
+    return done
+
+
+def write_nodes(path: Path, rows: Iterable[tuple[str, str, list[str], int]]) -> int:
+    """Writes (id, label, types, number of statements) rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schemas()[2]
+    done = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as out:
+        for batch in _batches(rows, ROWS):
+            out.write_table(
+                pa.table({name: [row[i] for row in batch] for i, name in enumerate(schema.names)}, schema=schema)
+            )
+            done += len(batch)
+    return done
+
+
+def _batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def read_statements(statements: Path, evidence: Path) -> Iterator[tuple[int, Statement]]:
+    """The inverse of :func:`write_statements`.
+
+    Raises:
+        InterfuseError: ``input.missing`` or ``input.format``.
+    """
+    table, proof = _read(statements), _read(evidence)
+    found: dict[int, list[Evidence]] = {}
+    names = [n for n in proof.schema.names if n not in ("statement", "row", "premises")]
+    lists = [proof.column(n).to_pylist() for n in names]
+    premises = proof.column("premises").to_pylist()
+    for i, row in enumerate(proof.column("row").to_pylist()):
+        made = Evidence(
+            **{n: values[i] for n, values in zip(names, lists, strict=True)}, premises=tuple(premises[i] or ())
+        )
+        found.setdefault(row, []).append(made)
+    done = 0
+    rest = ("confidence", "kind", "status", "valid_from", "valid_to", "recorded_at", "retracted_at")
+    for batch in table.to_batches(max_chunksize=ROWS):
+        columns = {n: batch.column(n).to_pylist() for n in table.schema.names if n != "id"}
+        for i in range(batch.num_rows):
+            qualifiers = tuple((q["predicate"], term_of(q["value"])) for q in columns["qualifiers"][i] or ())
+            statement = Statement(
+                columns["subject"][i],
+                columns["predicate"][i],
+                term_of(columns["object"][i]),
+                qualifiers,
+                evidence=tuple(found.get(done + i, ())),
+                **{n: columns[n][i] for n in rest},
+            )
+            yield columns["op"][i], statement
+        done += batch.num_rows
+
+
+def _read(path: Path) -> pyarrow.Table:
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise InterfuseError("input.missing", "a table of the graph is not there", where=str(path))
+    try:
+        return pq.read_table(path, memory_map=True)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise InterfuseError(
+            "input.format", f"the table cannot be read: {str(error).splitlines()[0]}", where=str(path)
+        ) from error
+
+
+def write_log(folder: Path, ops: Sequence[Op]) -> None:
+    """Writes ``log/``: operations as JSON lines, what they added as tables."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "operations.jsonl").open("w", encoding="utf-8") as file:
+        for op in ops:
+            row = op.as_json(whole=False)
+            if op.kind == "add":
+                row["count"] = len(op.statements)
+            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+    write_statements(
+        folder / "assertions.parquet",
+        folder / "evidence.parquet",
+        ((op.number, s) for op in ops for s in op.statements),
+    )
+
+
+def read_log(folder: Path) -> list[Op]:
+    """The inverse of :func:`write_log`.
+
+    Raises:
+        InterfuseError: ``input.missing``, ``input.format`` or ``artifact.damaged`` when tables and operations disagree.
+    """
+    said: dict[int, list[Statement]] = {}
+    for number, statement in read_statements(folder / "assertions.parquet", folder / "evidence.parquet"):
+        said.setdefault(number, []).append(statement)
+    ops = []
+    for place, row in read_lines(folder / "operations.jsonl"):
+        count = row.pop("count", 0)
+        statements = said.pop(row.get("n", 0), [])
+        if count != len(statements):
+            raise InterfuseError(
+                "artifact.damaged",
+                f"an operation added {count} statements, the table holds {len(statements)}",
+                where=place,
+            )
+        ops.append(Op.of_json(row, statements))
+    if said:
+        raise InterfuseError("artifact.damaged", "the table holds statements of no operation", where=str(folder))
+    return ops
+
+
+def read_lines(path: Path, *, torn: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """JSON objects of a file, one a line, with their place. ``torn``: a last line without its end is left out.
+
+    Raises:
+        InterfuseError: ``input.missing`` or ``input.format`` with the line.
+    """
+    lines = read_text(path, limit=_LIMIT).split("\n")
+    last = lines.pop()
+    if last and not torn:
+        lines.append(last)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+        except (ValueError, RecursionError) as error:
+            raise InterfuseError("input.format", f"not a JSON object: {error}", where=f"{path}:{number}") from error
+        yield f"{path}:{number}", row
+
+
+def write_meta(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes ``graph.json``."""
+    (folder / META).write_bytes(canonical_json({"format": FORMAT, **facts}))
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Reads ``graph.json``.
+
+    Raises:
+        InterfuseError: ``input.missing`` when the folder holds no graph, ``input.format`` when it is of another version.
+    """
+    path = folder / META
+    if not path.is_file():
+        raise InterfuseError(
+            "input.missing", "the folder holds no graph", where=str(folder), fix=f"A graph's folder has a {META}."
+        )
+    try:
+        found = json.loads(read_text(path))
+        if found["format"] != FORMAT:
+            raise InterfuseError("input.format", f"the graph is of format {found['format']!r}, not {FORMAT}", where=str(path),
+                                 fix="Another version of Interfuse wrote it.")  # fmt: skip
+        return dict(found)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InterfuseError("input.format", "the file is not valid", where=str(path)) from error
+
+
+def write_quads(path: Path, statements: Iterable[Statement]) -> None:
+    """Writes plain N-Quads: one line per statement, in the named graph of its status; withdrawn ones are left out."""
+    graphs = {status: f" <{status_graph(status)}> .\n" for status in STATUSES}
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for s in statements:
+            if s.status != "withdrawn":
+                file.write(f"{text_of(s.subject)} <{s.predicate}> {text_of(s.object)}{graphs[s.status]}")
