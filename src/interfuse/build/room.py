@@ -213,7 +213,8 @@ def statements_of(found: Candidate, chunks: Mapping[str, Chunk], call: Call) -> 
     homonyms = settings_of(call).homonyms
 
     def node(label: str, kind: str) -> str:
-        return entity_id(label, kind if homonyms else "")
+        made: str = entity_id(label, kind if homonyms else "")
+        return made
 
     def about(label: str, kind: str) -> Iterator[Statement]:
         entity = node(label, kind)

@@ -288,7 +288,8 @@ def from_rdf(text: str, media: str, name: str, where: str = "") -> Ontology:
         head = get(iri, OWL + "unionOf")
         if not head:
             return [iri]
-        names, node = [], head[0]
+        names: list[str] = []
+        node = head[0]
         while node != RDF + "nil" and len(names) < 1000:
             names += get(node, RDF + "first")
             node = next(iter(get(node, RDF + "rest")), RDF + "nil")
