@@ -91,7 +91,10 @@ class Shared:
             "faults": list(self.faults),
         }
         own = os.environ.get("PYTHONHASHSEED", "random")
-        changed = {"PYTHONHASHSEED": str(int(own) + 1 if own.isdigit() else 4242), "PYTHONPATH": str(ROOT)}
+        changed = {
+            "PYTHONHASHSEED": str(int(own) + 1 if own.isdigit() else 4242),
+            "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.conformance.elsewhere", json.dumps(job)],
             env={**os.environ, **changed}, cwd=self.root, stdout=subprocess.PIPE, text=True,

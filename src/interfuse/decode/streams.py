@@ -1,0 +1,206 @@
+"""Streams: what one set of weights reads for several rows, with one cache.
+
+Rows are left-padded; masks and positions are kept per row, so padding is never relied on to be ignored. Caches are those of
+``transformers`` and inputs are prepared by the model's own helper.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from interfuse.core.errors import InterfuseError
+
+#: below so many tokens a shared prefix is not worth a pass of its own
+SHARED = 8
+
+
+@dataclass
+class Counts:
+    """Tokens that prompts asked for, tokens that were computed for them, and single steps."""
+
+    asked: int = 0
+    computed: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One model in memory with what the loop must know of it.
+
+    Attributes:
+        module: a causal model of ``transformers``, in evaluation mode. name: for errors. window: longest text in tokens, None
+            where the configuration tells none. accepts: names of the arguments of its ``forward``.
+    """
+
+    module: Any
+    name: str
+    window: int | None
+    accepts: frozenset[str] = field(repr=False, default=frozenset())
+
+    @classmethod
+    def of(cls, module: Any, name: str) -> Weights:
+        """Reads what is needed from the module's configuration."""
+        config = (
+            module.config.get_text_config()
+            if callable(getattr(module.config, "get_text_config", None))
+            else module.config
+        )
+        window = next((int(v) for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+                       if isinstance(v := getattr(config, key, None), int)), None)  # fmt: skip
+        names = inspect.signature(module.forward).parameters
+        return cls(module, name, window, frozenset(names))
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = next(self.module.parameters()).device
+        return found
+
+    @property
+    def plain_cache(self) -> bool:
+        """Whether every layer attends to everything before it, so that a cache may have gaps and be cut."""
+        config = self.module.config.get_text_config()
+        kinds = getattr(config, "layer_types", None) or []
+        sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        return all(k == "full_attention" for k in kinds) if kinds else sliding is None
+
+
+class Tape:
+    """Rows that one set of weights reads, [R] at a time, with their cache.
+
+    Args:
+        weights: the model. chunk: tokens of a prompt read at once. counts: where work is counted.
+    """
+
+    def __init__(self, weights: Weights, *, chunk: int = 2048, counts: Counts | None = None) -> None:
+        self.weights, self.chunk, self.counts = weights, chunk, counts or Counts()
+        self.cache: Any = None
+        self.mask = torch.zeros(0, 0, dtype=torch.long)
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Sequence[int]], *, share: bool = True) -> torch.Tensor:
+        """Reads the prompts and gives the logits after each, [R, V] float32.
+
+        Args:
+            prompts: token ids, one list per row, none empty. share: compute equal rows and a common beginning once.
+
+        Raises:
+            InterfuseError: ``input.empty``, ``input.limit`` naming the model.
+        """
+        from transformers import DynamicCache
+
+        self._check(prompts)
+        self.counts.asked += sum(map(len, prompts))
+        unique = {tuple(ids): i for i, ids in reversed(list(enumerate(prompts)))} if share else {}
+        rows = sorted(unique.values()) if share else list(range(len(prompts)))
+        texts = [list(prompts[i]) for i in rows]
+        common = _common(texts) if share and len(texts) > 1 and self.weights.plain_cache else 0
+        self.cache = DynamicCache(config=self.weights.module.config)
+        device = self.weights.device
+        if common >= SHARED:
+            self.mask = torch.zeros(1, 0, dtype=torch.long, device=device)
+            self._chunks(
+                torch.tensor([texts[0][:common]], device=device), torch.ones(1, common, dtype=torch.long, device=device)
+            )
+            self.cache.batch_repeat_interleave(len(texts))
+            self.mask = self.mask.expand(len(texts), -1)
+            texts = [ids[common:] for ids in texts]
+            self.counts.computed += common
+        else:
+            self.mask = torch.zeros(len(texts), 0, dtype=torch.long, device=device)
+        ids, mask = pad(texts, device)
+        logits = self._chunks(ids, mask)
+        self.counts.computed += int(mask.sum())
+        if share and len(rows) < len(prompts):
+            order = torch.tensor([rows.index(unique[tuple(ids)]) for ids in prompts], device=device)
+            self.select(order)
+            logits = logits[order]
+        return logits
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """The logits before each of the wanted tokens, which follow the prompts: one tensor [T, V] float32 per row.
+
+        Nothing is kept for further steps. An empty list of wanted tokens gives an empty tensor.
+        """
+        whole = [[*p, *w][:-1] for p, w in zip(prompts, wanted, strict=True)]
+        self._check(whole)
+        ids, mask = pad(whole, self.weights.device)
+        extra: dict[str, Any] = (
+            {"position_ids": (mask.cumsum(-1) - 1).clamp_(min=0)} if "position_ids" in self.weights.accepts else {}
+        )
+        width = max(map(len, wanted))
+        if "logits_to_keep" in self.weights.accepts:
+            extra["logits_to_keep"] = width
+        logits = self.weights.module(
+            input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True, **extra
+        ).logits
+        return [logits[r, logits.shape[1] - len(w) :].float() for r, w in enumerate(wanted)]
+
+    def _check(self, prompts: Sequence[Sequence[int]]) -> None:
+        name, window = self.weights.name, self.weights.window
+        for ids in prompts:
+            if not ids:
+                raise InterfuseError("input.empty", "a prompt has no tokens", where=name)
+            if window is not None and len(ids) > window:
+                raise InterfuseError("input.limit", f"the text has {len(ids)} tokens, {name} reads {window}", where=name,
+                                     fix="Shorten the prompt or lower max_tokens.")  # fmt: skip
+
+    def _chunks(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        logits = ids
+        for i in range(0, ids.shape[1], self.chunk):
+            logits = self._forward(ids[:, i : i + self.chunk], mask[:, i : i + self.chunk])
+        return logits[:, -1].float()
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        module, accepts = self.weights.module, self.weights.accepts
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        extra: dict[str, Any] = {}
+        if "position_ids" in accepts:
+            extra["position_ids"] = (self.mask.cumsum(-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
+        if "logits_to_keep" in accepts:
+            extra["logits_to_keep"] = 1
+        inputs = module.prepare_inputs_for_generation(
+            ids, past_key_values=self.cache, attention_mask=self.mask, use_cache=True, **extra
+        )
+        logits: torch.Tensor = module(**inputs, return_dict=True).logits
+        return logits
+
+    @torch.no_grad()
+    def feed(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Reads further tokens [R, T] and gives the logits after the last, [R, V] float32."""
+        self.counts.steps += 1
+        return self._chunks(ids, torch.ones_like(ids) if mask is None else mask)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps these rows, in this order."""
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+
+    def cut(self, tokens: int) -> None:
+        """Takes back the last tokens of every row."""
+        if tokens:
+            self.cache.crop(-tokens)
+            self.mask = self.mask[:, :-tokens]
+
+
+def pad(texts: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded ids and their mask, both [R, T]; the padding is id 0, which the mask hides."""
+    width = max(map(len, texts))
+    ids = torch.tensor([[0] * (width - len(t)) + list(t) for t in texts], device=device)
+    mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in texts], device=device)
+    return ids, mask
+
+
+def _common(texts: Sequence[Sequence[int]]) -> int:
+    """The length of the beginning that all texts share, leaving each at least one token."""
+    least = min(map(len, texts)) - 1
+    first = texts[0]
+    for i in range(max(least, 0)):
+        if any(t[i] != first[i] for t in texts):
+            return i
+    return max(least, 0)

@@ -1,0 +1,81 @@
+"""Arithmetic on logits of one vocabulary, shared by methods that fuse models while decoding. All tensors are [B, V] float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from interfuse.core.errors import InterfuseError
+
+#: stands for a log-probability of -inf where arithmetic would make NaN of it
+LOW = -1e4
+
+
+def finite_logs(logs: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities with -inf replaced by a very low number."""
+    return logs.clamp_min(LOW)
+
+
+def change(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """``tuned - base``, 0 where both exclude a token, bounded where one does. Of raw logits the constants are kept."""
+    out = torch.isneginf(tuned) & torch.isneginf(base)
+    return (tuned - base).masked_fill(out, 0.0).clamp(LOW, -LOW)
+
+
+def entropy(logs: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of log-probabilities, [B]."""
+    return -(logs.exp() * finite_logs(logs)).sum(dim=1)
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """``KL(p || q)`` in nats of log-probabilities, [B]; tokens that both exclude count nothing."""
+    return (p.exp() * (finite_logs(p) - finite_logs(q))).sum(dim=1)
+
+
+def per_expert(value: float | Sequence[float], count: int, name: str) -> list[float]:
+    """A parameter as one number per expert.
+
+    Raises:
+        InterfuseError: ``param.value`` when a list has another length.
+    """
+    values = [value] * count if isinstance(value, int | float) else list(value)
+    if len(values) != count:
+        raise InterfuseError("param.value", f"{name} has {len(values)} numbers for {count} experts",
+                             fix="Give one number, or one per expert.")  # fmt: skip
+    return [float(v) for v in values]
+
+
+def log_partitions(
+    logs: torch.Tensor, probs: torch.Tensor, d: torch.Tensor, alphas: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``A(alpha) = log sum_v p_v exp(alpha d_v)`` and ``E[d]`` under ``p exp(alpha d) / exp(A)`` for every alpha.
+
+    Args:
+        logs, probs: log-probabilities and probabilities. d: changes whose mean under ``probs`` is 0. alphas: rising, not negative.
+
+    Returns:
+        both [G, B]. On a grid of even steps each strength is one multiplication of the last: with the mean of ``d`` at 0 the sum is
+        never below 1, so what underflows does not count; where it could overflow, and on other grids, it is computed in logarithms.
+    """
+    step = alphas[1] - alphas[0] if len(alphas) > 1 else 0.0
+    even = all(math.isclose(a, alphas[0] + i * step, abs_tol=1e-9) for i, a in enumerate(alphas))
+    if even and bool((logs + alphas[-1] * d).amax() < 80.0) and bool((step * d).amax() < 80.0):
+        weights = probs * (alphas[0] * d).exp() if alphas[0] != 0 else probs.clone()
+        factor = (step * d).exp()
+        both = torch.stack([torch.ones_like(d), d], dim=1)  # [B, 2, V]
+        sums = []
+        for i in range(len(alphas)):
+            if i:
+                weights.mul_(factor)
+            sums.append(torch.bmm(both, weights[:, :, None]).squeeze(2))  # sum w, sum w d
+        table = torch.stack(sums)  # [G, B, 2]
+        return table[..., 0].log(), table[..., 1] / table[..., 0]
+    parts, means = [], []
+    for alpha in alphas:
+        tilted = logs + alpha * d
+        total = tilted.logsumexp(dim=1)
+        parts.append(total)
+        means.append(((tilted - total[:, None]).exp() * d).sum(dim=1))
+    return torch.stack(parts), torch.stack(means)

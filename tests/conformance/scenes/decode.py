@@ -1,0 +1,199 @@
+"""Tiny language models that read words, for the room that fuses them while decoding."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tests import tiny_texts
+from tests.conformance.cases import Case
+from tests.conformance.fixtures import Bad, Scene, room
+
+ASKED = [
+    {"question": "the cat sees a", "context": "one red bird sings there"},
+    {"question": "blue fish", "context": ""},
+]
+
+
+def speaker(path: Path, name: str, **changes: Any) -> str:
+    """The folder of a Llama of two layers with a tokenizer of words; its weights depend on its name alone."""
+    import transformers
+
+    folder = path / name
+    if not folder.is_dir():
+        tokenizer = tiny_texts.tokenizer(path / "tokenizer")
+        with torch.random.fork_rng():
+            torch.manual_seed(sum(name.encode()))
+            config = transformers.AutoConfig.for_model(**{**tiny_texts.LLAMA, "initializer_range": 0.3, **changes})
+            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        for file in sorted(tokenizer.iterdir()):
+            shutil.copyfile(file, folder / file.name)
+    return str(folder)
+
+
+def classifier(path: Path) -> str:
+    """A model that writes nothing."""
+    import transformers
+
+    folder = path / "classifier"
+    if not folder.is_dir():
+        config = transformers.AutoConfig.for_model(**tiny_texts.BERT)
+        with torch.random.fork_rng():
+            transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def stranger(path: Path) -> str:
+    """A model whose ids mean other words."""
+    folder = path / "stranger"
+    if not folder.is_dir():
+        speaker(path, "stranger")
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text().replace('"cat"', '"@"').replace('"dog"', '"cat"').replace('"@"', '"dog"'))
+    return str(folder)
+
+
+@room("decode")
+def decode(case: Case, shared: Path) -> Scene:
+    """``base``: whether the base is given. ``experts``: how many."""
+    from interfuse.core.method import load
+
+    path, given = shared / "decode", dict(case.given)
+    traits = load(case.method).traits
+    needs_base, least = traits.get("base", "none") == "required", traits.get("experts", (0, 0))[0]
+    inputs: dict[str, Any] = {
+        "model": speaker(path, "large", hidden_size=24, num_attention_heads=3, num_key_value_heads=1)
+    }
+    if given.pop("base", needs_base):
+        inputs["base"] = speaker(path, "small")
+    if count := given.pop("experts", least):
+        inputs["experts"] = [speaker(path, f"expert-{i}") for i in range(count)]
+    given = {**inputs, **given}
+
+    def in_memory() -> dict[str, Any]:
+        return {
+            **given,
+            **{
+                name: [_held(f) for f in value] if isinstance(value, list) else _held(value)
+                for name, value in inputs.items()
+            },
+        }
+
+    wrong = [Bad("a model that writes no text", {"model": classifier(path)}, ("input.type",)),
+             Bad("a model without a tokenizer", {"model": _bare(path)}, ("input.missing",))]  # fmt: skip
+    if least:
+        strange = {"experts": [stranger(path)], "vocabulary": "same"}
+        wrong.append(Bad("an expert of other words", strange, ("input.vocabulary",)))
+    missing = [
+        Bad("no model", {"model": None}, ("param.missing",)),
+        Bad("a folder that is not there", {"model": str(path / "gone")}, ("input.missing",)),
+    ]
+    missing += [Bad("no base", {"base": None}, ("param.missing",))] if needs_base else []
+    missing += [Bad("no experts", {"experts": None}, ("param.missing",))] if least else []
+    bad = {
+        "refuses_wrong_shape": wrong,
+        "refuses_empty": [Bad("no models", {"model": []}, ("param.missing",))],
+        "one_row": [Bad("one text at once", {"rows": 1}, (), or_works=True)],
+        "refuses_missing_input": missing,
+    }
+    return Scene(
+        given,
+        in_memory,
+        path,
+        answers,
+        bad,
+        compare=lambda oracle: compared(case, given, oracle),
+        tolerance=2e-4,
+        not_applicable={
+            "resume_equals_one_go": "a description is written in one go",
+            "dtype_kept": "the folder names its models and holds no tensors",
+            "refuses_nan": "weights are not read when the description is written; a NaN is met and named while decoding",
+            "refuses_duplicates": "the same model may be several streams; that is an identity of the methods",
+        },
+    )
+
+
+def _bare(path: Path) -> str:
+    """A language model with no tokenizer beside it."""
+    folder = path / "bare"
+    if not folder.is_dir():
+        shutil.copytree(speaker(path, "large", hidden_size=24, num_attention_heads=3, num_key_value_heads=1), folder)
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            (folder / name).unlink(missing_ok=True)
+    return str(folder)
+
+
+def _held(folder: str) -> Any:
+    """The model in memory, with its tokenizer's folder."""
+    from transformers import AutoModelForCausalLM
+
+    from interfuse.data.models import Model
+
+    module = AutoModelForCausalLM.from_pretrained(folder).train()
+    return Model(Path(folder).name, None, module.config.to_dict(), "causal-lm", module=module, tokenizer=Path(folder))
+
+
+def answers(folder: Path) -> dict[str, NDArray[Any]]:
+    """What the fused model writes and how it scores, opened as any other room opens a language model."""
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.rooms import Source
+    from interfuse.data.lm import LM, open_lm
+
+    lm = open_lm(Source(str(folder)), Ctx())
+    assert isinstance(lm, LM)
+    replies = [r[0] for r in lm.generate(ASKED, max_tokens=5)]
+    scored = lm.score([("the cat", "sees a dog"), ("one", "small bird")])
+    return {
+        "counts": np.array([[r.prompt_tokens, r.tokens] for r in replies]),
+        "written": np.array([r.logprob for r in replies]),
+        "scored": np.array([v for s in scored for v in s.token_logprobs]),
+    }
+
+
+def steps(case: Case, given: Mapping[str, Any]) -> list[Any]:
+    """Steps as a method sees them: random logits, sharp and flat, some tokens excluded by all, as many streams as the case has."""
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.method import load
+    from interfuse.decode.room import Step
+
+    rng, traits, made = Ctx(seed=5).rng("oracle"), load(case.method).traits, []
+    for scale in (0.5, 2.0, 5.0):
+        draw = lambda scale=scale: torch.tensor(rng.normal(0, scale, (4, 29)), dtype=torch.float32)  # noqa: E731
+        made.append(Step(
+            draw(), draw() if "base" in given else None, [draw() for _ in given.get("experts") or ()],
+            draw() if traits.get("context") else None,
+            torch.tensor(rng.normal(-2, 1, (4, 1 + len(given.get("experts") or ()))), dtype=torch.float32), len(made),
+        ))  # fmt: skip
+    return made
+
+
+def compared(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """Probabilities of the next token and the trace, beside the oracle's, for every text of every step."""
+    from interfuse.core.method import load, read_params
+
+    method, pairs = load(case.method), []
+    own = {name: given.get(name, param.default) for name, param in read_params(method.target).items()}
+    for step in steps(case, given):
+        ours = method.target(step, **own)
+        probs = ours.scores.double().softmax(dim=1)
+        for row in range(len(probs)):
+            seen = {
+                "model": step.model[row].double().tolist(),
+                "base": None if step.base is None else step.base[row].double().tolist(),
+                "experts": [e[row].double().tolist() for e in step.experts],
+                "plain": None if step.plain is None else step.plain[row].double().tolist(),
+                "evidence": step.evidence[row].double().tolist(),
+            }
+            said = oracle(seen, **own)
+            assert set(said) == {"probs", *ours.trace}, (
+                f"the oracle says {sorted(said)}, the trace {sorted(ours.trace)}"
+            )
+            pairs += [(f"step {step.number} text {row}: {name}", probs[row] if name == "probs" else ours.trace[name][row], value)
+                      for name, value in said.items()]  # fmt: skip
+    return pairs
