@@ -68,7 +68,9 @@ def test_satisfied_agrees_with_looking_for_the_phrases(name: str) -> None:
     c = CASES[name]
     for n in range(7):
         for string in itertools.product(range(WORDS), repeat=n):
-            want = all(any(holds(string, p) for p in k.phrases) for k in c.must) and not any(holds(string, p) for p in c.never)
+            want = all(any(holds(string, p) for p in k.phrases) for k in c.must) and not any(
+                holds(string, p) for p in c.never
+            )
             if c.unrepeated:
                 pairs = [string[i : i + c.unrepeated] for i in range(n - c.unrepeated + 1)]
                 want = want and len(pairs) == len(set(pairs))
@@ -135,7 +137,9 @@ def test_the_groups_keep_what_pays_early() -> None:
     """A word that costs 20 nats is found by a beam of two although 40 continuations are cheaper."""
     costs = np.array([-0.7, -0.7, -5.0, -20.0, -5.0, -1.0])
     c = Constraint((Clause(((3,),)),))
-    found = constrained_beam(Continuations(lambda s: costs), (), c, end=[END], beam=2, max_length=5, count=1, penalty=0.0)
+    found = constrained_beam(
+        Continuations(lambda s: costs), (), c, end=[END], beam=2, max_length=5, count=1, penalty=0.0
+    )
     assert found[0].tokens == (3,)
     assert found[0].logprob == pytest.approx(-21.0)
 
@@ -152,7 +156,11 @@ def test_drawing_is_by_weight_and_repeats_with_its_seed() -> None:
         made = []
         for seed in range(200):
             rng = np.random.default_rng(seed)
-            made += [constrained_beam(table(), (), Constraint(), end=[END], beam=1, max_length=1, temperature=temperature, rng=rng)[0].tokens]
+            made += [
+                constrained_beam(
+                    table(), (), Constraint(), end=[END], beam=1, max_length=1, temperature=temperature, rng=rng
+                )[0].tokens
+            ]
         return made
 
     logs = table()._logs(())[:WORDS]
@@ -214,7 +222,10 @@ def test_contradictions_are_refused(make: object, code: str) -> None:
 
 def test_a_fixed_length_needs_no_end() -> None:
     stepper = table(1)
-    strings = {s: sum(float(stepper._logs(s[:i])[t]) for i, t in enumerate(s)) for s in itertools.product(range(WORDS), repeat=3)}
+    strings = {
+        s: sum(float(stepper._logs(s[:i])[t]) for i, t in enumerate(s))
+        for s in itertools.product(range(WORDS), repeat=3)
+    }
     best = max(strings, key=lambda s: strings[s])
     stepper._logs, inner = (lambda s: inner(s)), stepper._logs  # the end is just a token here, which is never drawn
     c = Constraint(never=((END,),))

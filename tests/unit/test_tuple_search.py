@@ -55,7 +55,9 @@ def test_a_prompt_is_filled_and_its_words_found() -> None:
 
 
 def test_sentences_give_prompts_only_with_every_entity_once() -> None:
-    assert slots_in("Paris is where France is ruled from", ["France", "Paris"]) == "<ENT1> is where <ENT0> is ruled from"
+    assert (
+        slots_in("Paris is where France is ruled from", ["France", "Paris"]) == "<ENT1> is where <ENT0> is ruled from"
+    )
     assert slots_in("Paris, Paris", ["Paris"]) is None
     assert slots_in("Parisian", ["Paris"]) is None
     assert most_apart(["a b c", "a b d", "x y z w"], 2, kept=["a b e"]) == ["x y z w", "a b c"]
@@ -101,7 +103,9 @@ class Made:
     def __init__(self, seed: int) -> None:
         self.calls, self.seed = 0, seed
 
-    def __call__(self, counts: tuple[int, ...], done: tuple[tuple[int, ...], ...], prefix: tuple[int, ...]) -> NDArray[np.float64]:
+    def __call__(
+        self, counts: tuple[int, ...], done: tuple[tuple[int, ...], ...], prefix: tuple[int, ...]
+    ) -> NDArray[np.float64]:
         self.calls += 1
         key = [self.seed, *counts, 99, *itertools.chain(*done), 98, *prefix]
         z = np.random.default_rng(key).normal(size=len(NAMES)) * 2
@@ -119,7 +123,9 @@ def by_trying_everything(fill: Made, arity: int, subwords: int) -> dict[tuple[st
             names = [decode(t) for t in tokens]
             if not all(entity_is_good(n, names[:i]) for i, n in enumerate(names)):
                 continue
-            score = min(float(fill(counts, tokens[:i], t[:j])[t[j]]) for i, t in enumerate(tokens) for j in range(len(t)))
+            score = min(
+                float(fill(counts, tokens[:i], t[:j])[t[j]]) for i, t in enumerate(tokens) for j in range(len(t))
+            )
             key = tuple(names)
             best[key] = max(best.get(key, -math.inf), score)
     return best
@@ -155,7 +161,7 @@ def test_no_word_fills_the_result() -> None:
 @pytest.mark.parametrize(
     ("entity", "earlier", "good"),
     [("Paris", [], True), ("the city", [], False), ("ab", [], False), ("x ray", [], False), ("cat cat", [], False),
-     ("parisian", ["Paris"], False), ("new york", ["york"], True), ("capital", [], False), ("1234", [], False)],
+     ("parisian", ["Paris"], False), ("new york", ["york"], True), ("york", ["yorkshire"], False), ("capital", [], False), ("1234", [], False)],
 )  # fmt: skip
 def test_what_may_be_an_entity(entity: str, earlier: list[str], good: bool) -> None:
     assert entity_is_good(entity, earlier, ["The capital of <ENT0> is <ENT1> ."]) == good

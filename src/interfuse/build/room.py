@@ -6,6 +6,7 @@ A method is a function ``method(work, *, parameters) -> Iterator[Candidate | Sta
   gives for a chunk may depend on nothing but that chunk, the model, the ontology and the parameters: the engine keeps it, and
   never asks twice; or ``"whole"``, then it is called once and looks after itself (``work.ctx.scratch`` is its own folder);
 - ``needs``: which of ``documents``, ``lm``, ``ontology``, ``graph``, ``table`` it cannot do without;
+- ``masked``: the language model may be a masked one, a :class:`~interfuse.data.models.Model` then instead of an ``LM``;
 - ``parts``: modules besides its own whose change makes kept results stale.
 
 The engine loads and chunks documents, calls the method, turns candidates (labels as they are written) into statements (IRIs, with
@@ -27,7 +28,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import read_params
 from interfuse.core.rooms import Call, Cost, Input, Room, Source, key_of
-from interfuse.core.safe import fingerprint, jsonable
+from interfuse.core.safe import fingerprint, jsonable, write_atomic
 from interfuse.data.chunks import Chunk, split
 from interfuse.data.corpus import Corpus, open_corpus
 
@@ -95,6 +96,7 @@ class Work:
         lm, ontology, graph, table: the inputs, None when not given. ``graph`` is an earlier graph, only read.
         ctx: seed, budget, cache, scratch, log.
         tally: counts for the report; see :meth:`count`.
+        folder: the artifact's folder, where a method may keep files beside the graph; see :meth:`save`.
     """
 
     ctx: Ctx
@@ -106,6 +108,12 @@ class Work:
     table: Any = None
     tally: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def save(self, name: str, content: str | bytes) -> None:
+        """Keeps a file of the method's own beside the graph, such as ``candidates.jsonl``."""
+        if self.folder is not None:
+            write_atomic(self.folder / name, content.encode() if isinstance(content, str) else content)
 
     def count(self, what: str, amount: float = 1) -> None:
         """Adds to a count that the report shows, such as ``dropped: no quote``."""
@@ -136,6 +144,12 @@ def check(call: Call) -> None:
         if call.inputs.get(name) is None:
             doc = next(i.doc for i in ROOM.inputs if i.name == name)
             raise InterfuseError("param.missing", f"{call.method.id} needs the input {name!r}", fix=doc)
+    if call.inputs.get("lm") is not None and not call.method.traits.get("masked"):
+        from interfuse.data.lm import LM
+
+        if not isinstance(call.inputs["lm"], LM):
+            raise InterfuseError("input.type", f"{call.method.id} asks a model for texts, and a masked model makes none",
+                                 where=call.inputs["lm"].name, fix="Name a causal or sequence-to-sequence model.")  # fmt: skip
 
 
 def estimate(call: Call) -> Cost:
@@ -151,7 +165,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     from interfuse.data.graph import Graph
 
     work = Work(call.ctx, corpus=call.inputs["documents"], lm=call.inputs["lm"], ontology=call.inputs["ontology"],
-                graph=call.inputs["graph"], table=call.inputs["table"])  # fmt: skip
+                graph=call.inputs["graph"], table=call.inputs["table"], folder=folder)  # fmt: skip
     chunks: dict[str, Chunk] = {}
     if call.method.traits.get("per") == "chunk":
         found: Iterable[Candidate | Statement] = _by_chunk(call, work, chunks)
@@ -246,8 +260,17 @@ def promise(call: Call, path: Path) -> Any:
 
 def _open_lm(source: Source, ctx: Ctx) -> Any:
     from interfuse.data.lm import open_lm
+    from interfuse.data.models import open_model
 
-    return open_lm(source, ctx)
+    try:
+        return open_lm(source, ctx)
+    except InterfuseError as error:
+        if error.code != "input.type":
+            raise
+        model = open_model(source, ctx)
+        if model.task != "masked-lm":
+            raise
+        return model  # for the methods that take one: see check
 
 
 def _open_graph(source: Source, ctx: Ctx) -> Any:
@@ -265,7 +288,7 @@ def _open_ontology(source: Source, ctx: Ctx) -> Any:
 def _open_table(source: Source, ctx: Ctx) -> Any:
     from interfuse.data.tables import open_table
 
-    return open_table(source, ctx)
+    return open_table(source, ctx, content=False)
 
 
 ROOM = Room(

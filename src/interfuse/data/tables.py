@@ -108,6 +108,17 @@ class Table:
             )
         return list(self.dataset.select_columns([self.columns[role]]).with_format(None)[self.rows][self.columns[role]])
 
+    def column(self, name: str) -> list[Any]:
+        """The column of a name, one value per row.
+
+        Raises:
+            InterfuseError: ``input.missing`` with the columns there are.
+        """
+        if name not in self.dataset.column_names:
+            raise InterfuseError("input.missing", f"the table has no column {name!r}", where=self.name,
+                                 fix=did_you_mean(name, self.dataset.column_names))  # fmt: skip
+        return list(self.dataset.select_columns([name]).with_format(None)[self.rows][name])
+
     def labels(self) -> NDArray[np.int64]:
         """Class indices of the rows, shape [N].
 
@@ -130,8 +141,11 @@ def _column(dataset: Dataset, name: str) -> list[Any]:
     return list(dataset.with_format(None)[name])
 
 
-def open_table(source: Source, ctx: Ctx) -> Table:
+def open_table(source: Source, ctx: Ctx, *, content: bool = True) -> Table:
     """Opens a table: reads files' headers and label columns, checks the declared columns, computes the view.
+
+    Args:
+        content: a column must be declared that a model can be given; False where columns are asked for by their names.
 
     Raises:
         InterfuseError: ``input.missing``, ``input.empty``, ``input.nan``, ``input.duplicate``, ``input.format``, ``unsafe.pickle``,
@@ -143,17 +157,17 @@ def open_table(source: Source, ctx: Ctx) -> Table:
     if isinstance(spec, str | Path):
         spec = {"data": str(spec)}
     if not isinstance(spec, Mapping):
-        return from_dataset(spec, source.name or "table")
+        return from_dataset(spec, source.name or "table", content=content)
     for key in spec:
         if key not in KEYS:
             raise InterfuseError("param.unknown", f"a table source has no key {key!r}", where=source.name,
                                  fix=did_you_mean(key, KEYS))  # fmt: skip
     if "from" in spec:
-        table = open_table(Source(spec["from"], source.name, source.folder), ctx)
+        table = open_table(Source(spec["from"], source.name, source.folder), ctx, content=content)
         if "columns" in spec:
             raise InterfuseError("param.value", "'columns' belongs to the source with 'data'", where=source.name)
     elif "data" in spec:
-        table = _read(spec, source)
+        table = _read(spec, source, content)
     else:
         raise InterfuseError("param.missing", "a table source needs 'data' or 'from'", where=source.name)
     table = _view(table, spec, source.name or table.name)
@@ -162,7 +176,7 @@ def open_table(source: Source, ctx: Ctx) -> Table:
     return table
 
 
-def from_dataset(value: Any, name: str, columns: Mapping[str, Any] | None = None) -> Table:
+def from_dataset(value: Any, name: str, columns: Mapping[str, Any] | None = None, *, content: bool = True) -> Table:
     """A table from a ``datasets.Dataset`` or a table of columns (lists or arrays) in memory.
 
     Raises:
@@ -177,7 +191,7 @@ def from_dataset(value: Any, name: str, columns: Mapping[str, Any] | None = None
         raise InterfuseError(
             "input.type", f"a table is a path, a table of keys or a datasets.Dataset, not {type(value).__name__}"
         )
-    return _declare(dataset, columns or {}, name, origin)
+    return _declare(dataset, columns or {}, name, origin, content=content)
 
 
 def _content_digest(dataset: Dataset) -> str:
@@ -189,7 +203,7 @@ def _content_digest(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _read(spec: Mapping[str, Any], source: Source) -> Table:
+def _read(spec: Mapping[str, Any], source: Source, content: bool) -> Table:
     from datasets import Dataset
 
     where, name = str(spec["data"]), source.name or Path(str(spec["data"])).stem
@@ -220,7 +234,7 @@ def _read(spec: Mapping[str, Any], source: Source) -> Table:
         dataset = read_file(path)
         origin = {"file": path.name, "sha256": file_sha256(path)}
     assert isinstance(dataset, Dataset)
-    return _declare(dataset, columns, name, origin, shape, float(spec.get("scale") or 1.0), spec.get("labels"))
+    return _declare(dataset, columns, name, origin, shape, float(spec.get("scale") or 1.0), spec.get("labels"), content)
 
 
 def read_file(path: Path) -> Any:
@@ -298,14 +312,14 @@ def _sklearn(name: str, columns: dict[str, Any]) -> tuple[Any, dict[str, Any], t
 
 
 def _declare(dataset: Any, columns: Mapping[str, Any], name: str, origin: Any, shape: tuple[int, ...] = (), scale: float = 1.0,
-             labels: Sequence[Any] | None = None) -> Table:  # fmt: skip
+             labels: Sequence[Any] | None = None, content: bool = True) -> Table:  # fmt: skip
     chosen = dict(columns) or {role: role for role in ROLES if role in dataset.column_names}
     for role, wanted in chosen.items():
         for column in wanted if isinstance(wanted, list) else [wanted]:
             if column not in dataset.column_names:
                 raise InterfuseError("input.missing", f"there is no column {column!r} for {role}", where=name,
                                      fix=did_you_mean(str(column), dataset.column_names))  # fmt: skip
-    if not set(CONTENT) & set(chosen):
+    if content and not set(CONTENT) & set(chosen):
         raise InterfuseError("input.missing", f"no column is declared as {', '.join(CONTENT[:-1])} or {CONTENT[-1]}", where=name,
                              fix="Declare one: columns: {text: NAME, label: NAME}. Columns: " + ", ".join(dataset.column_names))  # fmt: skip
     classes: tuple[str, ...] = ()

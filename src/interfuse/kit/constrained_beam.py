@@ -241,7 +241,9 @@ def constrained_beam(
         InterfuseError: ``param.value`` for a beam below one or lengths that contradict each other.
     """
     if beam < 1 or not 0 <= min_length <= max_length:
-        raise InterfuseError("param.value", f"beam {beam}, lengths {min_length} to {max_length}: these leave nothing to search")
+        raise InterfuseError(
+            "param.value", f"beam {beam}, lengths {min_length} to {max_length}: these leave nothing to search"
+        )
     if temperature > 0 and rng is None:
         raise InterfuseError("param.missing", "drawing from the groups needs a generator")
     ends, finished = np.asarray(list(end), dtype=np.int64), []  # type: tuple[NDArray[np.int64], list[Found]]
@@ -272,7 +274,9 @@ def constrained_beam(
     return sorted(finished, key=lambda f: -f.score(penalty))[:count]
 
 
-def _candidates(c: Constraint, rows: Sequence[_Row], logs: Logs, ends: NDArray[np.int64], beam: int, per_row: int) -> list[_Row]:
+def _candidates(
+    c: Constraint, rows: Sequence[_Row], logs: Logs, ends: NDArray[np.int64], beam: int, per_row: int
+) -> list[_Row]:
     open_logs = np.array(logs, dtype=np.float64)
     if len(ends):
         open_logs[:, ends] = -np.inf
@@ -321,7 +325,12 @@ def _best(values: Logs, count: int) -> NDArray[np.int64]:
 
 
 def _fill(
-    c: Constraint, candidates: list[_Row], beam: int, tolerance: int, temperature: float, rng: np.random.Generator | None
+    c: Constraint,
+    candidates: list[_Row],
+    beam: int,
+    tolerance: int,
+    temperature: float,
+    rng: np.random.Generator | None,
 ) -> list[_Row]:
     furthest = max(sum(r.state.done) for r in candidates)
     groups: dict[tuple[int, ...], list[_Row]] = {}
@@ -370,7 +379,9 @@ def word_starts(pieces: Sequence[str], marks: str = "▁Ġ ") -> NDArray[np.bool
             ``##`` in front of those that go on (WordPiece).
     """
     marked = any(p[:1] in marks for p in pieces if p)
-    return np.array([not p or p[0] in marks or not p[0].isalnum() if marked else not p.startswith("##") for p in pieces])
+    return np.array(
+        [not p or p[0] in marks or not p[0].isalnum() if marked else not p.startswith("##") for p in pieces]
+    )
 
 
 def each_alternative(clauses: Sequence[Clause], divided: Sequence[int]) -> Iterator[tuple[Clause, ...]]:

@@ -65,7 +65,9 @@ def cuts(p: ArrayLike, valid: ArrayLike) -> list[Cut]:
     for threshold in [float(lowest), *(float(v) for v in np.unique(scores))]:
         kept = scores > threshold
         true = int((kept & truth).sum())
-        rows.append(Cut(threshold, true / int(truth.sum()), true / int(kept.sum()) if kept.any() else 1.0, int(kept.sum())))
+        rows.append(
+            Cut(threshold, true / int(truth.sum()), true / int(kept.sum()) if kept.any() else 1.0, int(kept.sum()))
+        )
     return rows
 
 
@@ -122,7 +124,9 @@ class Critic:
     def _numbers(self, numbers: ArrayLike | None, count: int) -> Floats:
         table = np.zeros((count, 0)) if numbers is None else np.asarray(numbers, dtype=np.float64).reshape(count, -1)
         if table.shape[1] != len(self.means):
-            raise InterfuseError("input.shape", f"the critic knows {len(self.means)} numbers, {table.shape[1]} are given")
+            raise InterfuseError(
+                "input.shape", f"the critic knows {len(self.means)} numbers, {table.shape[1]} are given"
+            )
         if not np.isfinite(table).all():
             raise InterfuseError("input.nan", "a number beside a text is not finite")
         return (table - self.means) / self.scales
@@ -152,7 +156,9 @@ class Critic:
         try:
             with safe_open(path, "numpy") as file:
                 facts = json.loads(file.metadata()["critic"])
-                arrays = {name: np.asarray(file.get_tensor(name), dtype=np.float64) for name in ("weights", "means", "scales")}
+                arrays = {
+                    name: np.asarray(file.get_tensor(name), dtype=np.float64) for name in ("weights", "means", "scales")
+                }
             return Critic(**arrays, **facts)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InterfuseError("input.format", f"not a critic: {error}", where=str(path)) from error
@@ -163,8 +169,12 @@ def features(texts: Sequence[str], numbers: Floats) -> Any:
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    words = HashingVectorizer(n_features=WORDS, ngram_range=(1, 2), alternate_sign=False, norm="l2", token_pattern=r"(?u)\b\w+\b")
-    letters = HashingVectorizer(n_features=LETTERS, analyzer="char_wb", ngram_range=(3, 4), alternate_sign=False, norm="l2")
+    words = HashingVectorizer(
+        n_features=WORDS, ngram_range=(1, 2), alternate_sign=False, norm="l2", token_pattern=r"(?u)\b\w+\b"
+    )
+    letters = HashingVectorizer(
+        n_features=LETTERS, analyzer="char_wb", ngram_range=(3, 4), alternate_sign=False, norm="l2"
+    )
     return hstack([words.transform(texts), letters.transform(texts), csr_matrix(numbers)]).tocsr()
 
 
@@ -186,11 +196,15 @@ def train_critic(
     from sklearn.linear_model import LogisticRegression
 
     truth = np.asarray(valid, dtype=bool)
-    table = np.zeros((len(texts), 0)) if numbers is None else np.asarray(numbers, dtype=np.float64).reshape(len(texts), -1)
+    table = (
+        np.zeros((len(texts), 0)) if numbers is None else np.asarray(numbers, dtype=np.float64).reshape(len(texts), -1)
+    )
     if len(truth) != len(texts) or (groups is not None and len(groups) != len(texts)):
         raise InterfuseError("input.shape", f"{len(texts)} texts, {len(truth)} judgements")
     if len(texts) < least:
-        raise InterfuseError("input.empty", f"{len(texts)} judgements, a critic needs {least}", fix="Judge more statements.")
+        raise InterfuseError(
+            "input.empty", f"{len(texts)} judgements, a critic needs {least}", fix="Judge more statements."
+        )
     _judged(np.zeros(len(truth)), truth)
     if not np.isfinite(table).all():
         raise InterfuseError("input.nan", "a number beside a text is not finite")

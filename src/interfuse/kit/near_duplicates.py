@@ -78,7 +78,9 @@ def clusters(texts: Sequence[str], *, distance: float = 0.5, embeddings: ArrayLi
     """
     count = len(texts)
     if count > MOST_AT_ONCE:
-        raise InterfuseError("input.limit", f"{count} texts are too many to be compared all with all", fix="Cluster in parts.")
+        raise InterfuseError(
+            "input.limit", f"{count} texts are too many to be compared all with all", fix="Cluster in parts."
+        )
     if count < 2:
         return np.zeros(count, np.int64)
     from scipy.cluster.hierarchy import fcluster, linkage

@@ -153,7 +153,11 @@ class TupleScorer:
 
     def __init__(self, module: Any, tokenizer: Any, *, masked: bool, whole: bool = False, batch: int = 64) -> None:
         if masked and tokenizer.mask_token_id is None:
-            raise InterfuseError("needs.capability", "the tokenizer has no mask token", fix="Use a masked language model, or a causal one.")
+            raise InterfuseError(
+                "needs.capability",
+                "the tokenizer has no mask token",
+                fix="Use a masked language model, or a causal one.",
+            )
         self.module, self.tokenizer, self.masked, self.whole, self.batch = module, tokenizer, masked, whole, batch
         self.scored = 0
 
@@ -189,15 +193,21 @@ class TupleScorer:
             logs: list[list[float]] = [[] for _ in pairs]
             for start in range(0, len(rows), self.batch):
                 part = wanted[start : start + self.batch]
-                logits = masked_logits(self.module, rows[start : start + self.batch], [[p] for _, p, _ in part], pad, self.batch)
+                logits = masked_logits(
+                    self.module, rows[start : start + self.batch], [[p] for _, p, _ in part], pad, self.batch
+                )
                 picked = logits[:, 0].log_softmax(dim=-1).cpu().numpy()
                 for (n, _, token), row in zip(part, picked, strict=True):
                     logs[n].append(float(row[token[0]]))
         else:
-            begin = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+            begin = (
+                self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+            )
             started = [(ids, places) if begin is None or ids[:1] == [begin] else ([begin, *ids], [p + 1 for p in places])
                        for ids, places in placed]  # fmt: skip
-            all_logs = causal_logprobs(self.module, [ids for ids, _ in started], self.tokenizer.pad_token_id or 0, self.batch)
+            all_logs = causal_logprobs(
+                self.module, [ids for ids, _ in started], self.tokenizer.pad_token_id or 0, self.batch
+            )
             logs = [[float(row[p - 1]) for p in places] for row, (_, places) in zip(all_logs, started, strict=True)]
         return np.array([tuple_score(row, p.arity) for row, (p, _) in zip(logs, pairs, strict=True)])
 

@@ -127,7 +127,9 @@ def harvested(
         account.note("search", len(batch), len(fresh), ["the same again"] * (len(batch) - len(fresh)))
         if critic is not None and fresh:
             seen = judged(fresh, critic(fresh))
-            fresh = account.keep("critic", seen, lambda b: "" if (b.p_valid or 0.0) > threshold else "the critic doubts it")
+            fresh = account.keep(
+                "critic", seen, lambda b: "" if (b.p_valid or 0.0) > threshold else "the critic doubts it"
+            )
         for item in fresh:
             found[item.key] = item
     ranked = sorted(found.values(), key=lambda b: -rank(b))

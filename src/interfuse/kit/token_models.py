@@ -100,7 +100,9 @@ class MaskedStepper:
         return self._logs()
 
 
-def masked_logits(module: Any, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]], pad: int = 0, batch: int = 64) -> Any:
+def masked_logits(
+    module: Any, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]], pad: int = 0, batch: int = 64
+) -> Any:
     """Logits at some places of each row, a tensor [N, P, V]; rows may differ in length, each names the same count of places."""
     import torch
 
@@ -120,7 +122,9 @@ def masked_logits(module: Any, rows: Sequence[Sequence[int]], places: Sequence[S
     return torch.cat(parts)
 
 
-def causal_logprobs(module: Any, rows: Sequence[Sequence[int]], pad: int = 0, batch: int = 32) -> list[NDArray[np.float64]]:
+def causal_logprobs(
+    module: Any, rows: Sequence[Sequence[int]], pad: int = 0, batch: int = 32
+) -> list[NDArray[np.float64]]:
     """For each row the log-probability in nats of every token but the first, given those before it: arrays [L - 1]."""
     import torch
 
@@ -149,7 +153,9 @@ def offsets_of(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, in
         InterfuseError: ``needs.capability`` for a tokenizer without character positions.
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise InterfuseError("needs.capability", "the tokenizer tells no character positions", fix="Use a fast tokenizer.")
+        raise InterfuseError(
+            "needs.capability", "the tokenizer tells no character positions", fix="Use a fast tokenizer."
+        )
     made = tokenizer(text, return_offsets_mapping=True)
     return list(made["input_ids"]), [tuple(pair) for pair in made["offset_mapping"]]
 

@@ -24,11 +24,7 @@ Floats = NDArray[np.float64]
 Tokens = tuple[int, ...]
 #: words that are no part of an entity
 STOP_WORDS = frozenset(
-    "a an the this that these those it its he she they them his her their him i you we us our your my me who whom whose which what "
-    "when where why how there here is are was were be been being am do does did done has have had having can could will would shall should "
-    "may might must not no nor and or but if then else than so because as of at by for with about against between into through during "
-    "before after above below to from up down in out on off over under again further once all any both each few more most other some "
-    "such only own same too very just also every many much one two first last new etc ll ve re".split()
+    ["a", "an", "the", "this", "that", "these", "those", "it", "its", "he", "she", "they", "them", "his", "her", "their", "him", "i", "you", "we", "us", "our", "your", "my", "me", "who", "whom", "whose", "which", "what", "when", "where", "why", "how", "there", "here", "is", "are", "was", "were", "be", "been", "being", "am", "do", "does", "did", "done", "has", "have", "had", "having", "can", "could", "will", "would", "shall", "should", "may", "might", "must", "not", "no", "nor", "and", "or", "but", "if", "then", "else", "than", "so", "because", "as", "of", "at", "by", "for", "with", "about", "against", "between", "into", "through", "during", "before", "after", "above", "below", "to", "from", "up", "down", "in", "out", "on", "off", "over", "under", "again", "further", "once", "all", "any", "both", "each", "few", "more", "most", "other", "some", "such", "only", "own", "same", "too", "very", "just", "also", "every", "many", "much", "ll", "ve", "re"]
 )
 
 
@@ -101,7 +97,9 @@ def search_tuples(
     for reverse in itertools.product(range(1, subwords + 1), repeat=arity):
         counts = tuple(reversed(reverse))  # entity 0 runs fastest
 
-        def entities(done: tuple[Tokens, ...], names: tuple[str, ...], counts: tuple[int, ...] = counts) -> list[tuple[float, Tokens]]:
+        def entities(
+            done: tuple[Tokens, ...], names: tuple[str, ...], counts: tuple[int, ...] = counts
+        ) -> list[tuple[float, Tokens]]:
             heap = _Heap(most if not done else (repeat or most))
 
             def walk(prefix: Tokens, low: float) -> None:
@@ -145,7 +143,9 @@ class MaskedFiller:
         prompts, weights: those of weight 0 are left out. banned: ids that are never proposed.
     """
 
-    def __init__(self, module: Any, tokenizer: Any, prompts: Sequence[Prompt], weights: Floats, banned: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, module: Any, tokenizer: Any, prompts: Sequence[Prompt], weights: Floats, banned: NDArray[np.bool_]
+    ) -> None:
         self.module, self.tokenizer, self.banned = module, tokenizer, banned
         self.used = [(p, float(w)) for p, w in zip(prompts, weights, strict=True) if w > 0]
         self._rows: dict[tuple[int, ...], list[tuple[list[int], list[list[int]]]]] = {}
@@ -206,7 +206,9 @@ def causal_tuples(
     """
     lines = [prompt.fill(s)[0] for s in seeds]
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    head = ([] if begin is None else [begin]) + tokenizer("\n".join(lines) + "\n", add_special_tokens=False)["input_ids"]
+    head = ([] if begin is None else [begin]) + tokenizer("\n".join(lines) + "\n", add_special_tokens=False)[
+        "input_ids"
+    ]
     stepper, literals = CausalStepper(module, head), prompt.literals()
     nothing = tokenizer.all_special_ids
     never = tuple((int(t),) for t in dict.fromkeys([*nothing, *tokenizer("\n", add_special_tokens=False)["input_ids"]]))
