@@ -156,10 +156,10 @@ class Critic:
         try:
             with safe_open(path, "numpy") as file:
                 facts = json.loads(file.metadata()["critic"])
-                arrays = {
-                    name: np.asarray(file.get_tensor(name), dtype=np.float64) for name in ("weights", "means", "scales")
-                }
-            return Critic(**arrays, **facts)
+                weights, means, scales = (
+                    np.asarray(file.get_tensor(n), dtype=np.float64) for n in ("weights", "means", "scales")
+                )
+            return Critic(weights, means=means, scales=scales, **facts)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InterfuseError("input.format", f"not a critic: {error}", where=str(path)) from error
 

@@ -31,7 +31,9 @@ class CausalStepper:
     """
 
     def __init__(self, module: Any, context: Sequence[int] = ()) -> None:
-        self.module, self.context, self._past, self._kept = module, list(context), None, None  # type: ignore[var-annotated]
+        self.module, self.context = module, list(context)
+        self._past: Any = None
+        self._kept: Any = None
         self.forward_tokens = 0
 
     def _run(self, ids: list[list[int]], past: Any) -> tuple[Any, Any]:
