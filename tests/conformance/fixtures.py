@@ -394,6 +394,7 @@ def _distill_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., 
 MERGED: dict[str, tuple[dict[str, Any], str, str]] = {
     "llama": (tiny_texts.LLAMA, "causal-lm", "AutoModelForCausalLM"),
     "vit": (VISION["vit"], "image-classification", "AutoModelForImageClassification"),
+    "reader": (tiny_texts.LLAMA, "causal-lm", "AutoModelForCausalLM"),  # llama with a tokenizer beside it
 }
 
 
@@ -418,6 +419,8 @@ def checkpoint(path: Path, kind: str, name: str, change: str = "") -> str:
                 if change == "nan":
                     list(module.parameters())[3].view(-1)[5] = float("nan")
         module.save_pretrained(folder)
+        if kind == "reader":
+            tiny_texts.tokenizer(folder)
         if change == "twice":  # two shards that both hold a tensor which their index does not place
             held = safetensors.torch.load_file(folder / "model.safetensors")
             names, shards = sorted(held), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -436,17 +439,23 @@ def checkpoint(path: Path, kind: str, name: str, change: str = "") -> str:
 
 @room("merge")
 def merge(case: Case, shared: Path) -> Scene:
-    """``inputs``: ``llama`` or ``vit``. ``models``: how many variants. ``base``: whether the base is given."""
+    """``inputs``: ``llama``, ``reader`` or ``vit``. ``models``: how many variants. ``base``: whether the base is given.
+    ``calibration``: how many tables of examples."""
+    from tests.conformance.scenes import merge_calibration
+
     given = dict(case.given)
     kind = case.inputs or "llama"
     auto = MERGED[kind][2]
     path = shared / f"merge-{kind}"
     folders = [checkpoint(path, kind, f"variant-{i}") for i in range(given.pop("models", 3))]
     bases = {"base": checkpoint(path, kind, "base")} if given.pop("base", True) else {}
+    tables = given.pop("calibration", 0)
     given = {"models": folders, **bases, **given}
+    if tables:  # statistics are made anew by every run, so that runs can be compared
+        given |= {"calibration": merge_calibration.tables(kind, path, tables), "reuse_statistics": False}
     other = (
         checkpoint(shared / "merge-vit", "vit", "base")
-        if kind == "llama"
+        if kind != "vit"
         else checkpoint(shared / "merge-llama", "llama", "base")
     )
     rest = folders[1:]
@@ -454,8 +463,15 @@ def merge(case: Case, shared: Path) -> Scene:
     def in_memory() -> dict[str, Any]:
         import transformers
 
+        from interfuse.data.models import Model
+
         def module(folder: str) -> Any:
-            return getattr(transformers, auto).from_pretrained(folder)
+            loaded = getattr(transformers, auto).from_pretrained(folder)
+            return (
+                Model("m", None, loaded.config.to_dict(), "causal-lm", module=loaded, tokenizer=Path(folder))
+                if kind == "reader"
+                else loaded
+            )
 
         return {**given, "models": [module(f) for f in folders], **({"base": module(bases["base"])} if bases else {})}
 
@@ -476,6 +492,10 @@ def merge(case: Case, shared: Path) -> Scene:
     }  # fmt: skip
     if bases and "required" in str(_traits(case.method).get("base")):
         bad["refuses_missing_input"].append(Bad("no base", {"base": None}, ("param.missing",)))
+    if tables:
+        bad["refuses_missing_input"].append(Bad("no examples", {"calibration": None}, ("param.missing",)))
+        bad["refuses_empty"].append(Bad("a table of no rows", {"calibration": merge_calibration.tables(kind, path, tables, "empty")}, ("input.empty",)))  # fmt: skip
+        bad["one_row"].append(Bad("tables of one row", {"calibration": merge_calibration.tables(kind, path, tables, "one")}, (), or_works=True))  # fmt: skip
     return Scene(
         given,
         in_memory,
@@ -549,6 +569,10 @@ def _merge_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., An
     method = load(case.method)
     own = {name: param.default for name, param in read_params(method.target).items()}
     own |= {name: given[name] for name in own if name in given}
+    if "calibration" in given:
+        from tests.conformance.scenes.merge_calibration import probe
+
+        own["probe"] = probe(given, case.inputs, MERGED[case.inputs][2])
     if method.traits.get("random"):
         own["draw"] = _draws(given["models"], arrays)
     with tempfile.TemporaryDirectory() as folder:

@@ -7,9 +7,14 @@ A table source in a recipe::
     mine:     {data: photos/}                                      # a folder with one folder per class
     reviews:  {data: reviews.parquet, columns: {text: body, label: stars}}
 
+<<<<<<< HEAD
 Columns have one of the roles ``image``, ``text``, ``features`` (one column or a list of number columns), ``label``, ``id``; for language
 models also ``prompt`` and ``response``, ``messages`` (a conversation: rows of role and content), and ``choices`` (a list of answers, of
 which ``label`` names the right one by its place, letter or text).
+=======
+Columns have one of the roles ``image``, ``text``, ``features`` (one column or a list of number columns), ``label``, ``id``,
+``prompt`` (what stands before ``text`` and is not answered by the model that reads it).
+>>>>>>> 7fc2188 (Six merges that look at models at work, through one runner of calibration passes whose statistics are kept)
 """
 
 from __future__ import annotations
@@ -31,9 +36,13 @@ from interfuse.core.safe import file_sha256, fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
+<<<<<<< HEAD
 ROLES = ("image", "text", "features", "label", "id", "prompt", "response", "messages", "choices")
 #: roles that a model can be given, one of which every table has
 CONTENT = ("image", "text", "features", "messages", "prompt")
+=======
+ROLES = ("image", "text", "features", "label", "id", "prompt")
+>>>>>>> 7fc2188 (Six merges that look at models at work, through one runner of calibration passes whose statistics are kept)
 KEYS = (
     "data",
     "from",
@@ -192,6 +201,13 @@ def from_dataset(value: Any, name: str, columns: Mapping[str, Any] | None = None
             "input.type", f"a table is a path, a table of keys or a datasets.Dataset, not {type(value).__name__}"
         )
     return _declare(dataset, columns or {}, name, origin, content=content)
+
+
+def table_of_texts(texts: Sequence[str], name: str, origin: Any) -> Table:
+    """A table of one text column. ``origin``: plain data that fixes the content."""
+    from datasets import Dataset
+
+    return _declare(Dataset.from_dict({"text": list(texts)}), {"text": "text"}, name, origin)
 
 
 def _content_digest(dataset: Dataset) -> str:

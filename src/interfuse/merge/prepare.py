@@ -70,6 +70,7 @@ def check(call: Call) -> None:
         raise InterfuseError(
             "param.missing", "tokens and pad_to_multiple_of need a tokenizer", fix="Add --tokenizer base or union."
         )
+    _check_calibration(call)
     if call.params["chat_template"]:
         check_template(call.params["chat_template"])
     for name in per_model_params(call):
@@ -86,6 +87,26 @@ def check(call: Call) -> None:
     if all(m.module is not None or m.computed is not None or (m.path is not None and m.path.is_dir()) for m in named):
         with prepared(call):
             pass
+
+
+def _check_calibration(call: Call) -> None:
+    """Examples are there when the method needs them, and only then; as many tables as it knows what to do with."""
+    tables, count = call.inputs["calibration"], len(call.inputs["models"])
+    if "calibrate" not in call.method.traits:
+        if tables:
+            raise InterfuseError("param.unknown", f"{call.method.id} looks at no examples", where="calibration", fix="Leave it out.")  # fmt: skip
+        return
+    if not tables:
+        raise InterfuseError("param.missing", f"{call.method.id} needs calibration examples", where="calibration",
+                             fix="Add --calibration FILE, one for all models or one for each in their order.")  # fmt: skip
+    wanted = call.method.traits.get("tables")
+    if len(tables) not in ((1, count) if wanted is None else (wanted,)):
+        raise InterfuseError("param.value", f"{len(tables)} calibration tables are given for {count} models", where="calibration",
+                             fix=f"Give {'one for all, or one for each model' if wanted is None else wanted}.")  # fmt: skip
+    for model in everyone(call):
+        if model.config.get("quantization_config"):
+            raise InterfuseError("needs.capability", "the weights are quantised: there are no gradients or inputs of weights to see",
+                                 where=model.name, fix="Name the model as it was before it was quantised.")  # fmt: skip
 
 
 @dataclass

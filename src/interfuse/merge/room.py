@@ -28,6 +28,7 @@ from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import tensor_key, uniform
 from interfuse.kit.reductions import Difference
 from interfuse.kit.streaming import Block, Job, Journal, stream_merge
+from interfuse.merge.calibrate import Found, calibrated, open_examples
 from interfuse.merge.finish import finish, open_vocabulary
 from interfuse.merge.plan import Output
 from interfuse.merge.prepare import Prepared, check, everyone, leading, own_params, per_model_params, prepared
@@ -79,6 +80,13 @@ class MergeSettings:
     chat_template: Annotated[
         str | None, Field(description="auto (the commonest of the sources), chatml, or the Jinja text itself")
     ] = None
+    calibration_length: Annotated[int, Field(ge=2, description="longest calibration text, in tokens")] = 512
+    calibration_batch: Annotated[
+        int, Field(ge=1, description="calibration examples of equal length that are read together")
+    ] = 8
+    reuse_statistics: Annotated[
+        bool, Field(description="keep what calibration finds in the cache folder, and take it from there")
+    ] = True
 
 
 @dataclass
@@ -92,6 +100,8 @@ class Part:
         base: the base's numbers, None without a base.
         facts: what the method's ``prepare`` returned.
         seed: the run's seed. labels: the models' fingerprints, which random masks are keyed by.
+        sources: index of the model and name of its tensor, in the order of ``models``.
+        statistics: what calibration found of the block, in that order; empty where there is nothing. found: its other facts.
     """
 
     name: str
@@ -102,6 +112,9 @@ class Part:
     facts: Any
     seed: int = 0
     labels: Sequence[str] = field(default=())
+    sources: Sequence[tuple[int, str]] = field(default=())
+    statistics: list[Tensor] = field(default_factory=list)
+    found: Any = None
 
     def deltas(self) -> list[Tensor]:
         """The task vectors ``model - base`` of the block; overwrites ``models``."""
@@ -126,6 +139,8 @@ class Whole:
     base: Flat | None
     seed: int
     labels: Sequence[str]
+    sources: Sequence[tuple[int, str]] = ()
+    found: Any = None
 
     def deltas(self) -> list[Flat]:
         """The task vectors, subtracted while they are read."""
@@ -199,11 +214,11 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Streams the merge into ``folder`` as an ordinary model folder."""
     settings = _settings(call)
     work = call.ctx.scratch or folder
-    with prepared(call) as plan:
+    with prepared(call) as plan, calibrated(call, plan) as found_before:
         for remark in plan.remarks:
             call.ctx.log(remark)
         labels, layout = [m.fingerprint() for m in call.inputs["models"]], layout_of(call, plan)
-        jobs = [make_job(call, plan, output, labels) for output in plan.outputs]
+        jobs = [make_job(call, plan, output, labels, found_before) for output in plan.outputs]
         total = sum(w[name].nbytes for w in plan.weights for name in w)
         work.mkdir(parents=True, exist_ok=True)
         with (
@@ -233,6 +248,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         "bytes_read": total,
         "bytes_written": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
         **found,
+        **({"calibration": dict(found_before.report)} if found_before is not None else {}),
     }
 
 
@@ -260,8 +276,8 @@ def layout_of(call: Call, plan: Prepared) -> dict[str, tuple[torch.dtype, tuple[
     }
 
 
-def make_job(call: Call, plan: Prepared, output: Output, labels: Sequence[str]) -> Job:
-    """How one output tensor is computed. ``labels``: the models' fingerprints."""
+def make_job(call: Call, plan: Prepared, output: Output, labels: Sequence[str], found: Found | None = None) -> Job:
+    """How one output tensor is computed. ``labels``: the models' fingerprints. ``found``: what calibration has found."""
     if not output.info.dtype.is_floating_point:  # not knowledge: the base's or the first model's are kept
         index, name = output.base or output.sources[0]
         return Job(output.name, (plan.weights[index].source(name),))
@@ -269,7 +285,12 @@ def make_job(call: Call, plan: Prepared, output: Output, labels: Sequence[str]) 
     named = [*([output.base] if output.base else []), *(output.sources[i] for i in order)]
     sources = tuple(plan.weights[index].source(name) for index, name in named)
     mine = [labels[output.sources[i][0]] for i in order]
-    return _job(call, output.name, output.info.shape, sources, 1 if output.base else 0, mine, own)
+    chosen = [output.sources[i] for i in order]
+    beside = [found.beside[i](name) for i, name in chosen if i in found.beside] if found is not None else []
+    extra = tuple(flat for flat in beside if flat is not None)
+    extra = extra if len(extra) == len(beside) else ()
+    facts = found.facts if found is not None else None
+    return _job(call, output.name, output.info.shape, sources, 1 if output.base else 0, mine, own, chosen, extra, facts)
 
 
 def _job(
@@ -280,26 +301,36 @@ def _job(
     bases: int,
     labels: Sequence[str],
     own: Mapping[str, Any],
+    chosen: Sequence[tuple[int, str]],
+    extra: tuple[Flat, ...],
+    found: Any,
 ) -> Job:
     traits, target, seed = call.method.traits, call.method.target, call.ctx.seed
+    end = len(sources)
 
     def function(values: list[Tensor], block: Block) -> Tensor:
         base = values[0] if bases else None
         if traits.get("scope") == "tensor":  # whole-tensor arithmetic may hide or choke on what elements would pass on
-            for i, value in enumerate(values):
+            for i, value in enumerate(values[:end]):
                 if not torch.isfinite(value).all():
                     which = "the base" if bases and i == 0 else f"model {labels[i - bases][:12]}"
                     raise InterfuseError("input.nan", f"{which} holds NaN or infinity", where=f"tensor {name}")
-        merged: Tensor = target(Part(name, shape, block.start, values[bases:], base, block.facts, seed, labels), **own)
+        part = Part(
+            name, shape, block.start, values[bases:end], base, block.facts, seed, labels, chosen, values[end:], found
+        )
+        merged: Tensor = target(part, **own)
         return merged
 
     def ready(flat: Sequence[Flat]) -> Any:
-        return traits["prepare"](Whole(name, shape, flat[bases:], flat[0] if bases else None, seed, labels), **own)
+        base = flat[0] if bases else None
+        return traits["prepare"](Whole(name, shape, flat[bases:end], base, seed, labels, chosen, found), **own)
 
     scope = traits.get("scope", "element")
     if scope == "row" and len(shape) < 2:
         scope = "tensor"
-    return Job(name, sources, function, scope, ready if "prepare" in traits else None, traits.get("temporaries", 2))
+    return Job(
+        name, (*sources, *extra), function, scope, ready if "prepare" in traits else None, traits.get("temporaries", 2)
+    )
 
 
 ROOM = Room(
@@ -313,6 +344,13 @@ ROOM = Room(
             open_vocabulary,
             required=False,
             doc="base, union, or a folder: the tokens the result reads, rows matched by token",
+        ),
+        Input(
+            "calibration",
+            open_examples,
+            many=True,
+            required=False,
+            doc="examples for methods that look at the models at work: one table for all models, or one for each",
         ),
     ),
     settings=MergeSettings,

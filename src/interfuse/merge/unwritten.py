@@ -16,6 +16,7 @@ from interfuse.core.rooms import Call, key_of
 from interfuse.data.overlay import Overlay
 from interfuse.data.weights import Flat
 from interfuse.kit.streaming import Block, Job
+from interfuse.merge.calibrate import Found, calibrated
 from interfuse.merge.plan import Output
 from interfuse.merge.prepare import Prepared, prepared
 from interfuse.merge.room import layout_of, make_job
@@ -38,13 +39,25 @@ class Unwritten:
         kept = _Kept()
         labels = functools.cache(lambda: [m.fingerprint() for m in self.call.inputs["models"]])
         flats: dict[str, tuple[Flat, torch.dtype]] = {}
+        lock = threading.Lock()
+
+        @functools.cache
+        def examined() -> Found | None:
+            return stack.enter_context(calibrated(self.call, plan))
+
+        def found() -> Found | None:
+            with lock:  # the first reader calibrates, the others wait
+                return examined()
+
         for output, (dtype, shape) in zip(plan.outputs, layout_of(self.call, plan).values(), strict=True):
-            make = functools.partial(self._job, plan, output, labels)
+            make = functools.partial(self._job, plan, output, labels, found)
             flats[output.name] = (_Merged(make, shape, kept), dtype)
         return Overlay(None, flats, closing=stack.close)
 
-    def _job(self, plan: Prepared, output: Output, labels: Callable[[], list[str]]) -> Job:
-        return make_job(self.call, plan, output, labels())
+    def _job(
+        self, plan: Prepared, output: Output, labels: Callable[[], list[str]], found: Callable[[], Found | None]
+    ) -> Job:
+        return make_job(self.call, plan, output, labels(), found())
 
     def fingerprint(self) -> str:
         """The key of the call."""
