@@ -7,14 +7,9 @@ A table source in a recipe::
     mine:     {data: photos/}                                      # a folder with one folder per class
     reviews:  {data: reviews.parquet, columns: {text: body, label: stars}}
 
-<<<<<<< HEAD
 Columns have one of the roles ``image``, ``text``, ``features`` (one column or a list of number columns), ``label``, ``id``; for language
 models also ``prompt`` and ``response``, ``messages`` (a conversation: rows of role and content), and ``choices`` (a list of answers, of
 which ``label`` names the right one by its place, letter or text).
-=======
-Columns have one of the roles ``image``, ``text``, ``features`` (one column or a list of number columns), ``label``, ``id``,
-``prompt`` (what stands before ``text`` and is not answered by the model that reads it).
->>>>>>> 7fc2188 (Six merges that look at models at work, through one runner of calibration passes whose statistics are kept)
 """
 
 from __future__ import annotations
@@ -36,13 +31,9 @@ from interfuse.core.safe import file_sha256, fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
-<<<<<<< HEAD
 ROLES = ("image", "text", "features", "label", "id", "prompt", "response", "messages", "choices")
 #: roles that a model can be given, one of which every table has
 CONTENT = ("image", "text", "features", "messages", "prompt")
-=======
-ROLES = ("image", "text", "features", "label", "id", "prompt")
->>>>>>> 7fc2188 (Six merges that look at models at work, through one runner of calibration passes whose statistics are kept)
 KEYS = (
     "data",
     "from",

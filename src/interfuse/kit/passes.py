@@ -143,17 +143,20 @@ def examples(loaded: Loaded, table: Table, *, part: str, max_length: int, batch_
     """Batches of examples without padding, with their positions in the table.
 
     Args:
-        part: ``full``: the text, after the column ``prompt`` where there is one; ``prompt``: that column alone.
+        part: ``full``: the columns ``prompt``, ``text`` and ``response``, those there are, one after another as they stand;
+            ``prompt``: that column alone.
 
     Raises:
-        InterfuseError: ``input.missing`` (an empty text, or no column ``prompt``), ``input.limit`` when every text is cut off.
+        InterfuseError: ``input.missing`` (an empty text, or no column ``prompt``), ``input.type`` when the model reads no texts,
+            ``input.limit`` when every text is cut off.
     """
-    if table.kind != "text":
+    if table.kind not in ("text", "prompt"):
         encoder = Encoder(loaded.model, table, max_length)
         for positions, batch in encoder.batches(np.arange(len(table)), batch_size):
             yield positions.tolist(), batch
         return
-    Encoder(loaded.model, table, max_length)  # refuses a model that reads no text
+    if loaded.model.task not in ("causal-lm", "text-classification"):
+        raise InterfuseError("input.type", f"the model is for {loaded.model.task}, the table holds texts", where=f"{loaded.model.name}, {table.name}")  # fmt: skip
     texts, cut = texts_of(table, part), 0
     for begin in range(0, len(texts), _WINDOW):
         window = texts[begin : begin + _WINDOW]
@@ -184,11 +187,11 @@ def texts_of(table: Table, part: str) -> list[str]:
     Raises:
         InterfuseError: ``input.missing``.
     """
-    columns = [table.columns[role] for role in ("prompt", "text") if role in table.columns]
+    columns = [table.columns[role] for role in ("prompt", "text", "response") if role in table.columns]
     if part == "prompt":
         if "prompt" not in table.columns:
             raise InterfuseError("input.missing", "the table has no column for the prompts", where=table.name,
-                                 fix="Declare it: columns: {prompt: NAME, text: NAME}; or take the whole texts (full).")  # fmt: skip
+                                 fix="Declare it: columns: {prompt: NAME, response: NAME}; or take the whole texts (full).")  # fmt: skip
         columns = columns[:1]
     read = table.dataset.select_columns(columns)[table.rows]
     for column in columns:

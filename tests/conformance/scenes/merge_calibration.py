@@ -27,7 +27,10 @@ def tables(kind: str, path: Path, count: int, change: str = "") -> list[str]:
                 texts, _ = tiny_texts.sentences(60)
                 chosen = [texts[(11 * number + 3 * i) % 60].split() for i in range(5 + number)]
                 chosen = [c for c in chosen if len(c) >= 4]
-                table = {"prompt": [" ".join(c[:3]) + " " for c in chosen], "text": [" ".join(c[3:]) for c in chosen]}
+                table = {
+                    "prompt": [" ".join(c[:3]) + " " for c in chosen],
+                    "response": [" ".join(c[3:]) for c in chosen],
+                }
             made = Dataset.from_dict(table)
             path.mkdir(parents=True, exist_ok=True)
             (made.select(range(change == "one")) if change in ("one", "empty") else made).to_parquet(file)
@@ -61,7 +64,7 @@ def probe(given: Mapping[str, Any], kind: str, auto: str) -> Any:
         def read(texts: Sequence[str], tokens: Any = tokens) -> list[Any]:
             return [({"input_ids": tokens(t, return_tensors="pt")["input_ids"]}, None) for t in texts]
 
-        full.append(read([r["prompt"] + r["text"] for r in rows]))
+        full.append(read([r["prompt"] + r["response"] for r in rows]))
         prompts.append(read([r["prompt"] for r in rows]))
     opened = open_probe(folders, auto, full, prompts, {})
     with safetensors.safe_open(Path(folders[0]) / "model.safetensors", framework="pt") as held:
