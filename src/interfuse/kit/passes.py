@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import canonical_json, fingerprint, write_atomic
-from interfuse.data.models import Model, build
+from interfuse.data.models import Model, build, device_of, open_tokenizer
 from interfuse.data.tables import Table
 from interfuse.data.weights import Weights
-from interfuse.kit.encode import IGNORE, Batch, Encoder, device_of, open_tokenizer, targets
+from interfuse.kit.encode import IGNORE, Batch, Encoder, targets
 from interfuse.kit.threads import threads_for
 from interfuse.kit.train import load_state, save_state
 
