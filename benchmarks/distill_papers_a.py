@@ -1,9 +1,9 @@
 """Six published distillations: the experiment of each card on scikit-learn's digits. Scaled-down: small networks, few images.
 
-Every seed has a split, initial weights and an order of its own; all conditions of a seed share them and the settings. A
-comparison is the mean of the seeds' paired differences with a 95 % bootstrap interval over seeds and a sign-flip p.
-Learning rate and outer learning rate were chosen on seeds 100 and 101, by the test images of those seeds; the seeds reported are
-others, of the same images split anew.
+Every seed has a split, initial weights and an order of its own, which all conditions of a seed share. A comparison is the mean of
+the seeds' paired differences with a 95 % bootstrap interval over seeds and a sign-flip p. Settings are chosen with equal care: on
+two seeds that are not reported, every condition tries the same learning rates (and its own options, where it has some) and keeps
+what does best on validation images, which are neither trained on nor tested on there. Seeds split the same 1,797 images anew.
 
     python benchmarks/distill_papers_a.py [SLUG ...]
 """
@@ -16,14 +16,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from record import save, summary
+from record import save
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.metrics import roc_auc_score
@@ -32,6 +32,7 @@ from torch import nn
 from interfuse.core.ctx import Ctx
 from interfuse.core.method import load
 from interfuse.core.rooms import Source, apply, load_room, prepare
+from interfuse.data.images import distort
 from interfuse.data.models import Model, build
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
@@ -42,7 +43,13 @@ from interfuse.kit.resample import paired_bootstrap, sign_flip
 from interfuse.kit.taps import Taps, classifier_name
 
 SETTINGS: dict[str, Any] = {"epochs": 40, "batch_size": 64, "lr": 0.03}
+#: learning rates every condition may choose from, and the seeds on which it chooses
+RATES = (0.01, 0.03)
+TUNING = (100, 101)
+#: the first seed that is reported
+FIRST = 200
 Images = np.ndarray[Any, np.dtype[np.float32]]
+Options = Sequence[Mapping[str, Any]]
 
 
 class CNN(nn.Module):
@@ -72,10 +79,15 @@ def mlp(*widths: int) -> nn.Module:
 
 @dataclasses.dataclass
 class Seed:
-    """One seed of an experiment: a generator, a folder, and the digits in this seed's random order."""
+    """One seed of an experiment: a generator, a folder, and the digits in this seed's random order.
+
+    ``chosen`` holds settings by condition; with ``tuning`` conditions are judged on validation images.
+    """
 
     number: int
     folder: Path
+    chosen: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    tuning: bool = False
     made: int = 0
 
     def __post_init__(self) -> None:
@@ -85,14 +97,44 @@ class Seed:
         self.x = (bunch.images[order] / 16).astype(np.float32)
         self.y = bunch.target[order]
 
+    def judged(self, begin: int, middle: int) -> tuple[Images, Any]:
+        """Images and labels that conditions are judged on: validation [begin, middle) when tuning, else the rest, the test images."""
+        rows = slice(begin, middle) if self.tuning else slice(middle, None)
+        return self.x[rows], self.y[rows]
+
     def net(self, make: Callable[..., nn.Module], *sizes: int) -> nn.Module:
         with seeded(self.number):
             return make(*sizes)
 
-    def train(self, method: str, student: nn.Module, data: Table, **given: Any) -> Model:
+    def train(self, method: str, student: nn.Module, data: Table, *, name: str = "", **given: Any) -> Model:
+        """Trains; a condition's ``name`` brings the settings chosen for it."""
         self.made += 1
-        return apply(f"distill/{method}", student=student, data=data, **{**SETTINGS, **given}, out=self.folder / f"{self.number}-{self.made}",
+        settings = {**SETTINGS, **given, **self.chosen.get(name, {})}
+        return apply(f"distill/{method}", student=student, data=data, **settings, out=self.folder / f"{self.number}-{self.made}",
                      ctx=Ctx(seed=self.number, device="cpu"))  # fmt: skip
+
+
+def choose(
+    experiment: Callable[[Seed], dict[str, float]],
+    metrics: Mapping[str, str],
+    options: Mapping[str, Options],
+    folder: Path,
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, list[float]]]:
+    """The option of every condition that does best on the validation images of the tuning seeds, and how all did.
+
+    Args:
+        metrics: condition -> the figure that decides. options: condition -> what it may choose from; the learning rates when left out.
+    """
+    rates: Options = [{"lr": rate} for rate in RATES]
+    found = {name: list(options.get(name, rates)) for name in metrics}
+    scores: dict[str, list[float]] = {name: [] for name in metrics}
+    for turn in range(max(map(len, found.values()), default=0)):
+        chosen = {name: several[min(turn, len(several) - 1)] for name, several in found.items()}
+        rows = [experiment(Seed(number, folder / f"tuning-{turn}", chosen, tuning=True)) for number in TUNING]
+        for name, several in found.items():
+            if turn < len(several):
+                scores[name].append(statistics.mean(row[metrics[name]] for row in rows))
+    return {name: several[int(np.argmax(scores[name]))] for name, several in found.items()}, scores
 
 
 def table(x: Images, y: Any = None) -> Table:
@@ -118,11 +160,9 @@ def last_row(model: Model) -> dict[str, float]:
 
 # -- TGeo-KD ---------------------------------------------------------------------------------------------------------
 
-OUTER: dict[str, Any] = {"outer_lr": 0.01}
-
 
 def tgeo(seed: Seed) -> dict[str, float]:
-    """400 + 40 outliers to train on, 200 for validation; the teacher learned 20 % wrong labels among the classes 3, 5
+    """400 + 40 outliers to train on, 200 for the outer loss; the teacher learned 20 % wrong labels among the classes 3, 5
     and 8. A sample's alpha is its mean over the epochs."""
     import pyarrow.parquet
 
@@ -133,25 +173,30 @@ def tgeo(seed: Seed) -> dict[str, float]:
         wrong[row] = rng.choice([c for c in (3, 5, 8) if c != wrong[row]])
     noise = rng.random((40, 8, 8)).astype(np.float32)
     train_x, train_y = np.concatenate([x[:400], noise]), np.concatenate([y[:400], rng.integers(0, 10, 40)])
-    data, held, test = table(train_x, train_y), table(x[400:600], y[400:600]), (x[600:], y[600:])
+    data, held, test = table(train_x, train_y), table(x[400:600], y[400:600]), seed.judged(600, 800)
     teacher = seed.train("none", seed.net(CNN, 16, 32), table(x[:400], wrong))
     found = {"teacher": accuracy(teacher, *test)}
     validated = {}
     for alpha in (0.0, 0.1, 0.5, 0.9):
-        made = seed.train("tgeo-kd", seed.net(mlp, 16, 10), data, teacher=[teacher], fixed_alpha=alpha)
-        found[f"alpha {alpha}"], validated[alpha] = accuracy(made, *test), accuracy(made, x[400:600], y[400:600])
-    found["best fixed alpha"] = found[f"alpha {max(validated, key=lambda a: validated[a])}"]
-    made = seed.train("tgeo-kd", seed.net(mlp, 16, 10), data, teacher=[teacher], validation=held, **OUTER)
+        name = f"alpha {alpha}"
+        made = seed.train("tgeo-kd", seed.net(mlp, 16, 10), data, name=name, teacher=[teacher], fixed_alpha=alpha)
+        found[name], validated[name] = accuracy(made, *test), accuracy(made, x[400:600], y[400:600])
+    found["best fixed alpha"] = found[max(validated, key=lambda name: validated[name])]
+    for ratio, name in (("anneal", "ANL-KD"), ("margin", "ADA-KD"), ("losses", "WLS-KD"), ("sample", "RW-KD")):
+        more = {"validation": held} if ratio == "sample" else {}
+        made = seed.train("tgeo-kd", seed.net(mlp, 16, 10), data, name=name, teacher=[teacher], ratio=ratio, **more)
+        found[name] = accuracy(made, *test)
+    made = seed.train("tgeo-kd", seed.net(mlp, 16, 10), data, name="tgeo-kd", teacher=[teacher], validation=held)
     rows = pyarrow.parquet.read_table(made.path / "fusion_ratio.parquet").to_pandas()  # type: ignore[operator]
     mean = rows.groupby("sample_id").agg({"alpha": "mean", "teacher_correct": "first"})
     ids, right = mean.index.astype(int).to_numpy(), mean.teacher_correct.to_numpy()
-    real, alpha = ids < 400, mean.alpha.to_numpy()
+    real, alphas = ids < 400, mean.alpha.to_numpy()
     return found | {
         "tgeo-kd": accuracy(made, *test),
-        "auroc of low alpha for a wrong teacher": float(roc_auc_score(~right, -alpha)),
-        "auroc, real images only": float(roc_auc_score(~right[real], -alpha[real])) if (~right[real]).any() else 0.5,
-        "alpha, teacher right": float(alpha[right].mean()), "alpha, teacher wrong": float(alpha[~right].mean()),
-        "alpha, real images": float(alpha[real].mean()), "alpha, noise images": float(alpha[~real].mean()),
+        "auroc of low alpha for a wrong teacher": float(roc_auc_score(~right, -alphas)),
+        "auroc, real images only": float(roc_auc_score(~right[real], -alphas[real])) if (~right[real]).any() else 0.5,
+        "alpha, teacher right": float(alphas[right].mean()), "alpha, teacher wrong": float(alphas[~right].mean()),
+        "alpha, real images": float(alphas[real].mean()), "alpha, noise images": float(alphas[~real].mean()),
     }  # fmt: skip
 
 
@@ -159,29 +204,45 @@ def tgeo(seed: Seed) -> dict[str, float]:
 
 
 def mixkd(seed: Seed) -> dict[str, float]:
-    """300 to train on, 300 to set temperatures, the rest to test: teachers with and without mixup, three kinds of student."""
+    """300 to train on, 300 to set temperatures, the rest to test: teachers with and without mixup, three kinds of student,
+    and KD at five temperatures from either teacher."""
     x, y = seed.x, seed.y
-    data, held, test = table(x[:300], y[:300]), (x[300:600], y[300:600]), (x[600:], y[600:])
+    data, held, test = table(x[:300], y[:300]), (x[300:600], y[300:600]), seed.judged(300, 600)
     plain = seed.train("none", seed.net(CNN, 16, 32), data)
     teachers = {"plain": plain, "mixup": seed.train("mix-kd", seed.net(CNN, 16, 32), data, teacher=[plain], alpha=0, gamma=1, fraction=1,
                                                     rescale="temperature")}  # fmt: skip
     students = {"kd": ("kd", {"alpha": 0.9, "tau": 4}), "full mixup": ("mix-kd", {"fraction": 1, "rescale": "temperature", "tau": 4}),
                 "half mixup, std": ("mix-kd", {"fraction": 0.5})}  # fmt: skip
-    found = {"none": accuracy(seed.train("none", seed.net(mlp, 24, 10), data), *test)}
+    found = {"none": accuracy(seed.train("none", seed.net(mlp, 24, 10), data, name="none"), *test)}
     for name, teacher in teachers.items():
         z = torch.from_numpy(logits(teacher, test[0])).log_softmax(1)
         found |= {
             f"teacher {name}": accuracy(teacher, *test),
             f"entropy of teacher {name}": float(-(z.exp() * z).sum(1).mean()),
+            f"dispersion of teacher {name}": dispersion(teacher, *test),
         }
+        for tau in (1.0, 2.0, 8.0, 16.0) if not seed.tuning else ():
+            made = seed.train("kd", seed.net(mlp, 24, 10), data, name="kd", teacher=[teacher], alpha=0.9, tau=tau)
+            found[f"{name} -> kd, tau {tau:g}"] = accuracy(made, *test)
         for kind, (method, given) in students.items():
-            made = seed.train(method, seed.net(mlp, 24, 10), data, teacher=[teacher], **given)
+            made = seed.train(method, seed.net(mlp, 24, 10), data, name=kind, teacher=[teacher], **given)
             z_test, z_held = logits(made, test[0]), logits(made, held[0])
             scale = fit_temperature(z_held, held[1])
             found |= {f"{name} -> {kind}": float((z_test.argmax(1) == test[1]).mean()),
                       f"ECE {name} -> {kind}": calibration(z_test, test[1]).ece,
                       f"ECE after scaling {name} -> {kind}": calibration(z_test / scale, test[1]).ece}  # fmt: skip
     return found
+
+
+def dispersion(model: Model, x: Images, y: Any) -> float:
+    """Variance of the features before the classifier within classes over the variance of the classes' means."""
+    module = build(model, Ctx()).eval()
+    with Taps(module, ["penultimate"]) as taps, torch.no_grad():
+        module(torch.from_numpy(x[:, None]))
+        features = taps.features["penultimate"].double().numpy()
+    means = np.stack([features[y == c].mean(axis=0) for c in range(10)])
+    within = float(((features - means[y]) ** 2).sum(axis=1).mean())
+    return within / float(((means - features.mean(axis=0)) ** 2).sum(axis=1).mean())
 
 
 # -- TRG -------------------------------------------------------------------------------------------------------------
@@ -191,7 +252,8 @@ def trg(seed: Seed) -> dict[str, float]:
     """Class c keeps round(100 * 0.02^(c/9)) training images, the test set is balanced; 128 tokens per batch of 64."""
     x, y = seed.x, seed.y
     rows = np.concatenate([np.flatnonzero(y == c)[: round(100 * 0.02 ** (c / 9))] for c in range(10)])
-    rest = np.concatenate([np.flatnonzero(y == c)[100:174] for c in range(10)])
+    part = slice(100, 130) if seed.tuning else slice(130, 174)
+    rest = np.concatenate([np.flatnonzero(y == c)[part] for c in range(10)])
     data, test = table(x[rows], y[rows]), (x[rest], y[rest])
     teacher = seed.train("none", seed.net(CNN, 32, 64), data)
     few = {"tokens": 128}
@@ -202,7 +264,7 @@ def trg(seed: Seed) -> dict[str, float]:
     found = {}
     for name, (method, given) in conditions.items():
         teachers = {} if method == "none" else {"teacher": [teacher]}
-        made = seed.train(method, seed.net(CNN, 8, 16), data, **teachers, **given)
+        made = seed.train(method, seed.net(CNN, 8, 16), data, name=name, **teachers, **given)
         said = logits(made, test[0]).argmax(1)
         found[name] = float((said == test[1]).mean())
         found[f"rare recall {name}"] = float(np.mean([(said[test[1] == c] == c).mean() for c in (6, 7, 8, 9)]))
@@ -256,7 +318,7 @@ def pool_of(seed: Seed, digits: Images, size: int) -> tuple[Images, np.ndarray[A
 def kd3(seed: Seed) -> dict[str, float]:
     """The teacher's half of the digits is withheld; the pool of 1000 is unlabelled, its digits come from a third quarter."""
     x, y, quarter = seed.x, seed.y, len(seed.y) // 4
-    own, test = (x[: 2 * quarter], y[: 2 * quarter]), (x[3 * quarter :], y[3 * quarter :])
+    own, test = (x[: 2 * quarter], y[: 2 * quarter]), seed.judged(3 * quarter, 3 * quarter + 150)
     images, digit = pool_of(seed, x[2 * quarter : 3 * quarter], 1000)
     teacher = seed.train("none", seed.net(CNN, 32, 64), table(*own))
     pool = table(images)
@@ -269,11 +331,43 @@ def kd3(seed: Seed) -> dict[str, float]:
                   "kd3, no contrast": ("kd3", pool, {"contrast": 0})}  # fmt: skip
     found = {"teacher": accuracy(teacher, *test), "share of digits in the pool": float(digit.mean())}
     for name, (method, data, given) in conditions.items():
-        made = seed.train(method, seed.net(CNN, 8, 16), data, teacher=[teacher], **{**short, **given})
+        made = seed.train(method, seed.net(CNN, 8, 16), data, name=name, teacher=[teacher], **{**short, **given})
         found[name] = accuracy(made, *test)
+        if name in ("kd3", "kd on the pool"):
+            for group, several in shift_suite(test[0], np.random.default_rng(seed.number)).items():
+                found[f"{name} {group}"] = statistics.mean(accuracy(made, moved, test[1]) for moved in several)
+            found[f"{name} out of domain"] = statistics.mean(
+                v for k, v in found.items() if k.startswith(f"{name} ") and k[len(name) + 1 :] in SHIFTS
+            )
         if name == "kd3":
             found |= kept_by(made, images, digit)
     return found
+
+
+#: what the shift suite holds beside clean images
+SHIFTS = ("shift", "rotation", "noise", "blur", "contrast", "stroke", "ink box")
+
+
+def shift_suite(x: Images, rng: np.random.Generator) -> dict[str, list[Images]]:
+    """The room's shift suite: clean, 1 pixel in 8 directions, 15 and 25 degrees, noise, blur, contrast, strokes, ink box."""
+
+    def every(*steps: tuple[str, float]) -> Images:
+        return np.stack([distort(image[None], steps, rng)[0] for image in x])
+
+    directions = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
+    return {"clean": [x], "shift": [np.asarray(ndimage.shift(x, (0, i, j), order=1), dtype=np.float32) for i, j in directions],
+            "rotation": [every(("rotate", a)) for a in (15, 25, -15, -25)], "noise": [every(("noise", a)) for a in (0.1, 0.2)],
+            "blur": [every(("blur", 0.7))], "contrast": [every(("contrast", 0.6))],
+            "stroke": [every(("thicken", 2)), every(("thin", 2))], "ink box": [np.stack([_ink_box(i) for i in x])]}  # fmt: skip
+
+
+def _ink_box(image: Images) -> Images:
+    """USPS-like: cut to the ink, rescaled to 6 x 6 in 8 x 8, blurred, thresholded softly."""
+    rows, columns = np.flatnonzero(image.max(1) > 0.2), np.flatnonzero(image.max(0) > 0.2)
+    box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    small = ndimage.zoom(box, (6 / box.shape[0], 6 / box.shape[1]), order=1, grid_mode=True, mode="grid-constant")
+    blurred = ndimage.gaussian_filter(np.pad(small, 1), 0.5)
+    return np.asarray(1 / (1 + np.exp(-10 * (blurred - 0.4))), dtype=np.float32)
 
 
 def kept_by(model: Model, images: Images, digit: Any) -> dict[str, float]:
@@ -298,20 +392,20 @@ def dhkd(seed: Seed) -> dict[str, float]:
     noisy = y[:400].copy()
     for row in rng.choice(400, 40, replace=False):
         noisy[row] = (noisy[row] + rng.integers(1, 10)) % 10
-    data, test = table(x[:400], noisy), (x[400:], y[400:])
+    data, test = table(x[:400], noisy), seed.judged(400, 700)
     teacher = seed.train("none", seed.net(CNN, 32, 64), data, epochs=15)
     found = {
         "teacher": accuracy(teacher, *test),
-        "none": accuracy(seed.train("none", seed.net(mlp, 16, 10), data), *test),
+        "none": accuracy(seed.train("none", seed.net(mlp, 16, 10), data, name="none"), *test),
     }
     single = {"head": "main", "align": "none"}
     conditions = {"kd": ("kd", {"alpha": 0.9, "tau": 4}), "binary kl alone": ("dhkd", {**single, "aux_loss": "bkl", "ce": 1e-9}),
                   "one head, both": ("dhkd", {**single, "aux_loss": "bkl"}), "linear head": ("dhkd", {"head": "linear", "align": "none"}),
                   "mlp head": ("dhkd", {"align": "none"}), "dhkd": ("dhkd", {})}  # fmt: skip
     for name, (method, given) in conditions.items():
-        made = seed.train(method, seed.net(mlp, 16, 10), data, teacher=[teacher], **given)
+        made = seed.train(method, seed.net(mlp, 16, 10), data, name=name, teacher=[teacher], **given)
         found[name] = accuracy(made, *test)
-    return found | gradient_cosines(seed, teacher, data)
+    return found if seed.tuning else found | gradient_cosines(seed, teacher, data)
 
 
 def gradient_cosines(seed: Seed, teacher: Model, data: Table) -> dict[str, float]:
@@ -354,7 +448,7 @@ def gradient_cosines(seed: Seed, teacher: Model, data: Table) -> dict[str, float
 def ndkd(seed: Seed) -> dict[str, float]:
     """400 images; a teacher with 64 features, students with 16 (projected) and 64; four bases with and without ND."""
     x, y = seed.x, seed.y
-    data, test = table(x[:400], y[:400]), (x[400:], y[400:])
+    data, test = table(x[:400], y[:400]), seed.judged(400, 700)
     teacher = seed.train("none", seed.net(CNN, 32, 64), data)
     found = {"teacher": accuracy(teacher, *test)}
     for width in (16, 64):
@@ -365,6 +459,7 @@ def ndkd(seed: Seed) -> dict[str, float]:
                     "nd-kd",
                     seed.net(CNN, 4, width),
                     data,
+                    name=name,
                     teacher=[teacher],
                     base=base,
                     nd=nd,
@@ -377,6 +472,21 @@ def ndkd(seed: Seed) -> dict[str, float]:
                     f"norm {name}": row["raw/norm"],
                     f"cosine {name}": row["raw/cosine"],
                 }
+    for wide in (16, 256) if not seed.tuning else ():
+        other = seed.train("none", seed.net(CNN, 32, wide), data)
+        found[f"teacher {wide}"] = accuracy(other, *test)
+        for mark, nd in (("", 0.0), ("++", 1.0)):
+            made = seed.train(
+                "nd-kd",
+                seed.net(CNN, 4, 16),
+                data,
+                name=f"16: kd{mark}",
+                teacher=[other],
+                nd=nd,
+                warmup_epochs=20,
+                epochs=25,
+            )
+            found[f"teacher {wide}: kd{mark}"] = accuracy(made, *test)
     for what in ("norm", "cosine"):  # without a projection, which the base alone would not train
         for mark in ("", "++"):
             found[f"{what} 64{mark}"] = statistics.mean(
@@ -391,54 +501,88 @@ def ndkd(seed: Seed) -> dict[str, float]:
 # -- comparisons -----------------------------------------------------------------------------------------------------
 
 Pairs = tuple[tuple[str, str, str], ...]
-#: slug -> experiment, seeds, (what, baseline, candidate)
-EXPERIMENTS: dict[str, tuple[Callable[[Seed], dict[str, float]], int, Pairs]] = {
-    "tgeo-kd": (tgeo, 8, (
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """An experiment, how many seeds it takes, what its conditions choose from, and what is compared (what, baseline, candidate)."""
+
+    experiment: Callable[[Seed], dict[str, float]]
+    seeds: int
+    metrics: Mapping[str, str]
+    pairs: Pairs
+    options: Mapping[str, Options] = dataclasses.field(default_factory=dict)
+    data: str = "scikit-learn digits (scaled-down)"
+
+
+def same(*names: str) -> dict[str, str]:
+    """Conditions judged by the figure of their own name."""
+    return {name: name for name in names}
+
+
+def rates(**more: Sequence[Any]) -> Options:
+    """Every learning rate with every value of further settings."""
+    found: list[dict[str, Any]] = [{"lr": rate} for rate in RATES]
+    for key, values in more.items():
+        found = [{**row, key: value} for row in found for value in values]
+    return found
+
+
+EXPERIMENTS: dict[str, Study] = {
+    "tgeo-kd": Study(tgeo, 10, same("alpha 0.0", "alpha 0.1", "alpha 0.5", "alpha 0.9", "ANL-KD", "ADA-KD", "WLS-KD", "RW-KD", "tgeo-kd"), (
         ("accuracy: learned alpha against labels alone", "alpha 0.0", "tgeo-kd"),
         ("accuracy: learned alpha against KD at 0.9", "alpha 0.9", "tgeo-kd"),
         ("accuracy: learned alpha against the best fixed one", "best fixed alpha", "tgeo-kd"),
+        *((f"accuracy: learned alpha against {name}", name, "tgeo-kd") for name in ("ANL-KD", "ADA-KD", "WLS-KD", "RW-KD")),
         ("alpha: teacher right against wrong", "alpha, teacher wrong", "alpha, teacher right"),
         ("alpha: real images against noise", "alpha, noise images", "alpha, real images"),
         ("AUROC of low alpha for a wrong teacher, against 0.5", "0.5", "auroc of low alpha for a wrong teacher"),
         ("the same on real images", "0.5", "auroc, real images only"),
-    )),
-    "mix-kd": (mixkd, 6, (
+    ), {"tgeo-kd": rates(outer_lr=(0.001, 0.01)), "RW-KD": rates(outer_lr=(0.01, 0.1))}),
+    "mix-kd": Study(mixkd, 10, {"none": "none", "kd": "plain -> kd", "full mixup": "plain -> full mixup", "half mixup, std": "plain -> half mixup, std"}, (
         ("entropy of the mixup teacher against the plain one", "entropy of teacher plain", "entropy of teacher mixup"),
-        ("accuracy at tau 4, KD: mixup teacher against plain", "plain -> kd", "mixup -> kd"),
+        ("dispersion of features: mixup teacher against plain", "dispersion of teacher plain", "dispersion of teacher mixup"),
+        *((f"accuracy at tau {tau}, KD: mixup teacher against plain", f"plain -> kd{end}", f"mixup -> kd{end}")
+          for tau, end in ((1, ", tau 1"), (2, ", tau 2"), (4, ""), (8, ", tau 8"), (16, ", tau 16"))),
         ("accuracy at tau 4, full mixup: mixup teacher against plain", "plain -> full mixup", "mixup -> full mixup"),
         ("accuracy: full mixup against KD, plain teacher", "plain -> kd", "plain -> full mixup"),
         ("accuracy: half mixup and std against KD, plain teacher", "plain -> kd", "plain -> half mixup, std"),
+        ("accuracy: half mixup and std against full mixup, plain teacher", "plain -> full mixup", "plain -> half mixup, std"),
         ("ECE: full mixup against KD, plain teacher", "ECE plain -> kd", "ECE plain -> full mixup"),
         ("ECE after scaling: full mixup against KD", "ECE after scaling plain -> kd", "ECE after scaling plain -> full mixup"),
         ("ECE after scaling: half mixup and std against KD", "ECE after scaling plain -> kd", "ECE after scaling plain -> half mixup, std"),
         ("accuracy: KD against labels alone", "none", "plain -> kd"),
     )),
-    "trg": (trg, 6, (
+    "trg": Study(trg, 10, same("none", "kd", "rkd", "kd+inner", "kd+local", "kd+global", "trg"), (
         ("accuracy: TRG against labels alone", "none", "trg"), ("accuracy: TRG against KD", "kd", "trg"),
         ("accuracy: TRG against RKD", "rkd", "trg"), ("rare recall: TRG against KD", "rare recall kd", "rare recall trg"),
         ("rare recall: TRG against RKD", "rare recall rkd", "rare recall trg"), ("token CKA: TRG against KD", "cka kd", "cka trg"),
         ("accuracy: KD + inner against KD", "kd", "kd+inner"), ("accuracy: KD + local against KD", "kd", "kd+local"),
         ("accuracy: KD + global against KD", "kd", "kd+global"), ("accuracy: TRG student against its teacher", "teacher", "trg"),
     )),
-    "kd3": (kd3, 5, (
+    "kd3": Study(kd3, 10, same("kd on the pool", "kd on the surest", "kd on the teacher's data", "kd3", "kd3, own classifier", "kd3, no selection", "kd3, no contrast"), (
         ("accuracy: KD3 against KD on the pool", "kd on the pool", "kd3"),
         ("accuracy: KD3 against KD on the surest images", "kd on the surest", "kd3"),
         ("accuracy: KD3 against KD on the teacher's data", "kd on the teacher's data", "kd3"),
         ("accuracy: shared classifier", "kd3, own classifier", "kd3"),
         ("accuracy: selection", "kd3, no selection", "kd3"), ("accuracy: contrast", "kd3, no contrast", "kd3"),
         ("share of digits: kept against pool", "share of digits in the pool", "share of digits among the kept"),
+        *((f"accuracy, {group}: KD3 against KD on the pool", f"kd on the pool {group}", f"kd3 {group}") for group in (*SHIFTS, "out of domain")),
     )),
-    "dhkd": (dhkd, 8, (
+    "dhkd": Study(dhkd, 10, same("none", "kd", "binary kl alone", "one head, both", "linear head", "mlp head", "dhkd"), (
         ("accuracy: DHKD against labels alone", "none", "dhkd"), ("accuracy: DHKD against KD", "kd", "dhkd"),
+        ("accuracy: DHKD against BinaryKL alone", "binary kl alone", "dhkd"),
         ("accuracy: DHKD against one head with both losses", "one head, both", "dhkd"),
         ("accuracy: one head with both against labels alone", "none", "one head, both"),
         ("accuracy: one head with both against BinaryKL alone", "binary kl alone", "one head, both"),
         ("accuracy: mlp head against linear head", "linear head", "mlp head"), ("accuracy: alignment", "mlp head", "dhkd"),
         ("cosine of the two gradients: classifier against backbone", "cosine on the backbone", "cosine on the classifier"),
     )),
-    "nd-kd": (ndkd, 5, (
+    "nd-kd": Study(ndkd, 10, same(*(f"{w}: {b}{m}" for w in (16, 64) for b in ("none", "kd", "dkd", "dist") for m in ("", "++"))), (
         ("accuracy: with ND, mean over four bases and two students", "all bases", "all bases++"),
-        ("accuracy: KD++ against KD, 16 features", "16: kd", "16: kd++"), ("accuracy: KD++ against KD, 64 features", "64: kd", "64: kd++"),
+        *((f"accuracy: {base}++ against {base}, {w} features", f"{w}: {base}", f"{w}: {base}++") for w in (16, 64) for base in ("none", "kd", "dkd", "dist")),
+        ("accuracy: KD++ against KD, teacher of 16 features", "teacher 16: kd", "teacher 16: kd++"),
+        ("accuracy: KD++ against KD, teacher of 256 features", "teacher 256: kd", "teacher 256: kd++"),
         ("feature length with ND, 64 features", "norm 64", "norm 64++"), ("cosine to the class mean with ND, 64 features", "cosine 64", "cosine 64++"),
     )),
 }  # fmt: skip
@@ -447,7 +591,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[Seed], dict[str, float]], int, Pairs]] = 
 def compare(rows: list[dict[str, float]], pairs: Pairs, slug: str) -> list[dict[str, Any]]:
     found = []
     for what, baseline, candidate in pairs:
-        a = [0.5 if baseline == "0.5" else r[baseline] for r in rows]
+        a = [float(baseline) if baseline in ("0", "0.5") else r[baseline] for r in rows]
         b = [r[candidate] for r in rows]
         interval = paired_bootstrap(a, b, Ctx().rng(f"{slug}/{what}"))
         flip = sign_flip(a, b, Ctx().rng(f"{slug}/{what}/flip"))
@@ -456,92 +600,31 @@ def compare(rows: list[dict[str, float]], pairs: Pairs, slug: str) -> list[dict[
     return found
 
 
-def steps() -> dict[str, Any]:
-    """Time of one step over that of a plain student step and the teacher's prediction, taken in turn; medians of 40 pairs."""
-    import importlib
-
-    engine = importlib.import_module("interfuse.distill.room")
-    extra: dict[str, dict[str, Any]] = {
-        "dhkd, align none": {"align": "none"},
-        "tgeo-kd, outer_every 10": {"outer_every": 10},
-    }
-    found = {}
+def run(slug: str, study: Study) -> None:
+    """Chooses settings, runs all seeds, writes ``results/distill-SLUG.json`` and prints the comparisons."""
+    began = time.perf_counter()
+    numbers = list(range(FIRST, FIRST + study.seeds))
     with tempfile.TemporaryDirectory() as place:
-        seed = Seed(0, Path(place))
-        data = table(seed.x[:440], seed.y[:440])
-        teacher = seed.train("none", seed.net(CNN, 64, 128), data)
-        x = torch.from_numpy(seed.x[:64, None])
-        module = build(teacher, Ctx()).eval()
-        for name in (
-            "kd",
-            "nd-kd",
-            "mix-kd",
-            "dhkd, align none",
-            "dhkd",
-            "trg",
-            "kd3",
-            "tgeo-kd, outer_every 10",
-            "tgeo-kd",
-        ):
-            runs = {}
-            for key in (name, "none"):
-                slug = key.split(",")[0]
-                given = {
-                    "student": seed.net(CNN, 32, 64),
-                    "data": data,
-                    **SETTINGS,
-                    "teacher_cache": "off",
-                    **extra.get(key, {}),
-                }
-                given |= {} if key == "none" else {"teacher": [teacher]}
-                call = prepare(load_room("distill"), load(f"distill/{slug}"), given, Ctx(device="cpu"))
-                hooks = engine._hooks(call)
-                runs[key] = (engine.start(call, hooks), hooks)
-                hooks.scan(runs[key][0])
-                runs[key][0].steps = 10_000
-            times: dict[str, list[float]] = {name: [], "none": []}
-            for pair in range(45):
-                for key in (name, "none") if pair % 2 else ("none", name):
-                    rows = (
-                        hooks.select(runs[name][0], seed.rng.permutation(440))[:64]
-                        if "tgeo" in name
-                        else seed.rng.permutation(440)[:64]
-                    )
-                    began = time.perf_counter()
-                    engine._step(*runs[key], [rows], {})
-                    if key == "none":
-                        with torch.no_grad():
-                            module(x)
-                    times[key].append(time.perf_counter() - began)
-            ratios = [a / b for a, b in zip(times[name][5:], times["none"][5:], strict=True)]
-            found[name] = {"step_ms": 1e3 * statistics.median(times[name][5:]), "plain_ms": 1e3 * statistics.median(times["none"][5:]),
-                           "ratio": summary(ratios)}  # fmt: skip
-            print(f"{name}: {found[name]['ratio']['median']:.2f} x")
-    return found
+        chosen, scores = (
+            choose(study.experiment, study.metrics, study.options, Path(place)) if study.metrics else ({}, {})
+        )
+        rows = [study.experiment(Seed(number, Path(place), chosen)) for number in numbers]
+    seconds = time.perf_counter() - began
+    tuned = {"seeds": list(TUNING), "by": "mean on validation images", "chosen": chosen, "scores": scores}
+    doc = " ".join((study.experiment.__doc__ or "").split())
+    figures = {"method": slug, "data": study.data, "experiment": doc, "n": study.seeds, "seeds": numbers, "settings": {**SETTINGS, "optimizer": "adamw", "threads": 1},
+               "tuning": tuned, "seconds": seconds, "comparisons": compare(rows, study.pairs, slug), "rows": rows}  # fmt: skip
+    save(f"distill-{slug}", figures)
+    print(f"{slug}: {seconds:.0f} s; {chosen}")
+    for c in figures["comparisons"]:
+        print(f"  {c['what']}: {c['baseline']:.4f} -> {c['candidate']:.4f}, {c['difference']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}], "
+              f"p {c['p']:.3f}, {c['seeds_above']} of {study.seeds} above", flush=True)  # fmt: skip
 
 
 def main(slugs: list[str]) -> None:
     torch.set_num_threads(1)
-    for slug in slugs or [*EXPERIMENTS, "steps"]:
-        if slug == "steps":
-            what = "a step of 64 digits, CNN 64-128 teaching CNN 32-64, against a plain student step and the teacher's prediction"
-            save("distill-papers-a-steps", {"what": what, "threads": 1, "methods": steps()})
-            continue
-        experiment, count, pairs = EXPERIMENTS[slug]
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as place:
-            rows = [experiment(Seed(number, Path(place))) for number in range(count)]
-        seconds = time.perf_counter() - began
-        doc = " ".join((experiment.__doc__ or "").split())
-        figures = {"method": slug, "data": "scikit-learn digits (scaled-down)", "experiment": doc, "n": count, "seeds": list(range(count)),
-                   "settings": {**SETTINGS, **(OUTER if slug == "tgeo-kd" else {}), "optimizer": "adamw", "threads": 1},
-                   "seconds": seconds, "comparisons": compare(rows, pairs, slug), "rows": rows}  # fmt: skip
-        save(f"distill-{slug}", figures)
-        print(f"{slug}: {seconds:.0f} s")
-        for c in figures["comparisons"]:
-            print(
-                f"  {c['what']}: {c['baseline']:.4f} -> {c['candidate']:.4f}, {c['difference']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}], p {c['p']:.3f}"
-            )
+    for slug in slugs or list(EXPERIMENTS):
+        run(slug, EXPERIMENTS[slug])
 
 
 if __name__ == "__main__":

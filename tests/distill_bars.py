@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,16 @@ def trained(slug: str, data: Any, teacher: Any, out: Path, student: Any = None, 
 def weights(model: Model) -> dict[str, Tensor]:
     assert model.path is not None
     return safetensors.torch.load_file(model.path / "model.safetensors")
+
+
+def log_of(model: Model) -> list[dict[str, float]]:
+    assert model.path is not None
+    with (model.path / "training.csv").open() as file:
+        return [{k: float(v) for k, v in r.items()} for r in csv.DictReader(file)]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def refused(code: str, *args: Any, **given: Any) -> str:

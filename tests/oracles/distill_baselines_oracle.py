@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.oracles import distill_oracle
 from tests.oracles import losses_oracle as losses
 from tests.oracles.seen import Array, Seen
 
@@ -263,3 +264,30 @@ def review_loss(seen: Seen, *, weight: float, warmup_epochs: int, label_weight: 
                 parts.append(((_pool(out, side, side) - _pool(teacher, side, side)) ** 2).mean(axis=(1, 2, 3)))
         total += sum(a * b for a, b in zip(weights, parts, strict=True)) / sum(weights)
     return {"review": _ramp(seen, warmup_epochs) * weight * total, "ce": label_weight * _hard(seen)}
+
+
+def kdcl_loss(seen: Seen, *, target: str, weight: float, tau: float, **_: Any) -> Said:
+    """Guo et al. 2020, section 3.2: every network learns the labels and one target made of all networks."""
+    assert seen.labels is not None
+    assert target == "min-logit"
+    networks = [seen.student, *seen.teachers]
+    wanted = []
+    for i, y in enumerate(seen.labels):
+        wanted.append([min(z[i][c] - z[i][y] for z in networks) for c in range(len(seen.student[i]))])
+    said: Said = {}
+    for k, mine in enumerate(networks):
+        end = f"_peer_{k}" if k else ""
+        said[f"ce{end}"] = _hard(seen, mine)
+        said[f"kl{end}"] = weight * np.array(
+            [losses.forward_kl(s, np.array(t), tau) for s, t in zip(mine, wanted, strict=True)]
+        )
+    return said
+
+
+def composed_loss(seen: Seen, *, parts: Any, **_: Any) -> Said:
+    """KD at weight 1 and the distances of RKD at weight 2, by the oracles of both."""
+    assert [p["use"] for p in parts] == ["kd", "rkd"]
+    kd = distill_oracle.kd_loss(seen, alpha=0.9, tau=parts[0]["tau"])
+    rkd = rkd_loss(seen, distance_weight=25.0, angle_weight=0.0, label_weight=0.0)
+    said = {f"kd:{name}": value for name, value in kd.items()}
+    return {**said, "rkd:distance": parts[1]["weight"] * rkd["distance"]}

@@ -29,7 +29,20 @@ from interfuse.distill.ofa_kd import OFAKD, ConvExit, LightExit, TokenExit, pape
 from interfuse.kit.augmentors import OPERATIONS, Affine, Latent, Mix, Noise, affine, clamp_through
 from interfuse.kit.complementary import complement, transferred
 from interfuse.kit.threads import threads_for
-from tests.distill_bars import CNN, TwoLayers, batch_of, engine, fixed_views, made, refused, started, trained, weights
+from tests.distill_bars import (
+    CNN,
+    TwoLayers,
+    batch_of,
+    engine,
+    fixed_views,
+    log_of,
+    made,
+    refused,
+    same,
+    started,
+    trained,
+    weights,
+)
 from tests.distill_bars import data as data
 from tests.distill_bars import teacher as teacher
 from tests.oracles import distill_papers_b_oracle as oracle
@@ -58,16 +71,6 @@ def facts(model: Model) -> dict[str, Any]:
     assert model.path is not None
     found: dict[str, Any] = json.loads((model.path / "interfuse.json").read_text())["facts"]
     return found
-
-
-def log_of(model: Model) -> list[dict[str, float]]:
-    assert model.path is not None
-    with (model.path / "training.csv").open() as file:
-        return [{k: float(v) for k, v in r.items()} for r in csv.DictReader(file)]
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return list(one) == list(other) and all(torch.equal(one[k], other[k]) for k in one)
 
 
 # -- OFA-KD ----------------------------------------------------------------------------------------------------------

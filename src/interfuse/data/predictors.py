@@ -24,12 +24,16 @@ FORMS = ("logits", "probs")
 
 
 class StoredPredictions(torch.nn.Module):
-    """Logits by example. ``forward`` takes rows of the table of predictions (int64 [B]) and gives float32 [B, K]."""
+    """Logits by example. ``forward`` takes rows of the table of predictions (int64 [B]) and gives float32 [B, K].
+
+    ``form`` says what was stored: of ``probs`` the logits are logarithms, known up to a constant per example.
+    """
 
     logits: torch.Tensor
 
-    def __init__(self, ids: Sequence[str], logits: NDArray[np.float32]) -> None:
+    def __init__(self, ids: Sequence[str], logits: NDArray[np.float32], form: str = "logits") -> None:
         super().__init__()
+        self.form = form
         self.register_buffer("logits", torch.from_numpy(logits))
         self.rows = {name: row for row, name in enumerate(ids)}
         digest = hashlib.sha256("\n".join(ids).encode()).digest()
@@ -75,6 +79,11 @@ def _probe(estimator: Any) -> NDArray[np.float32]:
     return np.asarray(estimator.predict_proba(inputs), dtype=np.float32)
 
 
+def speaks_probabilities(module: torch.nn.Module | None) -> bool:
+    """Whether a teacher gives probabilities, whose logarithms are logits only up to a constant per example."""
+    return isinstance(module, Estimator) or (isinstance(module, StoredPredictions) and module.form == "probs")
+
+
 def read_predictions(path: Path) -> StoredPredictions:
     """Reads a table of stored predictions (parquet, JSONL or Arrow).
 
@@ -105,4 +114,4 @@ def read_predictions(path: Path) -> StoredPredictions:
         if (values < 0).any():
             raise InterfuseError("input.format", "a probability is negative", where=str(path))
         values = np.log(np.maximum(values, np.float32(LEAST)))
-    return StoredPredictions(ids, values)
+    return StoredPredictions(ids, values, form)

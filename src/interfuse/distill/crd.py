@@ -56,6 +56,7 @@ class CRD(Hooks):
             student_features=tuple(self.student_layers),
             teacher_features=tuple(self.teacher_layers),
             batch=2,
+            own_labels=True,
         )
 
     def setup(self, run: Run) -> None:

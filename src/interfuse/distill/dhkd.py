@@ -51,7 +51,12 @@ class DHKD(Hooks):
     )
 
     def needs(self) -> Needs:
-        return Needs(labels=True, student_features=(PENULTIMATE,), batch=2 if self.head == "mlp" else 1)
+        return Needs(
+            labels=True,
+            student_features=(PENULTIMATE,),
+            batch=2 if self.head == "mlp" else 1,
+            raw_logits=not self.center,
+        )
 
     def setup(self, run: Run) -> None:
         if self.align != "none" and run.accelerator.num_processes > 1:

@@ -31,19 +31,10 @@ class DML(Hooks):
         return Needs(labels=True, teachers=(1, 16), live=True, batch=2)  # a peer may normalise over the batch
 
     def setup(self, run: Run) -> None:
-        for k, model in enumerate(run.teacher_models, start=1):
-            # a seed of its own: a peer of the student's configuration must not start from the student's weights
-            ctx = run.ctx.with_(seed=run.ctx.seed_for(f"peer/{k}"))
-            run.add(f"peer_{k}", build(model, ctx, train=True).requires_grad_(True))
-        run.teachers = []
+        add_peers(run)
 
     def views(self, run: Run, batch: Batch) -> Views:
-        student = forward(run.student, run.student_model, batch.student)
-        peers = [
-            forward(run.modules[f"peer_{k}"], model, inputs)
-            for k, (model, inputs) in enumerate(zip(run.teacher_models, batch.teachers, strict=True), start=1)
-        ]
-        return Views(batch, student, peers)
+        return peer_views(run, batch)
 
     def terms(self, run: Run, views: Views) -> dict[str, torch.Tensor]:
         networks = [views.student, *views.teachers]
@@ -58,3 +49,22 @@ class DML(Hooks):
     def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:
         names = ["kl", *(f"kl_peer_{k}" for k in range(1, len(views.teachers) + 1))]
         return dict.fromkeys(names, self.weight)
+
+
+def add_peers(run: Run) -> None:
+    """The input ``teacher`` as networks that train beside the student, in training mode, with the student's optimiser."""
+    for k, model in enumerate(run.teacher_models, start=1):
+        # a seed of its own: a peer of the student's configuration must not start from the student's weights
+        ctx = run.ctx.with_(seed=run.ctx.seed_for(f"peer/{k}"))
+        run.add(f"peer_{k}", build(model, ctx, train=True).requires_grad_(True))
+    run.teachers = []
+
+
+def peer_views(run: Run, batch: Batch) -> Views:
+    """The student's logits and, as teachers, its peers', all with gradient."""
+    student = forward(run.student, run.student_model, batch.student)
+    peers = [
+        forward(run.modules[f"peer_{k}"], model, inputs)
+        for k, (model, inputs) in enumerate(zip(run.teacher_models, batch.teachers, strict=True), start=1)
+    ]
+    return Views(batch, student, peers)

@@ -43,6 +43,8 @@ class Needs:
         validation: the method can use examples held apart (the room's input ``validation``).
         batch: fewest examples a batch must hold (relations between samples, batch normalisation); an epoch's last batch is
             left out when it holds fewer.
+        own_labels: the loss looks at each sample's own label, so that labels must not be mixed. mixes: the method mixes them.
+        raw_logits: the teacher's logits are used as they are, so that probabilities will not do.
     """
 
     labels: bool = False
@@ -53,6 +55,9 @@ class Needs:
     augments: bool = False
     validation: bool = False
     batch: int = 1
+    own_labels: bool = False
+    mixes: bool = False
+    raw_logits: bool = False
 
 
 @dataclass

@@ -39,7 +39,7 @@ class MixKD(Hooks):
     tau: Annotated[float, Field(gt=0, description="temperature when rescale is 'temperature'")] = 4.0
 
     def needs(self) -> Needs:
-        return Needs(labels=True, live=True, batch=2 if self.fraction > 0 else 1)
+        return Needs(labels=True, live=True, batch=2 if self.fraction > 0 else 1, mixes=True)
 
     def setup(self, run: Run) -> None:
         if run.student_model.task == "causal-lm":

@@ -54,7 +54,9 @@ class NDKD(Hooks):
     dkd_beta: Annotated[float, Field(ge=0, description="base dkd: weight of its non-target part")] = 8.0
 
     def needs(self) -> Needs:
-        return Needs(labels=True, batch=2, student_features=(PENULTIMATE,), teacher_features=(PENULTIMATE,))
+        return Needs(
+            labels=True, batch=2, student_features=(PENULTIMATE,), teacher_features=(PENULTIMATE,), own_labels=True
+        )
 
     def setup(self, run: Run) -> None:
         if run.student_model.task == "causal-lm":

@@ -23,6 +23,7 @@ from pydantic import Field
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call, Cost, Input, Room
 from interfuse.data.models import Model, build, device_of, open_model, read_config, save, size_of, tokenizer_folder
+from interfuse.data.predictors import speaks_probabilities
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
@@ -104,6 +105,9 @@ def check(call: Call) -> None:
             )
             raise InterfuseError("needs.capability", f"{call.method.id} {why}; stored predictions cannot", where=teacher.name,
                                  fix="Give the teacher itself, or choose a method that needs its predictions only.")  # fmt: skip
+        if needs.raw_logits and speaks_probabilities(teacher.module):
+            raise InterfuseError("needs.capability", f"{call.method.id} compares raw logits, the teacher gives probabilities", where=teacher.name,
+                                 fix="Give logits, set center: true if the method has it, or use a method on probabilities such as kd.")  # fmt: skip
         if (teacher.task == "causal-lm") != (student.task == "causal-lm"):
             raise InterfuseError("input.type", f"the teacher is for {teacher.task}, the student for {student.task}",
                                  where=f"{teacher.name}, {student.name}")  # fmt: skip

@@ -56,20 +56,31 @@ class TGeoKD(Hooks):
     fixed_alpha: Annotated[
         float | None, Field(ge=0, le=1, description="one ratio for every sample and no fusion network: the baseline")
     ] = None
+    ratio: Annotated[
+        Literal["geometry", "sample", "anneal", "margin", "losses"],
+        Field(description="where ratios come from: the fusion network (the paper), or its baselines: a free number per sample learned by "
+              "the same outer step (RW), falling from 1 to 0 over the epochs (ANL), the teacher's margin for the label (ADA), or "
+              "1 - exp(-CE of the student / CE of the teacher) (WLS)"),
+    ] = "geometry"  # fmt: skip
 
     def needs(self) -> Needs:
         return Needs(labels=True, validation=True)
+
+    @property
+    def learned(self) -> bool:
+        """Whether ratios are learned on validation examples."""
+        return self.fixed_alpha is None and self.ratio in ("geometry", "sample")
 
     # -- before training -------------------------------------------------------------------------------------------
 
     def setup(self, run: Run) -> None:
         if run.student_model.task == "causal-lm":
             raise InterfuseError("input.type", "the geometry needs one label per example", where=run.student_model.name)
-        if self.fixed_alpha is not None:
+        if not self.learned:
             return
         if run.accelerator.num_processes > 1:
             raise InterfuseError("needs.capability", "the unrolled step runs in one process only")
-        if self.features != "norms" and run.classes > MOST_CLASSES:
+        if self.ratio == "geometry" and self.features != "norms" and run.classes > MOST_CLASSES:
             raise InterfuseError("input.limit", f"{run.classes} classes make features of {9 * run.classes} numbers", where="features",
                                  fix="Use features: norms.")  # fmt: skip
         train, held = split(run, self.val_fraction)
@@ -79,18 +90,23 @@ class TGeoKD(Hooks):
         run.facts |= {"trained_on": len(train), "validated_on": len(held)}
         if run.validation is None:
             run.ctx.log(f"{len(held)} of {len(run.data)} examples are held apart for the outer loss")
-        widths = [_width(self.features, run.classes), *self.hidden]
-        layers: list[nn.Module] = []
-        for wide, narrow in itertools.pairwise(widths):
-            layers += [nn.Linear(wide, narrow), nn.LeakyReLU()]
-        fusion = run.add("fusion", nn.Sequential(*layers, nn.Linear(widths[-1], 1)), train=False)
+        fusion = run.add("fusion", self._fusion(run), train=False)
         run.optimizers["fusion"] = torch.optim.Adam(
             fusion.parameters(), lr=self.outer_lr, weight_decay=self.outer_decay
         )
 
+    def _fusion(self, run: Run) -> nn.Module:
+        if self.ratio == "sample":
+            return Free(len(run.data))
+        widths = [_width(self.features, run.classes), *self.hidden]
+        layers: list[nn.Module] = []
+        for wide, narrow in itertools.pairwise(widths):
+            layers += [nn.Linear(wide, narrow), nn.LeakyReLU()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+
     def scan(self, run: Run) -> None:
         """The teacher's mean prediction per class over the training rows; a trial of the unrolled step."""
-        if self.fixed_alpha is not None:
+        if not self.learned:
             return
         rows = run.tensors["train_rows"]
         run.tensors["class_means"] = means = class_means(predictions(run)[rows], _labels(run)[rows], run.classes)
@@ -123,7 +139,7 @@ class TGeoKD(Hooks):
                                  where=run.student_model.name)  # fmt: skip
 
     def select(self, run: Run, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self.fixed_alpha is not None:
+        if not self.learned:
             return order
         return order[np.isin(order, run.tensors["train_rows"].numpy())]
 
@@ -133,8 +149,9 @@ class TGeoKD(Hooks):
         return {"kd": forward_kl(views.student, views.teachers[0], tau=self.tau), "ce": hard_loss(views)}
 
     def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:
-        if self.fixed_alpha is not None:
-            return {"kd": self.fixed_alpha, "ce": 1 - self.fixed_alpha}
+        if not self.learned:
+            given = self._given(run, views) if self.fixed_alpha is None else self.fixed_alpha
+            return {"kd": given, "ce": 1 - given}
         if run.step % self.outer_every == 0:
             fusion, optimizer = run.modules["fusion"], run.optimizers["fusion"]
             gradient = self._outer_gradient(run, views.batch, views.teachers[0])
@@ -143,13 +160,27 @@ class TGeoKD(Hooks):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            alpha = self._ratio(run, views.student, views.teachers[0], _need(views.labels))
+            alpha = self._ratio(run, views.batch, views.student, views.teachers[0])
         self._note(run, views, alpha)
         return {"kd": alpha, "ce": 1 - alpha}
 
-    def _ratio(self, run: Run, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        fusion, means = run.modules["fusion"], run.tensors["class_means"].to(student.device)
-        seen = geometry(student.detach(), teacher, labels, means, features=self.features)
+    @torch.no_grad()
+    def _given(self, run: Run, views: Views) -> float | torch.Tensor:
+        """The ratios of the baselines that learn none: one for all, or per sample [B]."""
+        student, teacher, labels = views.student, views.teachers[0], _need(views.labels)
+        if self.ratio == "anneal":
+            return 1 - run.epoch / max(run.settings.epochs - 1, 1)
+        if self.ratio == "margin":
+            return margin(teacher, labels)
+        return 1 - torch.exp(-cross_entropy(student, labels) / cross_entropy(teacher, labels).clamp_min(1e-8))
+
+    def _ratio(self, run: Run, batch: Batch, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        fusion = run.modules["fusion"]
+        if self.ratio == "sample":
+            free: torch.Tensor = torch.sigmoid(fusion(torch.from_numpy(batch.positions).to(student.device)))
+            return free
+        means = run.tensors["class_means"].to(student.device)
+        seen = geometry(student.detach(), teacher, _need(batch.labels), means, features=self.features)
         ratio: torch.Tensor = torch.sigmoid(fusion(seen.to(next(fusion.parameters()).dtype))).squeeze(-1)
         return ratio
 
@@ -161,7 +192,7 @@ class TGeoKD(Hooks):
 
         def train_loss(params: Params) -> torch.Tensor:
             logits = forward(Elsewhere(student, params), run.student_model, batch.student)
-            alpha = self._ratio(run, logits, teacher, labels)
+            alpha = self._ratio(run, batch, logits, teacher)
             return (
                 alpha * forward_kl(logits, teacher, tau=self.tau) + (1 - alpha) * cross_entropy(logits, labels)
             ).mean()
@@ -199,7 +230,7 @@ class TGeoKD(Hooks):
         run.tensors["student_correct"][epoch, rows] = (s.argmax(-1) == _need(views.labels)).cpu().to(torch.uint8)
 
     def write(self, run: Run, folder: Path) -> None:
-        if self.fixed_alpha is not None:
+        if not self.learned:
             return
         import pyarrow
         import pyarrow.parquet
@@ -242,6 +273,24 @@ def geometry(
 
 def _width(features: str, classes: int) -> int:
     return 5 if features == "norms" else {"full": 9, "vertices": 4, "edges": 5}[features] * classes
+
+
+def margin(teacher: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The teacher's probability of the label less its mean probability of the others, at least 0: [B, K], [B] -> [B]."""
+    p = teacher.softmax(dim=-1)
+    own = p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    return (own - (1 - own) / max(p.shape[-1] - 1, 1)).clamp_min(0)
+
+
+class Free(nn.Module):
+    """One number per example, 0 at first (a ratio of one half): rows [B] -> [B]."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(rows))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.values[rows]
 
 
 def class_means(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
