@@ -163,14 +163,12 @@ def _seen_by(run: Run, name: str, part: Hooks) -> Run:
     needs, student = part.needs(), run.accelerator.unwrap_model(run.student)
     ours = layer_names(student, needs.student_features) if needs.student_features else []
     theirs = [layer_names(t, needs.teacher_features) if needs.teacher_features else [] for t in run.teachers]
+    tables: dict[str, Any] = {n: Within(getattr(run, n), name) for n in ("modules", "lr_scales", "tensors", "facts")}
     return dataclasses.replace(
         run,
-        modules=Within(run.modules, name),
-        lr_scales=Within(run.lr_scales, name),
-        tensors=Within(run.tensors, name),
-        facts=Within(run.facts, name),
         student_shapes={n: run.student_shapes[n] for n in ours},
         teacher_shapes=[{n: shapes[n] for n in names} for names, shapes in zip(theirs, run.teacher_shapes, strict=False)],
+        **tables,
     )  # fmt: skip
 
 
