@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Source
-from interfuse.core.safe import fingerprint, jsonable
+from interfuse.core.safe import file_sha256, fingerprint, jsonable
 
-KEYS = ("documents", "include", "exclude", "max_files", "max_bytes", "texts")
+if TYPE_CHECKING:
+    from interfuse.data.loaders.layout import Limits
+
+KEYS = ("documents", "include", "exclude", "max_files", "max_bytes", "max_seconds", "texts")
+MAX_FILES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,12 @@ class Corpus:
 
     Attributes:
         name: how reports call it. files: in the order of their names.
-        skipped: files that could not be read; it grows while :meth:`documents` goes on.
+        limits: of reading one file. skipped: files that could not be read; it grows while :meth:`documents` goes on.
     """
 
     name: str
     files: tuple[File, ...]
+    limits: Limits
     skipped: list[Skipped] = field(default_factory=list)
 
     def fingerprint(self) -> str:
@@ -118,22 +124,78 @@ class Corpus:
         return fingerprint([[f.name, f.sha256] for f in self.files])
 
     def documents(self, files: Sequence[File] | None = None) -> Iterator[Document]:
-        """Reads the documents one by one (of ``files``, or of all), what they hold right after them."""
-        for file in self.files if files is None else files:
-            try:
-                text = file.text if file.text is not None else Path(str(file.path)).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                self.skipped.append(Skipped(file.name, "input.format", str(error)))
-                continue
-            yield Document(file.sha256, file.name, "text", text)
+        """Reads the documents one by one (of ``files``, or of all), what they hold right after them.
+
+        A document whose bytes occurred before is skipped and counted.
+        """
+        from interfuse.data.loaders.process import Reader
+        from interfuse.data.loaders.reading import read, sniff
+
+        seen: dict[str, str] = {}
+        reader = Reader(self.limits)
+        try:
+            for file in self.files if files is None else files:
+                found: Iterable[Document | Skipped]
+                if file.path is None:
+                    found = read(file.name, (file.text or "").encode("utf-8", "replace"), self.limits)
+                elif (blocked := self._blocked(file)) is not None:
+                    found = [blocked]
+                else:
+                    head = file.path.open("rb")
+                    with head:
+                        start = head.read(8192)
+                    plain = not start.startswith((b"PK", b"%PDF")) and _plain(file.name, start, sniff)
+                    found = (
+                        read(file.name, file.path.read_bytes(), self.limits)
+                        if plain
+                        else reader.read(file.name, file.path)
+                    )
+                for item in found:
+                    if isinstance(item, Document) and item.id in seen:
+                        item = Skipped(item.name, "input.duplicate", f"the same bytes as {seen[item.id]}")
+                    if isinstance(item, Skipped):
+                        self.skipped.append(item)
+                    else:
+                        seen[item.id] = item.name
+                        yield item
+        finally:
+            reader.close()
+
+    def _blocked(self, file: File) -> Skipped | None:
+        if file.size > self.limits.bytes:
+            return Skipped(file.name, "input.limit", f"the file is larger than {self.limits.bytes} bytes")
+        return (
+            None
+            if file.path is not None and file.path.is_file()
+            else Skipped(file.name, "input.missing", "the file is gone")
+        )
+
+
+def _plain(name: str, start: bytes, sniff: Any) -> bool:
+    """Whether a file is plain text or Markdown, which this process may read itself."""
+    from interfuse.data.loaders.layout import Limits
+
+    try:
+        return sniff(name, start, Limits()) in ("text", "markdown", "csv")
+    except InterfuseError:
+        return False
 
 
 def open_corpus(source: Source, ctx: Ctx) -> Corpus:
-    """Opens a folder, a file, ``{documents: FOLDER, include: [...], exclude: [...]}``, a table ``{name: text}``, or a corpus.
+    """Opens a folder, a file, a table ``{name: text}``, or a corpus; or a table of keys::
+
+        documents:  FOLDER             # or a file, or a list of these
+        include:    ["*.pdf", "*.html"]
+        exclude:    ["drafts/*"]
+        max_bytes:  209715200          # of one file; max_files: of the folder; max_seconds: of reading one
+
+    Hidden files, and links that lead out of the folder, are left out.
 
     Raises:
         InterfuseError: ``input.missing``, ``input.empty``, ``input.type``, ``param.unknown`` or ``input.limit``.
     """
+    from interfuse.data.loaders.layout import Limits
+
     spec = source.spec
     if isinstance(spec, Corpus):
         return spec
@@ -143,28 +205,62 @@ def open_corpus(source: Source, ctx: Ctx) -> Corpus:
     for key in options:
         if key not in KEYS:
             raise InterfuseError("param.unknown", f"a corpus has no key {key!r}", fix=did_you_mean(key, KEYS))
+    usual = Limits()
+    limits = Limits(
+        bytes=int(options.get("max_bytes", usual.bytes)), seconds=float(options.get("max_seconds", usual.seconds))
+    )
     if "texts" in options:
-        files = [
-            File(str(k), hashlib.sha256(str(v).encode("utf-8", "replace")).hexdigest(), len(str(v)), None, str(v))
-            for k, v in options["texts"].items()
-        ]
-        return _corpus(source.name or "texts", files)
-    where = options.get("documents")
-    if not isinstance(where, str | os.PathLike):
-        raise InterfuseError("input.type", "documents are named by a folder or a file", where=source.name)
-    place = source.folder / Path(where).expanduser()
-    if not place.exists():
-        raise InterfuseError("input.missing", "there is no such folder or file", where=str(place))
-    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        rows = [(str(k), str(v)) for k, v in options["texts"].items()]
+        files = [File(k, hashlib.sha256(v.encode("utf-8", "replace")).hexdigest(), len(v), None, v) for k, v in rows]
+        return _corpus(source.name or "texts", files, limits)
+    places = options.get("documents")
+    places = [places] if isinstance(places, str | os.PathLike) else places
+    if not isinstance(places, Sequence) or not all(isinstance(p, str | os.PathLike) for p in places):
+        raise InterfuseError(
+            "input.type", "documents are named by a folder or a file, or by a list of these", where=source.name
+        )
     files = []
-    for path in found:
-        data = path.read_bytes()
-        name = path.name if path == place else path.relative_to(place).as_posix()
-        files.append(File(name, hashlib.sha256(data).hexdigest(), len(data), path))
-    return _corpus(source.name or place.name, files)
+    most = int(options.get("max_files", MAX_FILES))
+    include, exclude = (tuple(options.get(k) or ()) for k in ("include", "exclude"))
+    for given in places:
+        place = source.folder / Path(given).expanduser()
+        if not place.exists():
+            raise InterfuseError("input.missing", "there is no such folder or file", where=str(place))
+        for path, name in _walk(place):
+            if (include and not any(fnmatch(name, g) for g in include)) or any(fnmatch(name, g) for g in exclude):
+                continue
+            if len(files) >= most:
+                raise InterfuseError("input.limit", f"more than {most} files", where=str(place), fix="Raise max_files.")
+            files.append(_file(path, name, limits))
+    first = Path(places[0]).name if places else ""
+    return _corpus(source.name or first or "documents", files, limits)
 
 
-def _corpus(name: str, files: Sequence[File]) -> Corpus:
+def _walk(place: Path) -> Iterator[tuple[Path, str]]:
+    if place.is_file():
+        yield place, place.name
+        return
+    root = place.resolve()
+    for folder, folders, names in os.walk(place):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            path = Path(folder) / name
+            if name.startswith((".", "~$")) or not path.is_file() or not path.resolve().is_relative_to(root):
+                continue
+            yield path, path.relative_to(place).as_posix()
+
+
+def _file(path: Path, name: str, limits: Any) -> File:
+    size = path.stat().st_size
+    digest = file_sha256(path) if size <= limits.bytes else fingerprint(["too large", size])
+    return File(name, digest, size, path)
+
+
+def _corpus(name: str, files: Sequence[File], limits: Any) -> Corpus:
     if not files:
         raise InterfuseError("input.empty", "there are no documents", where=name)
-    return Corpus(name, tuple(sorted(files, key=lambda f: f.name)))
+    names = [f.name for f in files]
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise InterfuseError("input.duplicate", f"two files are called {twice!r}", where=name)
+    return Corpus(name, tuple(sorted(files, key=lambda f: f.name)), limits)

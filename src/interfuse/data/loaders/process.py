@@ -1,0 +1,164 @@
+"""A process that reads files for another one, so that a hostile file costs its time and memory at most.
+
+The other side sends one line of JSON per file (name, path, limits) and gets one line back with the documents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from interfuse.core.errors import InterfuseError
+from interfuse.data.corpus import Document, Element, Skipped
+from interfuse.data.loaders.layout import Limits
+
+
+class Reader:
+    """The near side: starts the process when it is first needed, and again when it had to be ended."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def read(self, name: str, path: Path) -> Iterator[Document | Skipped]:
+        """What :func:`~interfuse.data.loaders.reading.read` gives for a file, within the limits of time and memory."""
+        process = self._process if self._process is not None and self._process.poll() is None else self._start()
+        job = {"name": name, "path": str(path), "limits": dataclasses.asdict(self.limits)}
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
+            line = self._line(process.stdout)
+        except OSError:
+            line = b""
+        if line is None:
+            self.close()
+            yield Skipped(name, "input.limit", f"reading it takes more than {self.limits.seconds:g} seconds")
+            return
+        if not line:
+            self.close()
+            yield Skipped(
+                name, "input.limit", f"its reader ended: damaged, or more than {self.limits.memory} bytes of memory"
+            )
+            return
+        for row in json.loads(line):
+            yield Skipped(**row["skipped"]) if "skipped" in row else from_row(row)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        keep = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+        environment = {k: v for k, v in os.environ.items() if k in keep}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "interfuse.data.loaders.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env={**environment, "PYTHONHASHSEED": "0"},
+        )  # fmt: skip
+        return self._process
+
+    def _line(self, stream: IO[bytes]) -> bytes | None:
+        """One line, empty when the process has ended, None when the time is over."""
+        end = time.monotonic() + self.limits.seconds + 5  # starting and sending take some
+        parts: list[bytes] = []
+        handle = stream.fileno()
+        while (left := end - time.monotonic()) > 0:
+            ready, _, _ = select.select([handle], [], [], left)
+            if not ready:
+                break
+            block = os.read(handle, 1 << 20)
+            parts.append(block)
+            if not block:
+                return b""
+            if block.endswith(b"\n"):
+                return b"".join(parts)
+        return None
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    stream.close()
+            self._process = None
+
+
+def to_row(document: Document) -> dict[str, Any]:
+    """A document as plain JSON."""
+    row = {k: v for k, v in vars(document).items() if v}
+    row["elements"] = [
+        [e.id, e.kind, e.start, e.end, e.level, e.page, e.place, e.parent, list(e.box), e.column]
+        for e in document.elements
+    ]
+    return row
+
+
+def from_row(row: dict[str, Any]) -> Document:
+    """The inverse of :func:`to_row`."""
+    elements = tuple(Element(*e[:8], tuple(e[8]), e[9]) for e in row.get("elements", ()))
+    rest = {k: v for k, v in row.items() if k not in ("elements", "links", "data")}
+    return Document(
+        **rest,
+        elements=elements,
+        links=tuple((a, b, t) for a, b, t in row.get("links", ())),
+        data=tuple(row.get("data", ())),
+    )
+
+
+def _limit_memory(memory: int) -> None:
+    try:
+        import resource
+
+        from_start = (
+            int(
+                next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmData")).split()[1]
+            )
+            * 1024
+        )
+        resource.setrlimit(resource.RLIMIT_DATA, (from_start + memory, from_start + memory))
+    except (ImportError, OSError, ValueError, StopIteration):
+        pass  # a system without such limits: time still holds
+
+
+def main() -> None:
+    """The far side: reads jobs from its input until that ends."""
+    from interfuse.data.loaders.reading import read
+
+    limited = False
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    for line in sys.stdin.buffer:
+        job = json.loads(line)
+        limits = Limits(**job["limits"])
+        if not limited:
+            _limit_memory(limits.memory)
+            limited = True
+        rows: list[dict[str, Any]] = []
+        try:
+            data = Path(job["path"]).read_bytes()
+            for found in read(job["name"], data, limits):
+                rows.append({"skipped": vars(found)} if isinstance(found, Skipped) else to_row(found))
+            answer = json.dumps(rows).encode()
+        except MemoryError:
+            answer = json.dumps(
+                [{"skipped": vars(Skipped(job["name"], "input.limit", "reading it takes too much memory"))}]
+            ).encode()
+        except (OSError, InterfuseError) as error:
+            answer = json.dumps([{"skipped": vars(Skipped(job["name"], "input.missing", str(error)))}]).encode()
+        except Exception as error:
+            answer = json.dumps(
+                [{"skipped": vars(Skipped(job["name"], "input.format", f"{type(error).__name__}: {error}"[:300]))}]
+            ).encode()
+        out.write(answer + b"\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Files that want to harm: each is skipped with a code and counted, and never stops the others."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.core.rooms import Source
+from interfuse.data.corpus import Skipped, open_corpus
+from interfuse.data.loaders.layout import Limits
+from interfuse.data.loaders.reading import read
+from tests import documents as made
+
+LAUGHS = (
+    '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "ha">'
+    + "".join(f'<!ENTITY a{i} "{"&a;" * 9}">' for i in range(9))
+    + "]><x>&a8;</x>"
+)
+
+
+def zipped(files: dict[str, bytes], **changes: int) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as made_zip:
+        for name, body in files.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = changes.get("attributes", 0) << 16
+            made_zip.writestr(info, body)
+    return out.getvalue()
+
+
+def tarred(kind: bytes, name: str, target: str = "") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        tar.addfile(info, io.BytesIO(b""))
+    return out.getvalue()
+
+
+def nested(depth: int) -> bytes:
+    body = zipped({"a.txt": b"words"})
+    for _ in range(depth):
+        body = zipped({"a.zip": body})
+    return body
+
+
+def laughing_word() -> bytes:
+    source = zipfile.ZipFile(io.BytesIO(made.docx("T", ["words"])))
+    return zipped({n: LAUGHS.encode() if n == "word/document.xml" else source.read(n) for n in source.namelist()})
+
+
+def looping_pdf() -> bytes:
+    return made.pdf("Loop", ["words"]).replace(b"/Kids [6 0 R]", b"/Kids [2 0 R]")
+
+
+def encrypted_pdf() -> bytes:
+    body = b"<< /Filter /Standard /V 1 /R 2 /O (" + b"o" * 32 + b") /U (" + b"u" * 32 + b") /P -4 >>"
+    plain = made.Pdf("Secret")
+    plain.text(60, 700, "hidden words")
+    raw = plain.bytes([body])
+    return raw.replace(b"/Root 1 0 R", b"/Root 1 0 R /Encrypt 7 0 R /ID [(aaaaaaaaaaaaaaaa) (aaaaaaaaaaaaaaaa)]")
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "swells.zip": (lambda: zipped({"a.txt": b"0" * 30_000_000}), "input.limit"),
+    "many.zip": (lambda: zipped({f"{i}.txt": b"" for i in range(10_001)}), "input.limit"),
+    "climbs.zip": (lambda: zipped({"../../a.txt": b"words"}), "unsafe.path"),
+    "absolute.zip": (lambda: zipped({"/etc/a.txt": b"words"}), "unsafe.path"),
+    "link.zip": (lambda: zipped({"a.txt": b"/etc/passwd"}, attributes=0o120777), "unsafe.path"),
+    "nested.zip": (lambda: nested(5), "input.limit"),
+    "torn.zip": (lambda: zipped({"a.txt": b"words" * 1000})[:-40], "input.format"),
+    "link.tar.gz": (lambda: tarred(tarfile.SYMTYPE, "a", "/etc/passwd"), "unsafe.path"),
+    "device.tar.gz": (lambda: tarred(tarfile.CHRTYPE, "a"), "unsafe.path"),
+    "climbs.tar.gz": (lambda: tarred(tarfile.REGTYPE, "../a"), "unsafe.path"),
+    "laughs.docx": (laughing_word, "input.format"),
+    "torn.docx": (lambda: made.docx("T", ["words"])[:3000], "input.format"),
+    "old.doc": (lambda: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600, "input.format"),
+    "secret.xlsx": (
+        lambda: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le") + b"\0" * 600,
+        "input.format",
+    ),
+    "loop.pdf": (looping_pdf, "input"),
+    "torn.pdf": (lambda: b"%PDF-1.4\n" + b"garbage" * 50, "input.format"),
+    "secret.pdf": (encrypted_pdf, "input.format"),
+    "scan.pdf": (lambda: made.Pdf("Scan").bytes(), "input.empty"),
+    "empty.txt": (lambda: b"", "input.empty"),
+    "blank.txt": (lambda: b" \n\t\r\n \xe2\x80\x8b", "input.empty"),
+    "binary.txt": (lambda: bytes(range(256)) * 40, "input.format"),
+    "picture.pdf": (lambda: b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "input.format"),
+    "svg.html": (lambda: LAUGHS.encode(), "input"),
+    "no-text.html": (lambda: b"<html><script>alert(1)</script></html>", "input.empty"),
+}
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_each_is_skipped_with_a_code(name: str) -> None:
+    build, code = HOSTILE[name]
+    found = list(read(name, build(), Limits()))
+    assert found
+    assert all(isinstance(f, Skipped) for f in found) or name == "svg.html"
+    for item in found:
+        if isinstance(item, Skipped):
+            assert item.code.startswith(code), item
+        else:
+            assert len(item.text) < 2000  # entities were not expanded
+
+
+def test_one_bad_file_never_stops_a_folder(tmp_path: Path) -> None:
+    for name, (build, _) in HOSTILE.items():
+        (tmp_path / name).write_bytes(build())
+    (tmp_path / "good.txt").write_text("Oslo is the capital of Norway.")
+    (tmp_path / "good.pdf").write_bytes(made.pdf("Good", ["Bergen is a city."]))
+    corpus = open_corpus(Source(str(tmp_path)), Ctx())
+    names = [d.name for d in corpus.documents()]
+    assert {"good.txt", "good.pdf"} <= set(names)
+    told = {s.name.split("!/")[0].split("#")[0] for s in corpus.skipped}
+    assert set(HOSTILE) - told <= {"svg.html"}
+
+
+def test_a_file_that_takes_too_long_or_too_much_memory_is_ended(tmp_path: Path) -> None:
+    from interfuse.data.loaders.process import Reader
+
+    (tmp_path / "a.html").write_bytes(b"<p>words</p>" * 400_000)
+    (tmp_path / "b.html").write_bytes(b"<p>fine</p>")
+    slow = Reader(Limits(seconds=-4.99))
+    try:
+        (found,) = slow.read("a.html", tmp_path / "a.html")
+        assert isinstance(found, Skipped)
+        assert "seconds" in found.why
+    finally:
+        slow.close()
+    tight = Reader(Limits(memory=40 * 2**20))
+    try:
+        (found,) = tight.read("a.html", tmp_path / "a.html")
+        assert isinstance(found, Skipped)
+        assert found.code in ("input.limit", "input.format")
+        (fine,) = tight.read("b.html", tmp_path / "b.html")
+        assert not isinstance(fine, Skipped)
+    finally:
+        tight.close()
+
+
+@pytest.mark.parametrize(
+    "body", [b"<div>" * 200_000 + b"words", b"<b>" * 100_000 + b"words", b"<table><tr><td>" * 5_000 + b"words"]
+)
+def test_deep_pages_take_linear_time(body: bytes) -> None:
+    start = time.process_time()
+    found = list(read("a.html", body, Limits()))
+    assert found
+    assert time.process_time() - start < 5
+
+
+def test_long_lines_and_strange_texts() -> None:
+    long = b"word " * 400_000
+    start = time.process_time()
+    (found,) = read("a.txt", long, Limits())
+    assert not isinstance(found, Skipped)
+    assert time.process_time() - start < 5
+    for words in (
+        "e\u0301tude \u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
+        "a\x00b",
+        "\ud83d\ude00 smile".encode("utf-16", "surrogatepass").decode("utf-16"),
+    ):
+        (kept,) = read("a.txt", words.encode(), Limits())
+        assert not isinstance(kept, Skipped)
+        assert "\x00" not in kept.text
+
+
+def test_what_a_corpus_is_refused_for(tmp_path: Path) -> None:
+    cases = {
+        "input.missing": str(tmp_path / "no"),
+        "input.empty": str(tmp_path),
+        "input.type": 7,
+        "param.unknown": {"documents": str(tmp_path), "incldue": []},
+    }
+    for code, spec in cases.items():
+        with pytest.raises(InterfuseError) as caught:
+            open_corpus(Source(spec), Ctx())
+        assert caught.value.code == code
+    (tmp_path / "a.txt").write_text("words")
+    (tmp_path / "b.txt").write_text("words")
+    with pytest.raises(InterfuseError, match="more than 1 files"):
+        open_corpus(Source({"documents": str(tmp_path), "max_files": 1}), Ctx())
+    corpus = open_corpus(Source(str(tmp_path)), Ctx())
+    assert len(list(corpus.documents())) == 1
+    assert [s.code for s in corpus.skipped] == ["input.duplicate"]
