@@ -30,7 +30,7 @@ def read_mail(data: bytes, name: str, limits: Limits) -> tuple[Document, list[tu
             writer.meta[key.casefold()] = value
             if key in ("From", "To", "Cc", "Date", "Subject"):
                 writer.add("heading" if key == "Subject" else "field", value if key == "Subject" else f"{key}: {value}",
-                           separator="\n", place=key, **({"level": 1} if key == "Subject" else {}))  # fmt: skip
+                           separator="\n", place=key, level=int(key == "Subject"))  # fmt: skip
     body, attached = _parts(message)
     if body is not None:
         words = _words(body)

@@ -332,7 +332,7 @@ def _paragraph(writer: Writer, lines: Sequence[Line], page: int, body: float, ra
         max(x.right for x in lines),
         max(x.top for x in lines),
     )
-    facts = {"page": page, "box": tuple(round(v, 1) for v in box)}
+    facts: dict[str, Any] = {"page": page, "box": tuple(round(v, 1) for v in box)}
     size = max(x.size for x in lines)
     bold = all(r.bold for x in lines for r in x.runs)
     level = next((i for i, s in enumerate(ranks, 1) if size >= s * 0.97), 0)
