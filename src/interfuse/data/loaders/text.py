@@ -96,7 +96,8 @@ def write_markdown(writer: Writer, text: str) -> None:
             if colon and value.strip() and key.strip() in ("title", "author", "date", "lang"):
                 writer.meta[key.strip()] = value.strip().strip("\"'")
         lines = lines[end + 1 :]
-    i, paragraph = 0, []
+    i = 0
+    paragraph: list[str] = []
 
     def flush() -> None:
         if paragraph:
