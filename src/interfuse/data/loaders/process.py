@@ -102,7 +102,9 @@ def to_row(document: Document) -> dict[str, Any]:
 
 def from_row(row: dict[str, Any]) -> Document:
     """The inverse of :func:`to_row`."""
-    elements = tuple(Element(*e[:8], box=tuple(e[8]), column=e[9]) for e in row.get("elements", ()))
+    elements = tuple(
+        Element(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7], tuple(e[8]), e[9]) for e in row.get("elements", ())
+    )
     rest = {k: v for k, v in row.items() if k not in ("elements", "links", "data")}
     return Document(
         **rest,
