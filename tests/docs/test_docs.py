@@ -85,7 +85,7 @@ def read_yaml(block: Block, folder: Path) -> None:
 
 
 def open_source(name: str, sources: dict[str, Any], folder: Path) -> None:
-    from interfuse.data import models, tables
+    from interfuse.data import lm, models, tables
 
     def resolved(spec: dict[str, Any]) -> dict[str, Any]:
         return {**spec, "from": resolved(sources[spec["from"]])} if "from" in spec else spec
@@ -95,6 +95,8 @@ def open_source(name: str, sources: dict[str, Any], folder: Path) -> None:
         if "/" in spec.get("model", "") and not spec["model"].startswith("models/"):
             return  # an id on the hub: there is no network here
         models.open_model(Source(spec, name, folder), Ctx())
+    elif "endpoint" in spec or "replies" in spec:
+        assert lm.open_lm(Source(spec, name, folder), Ctx()).name
     else:
         assert len(tables.open_table(Source(spec, name, folder), Ctx())) > 0
 
@@ -121,6 +123,10 @@ def write_examples(folder: Path) -> None:
         BertForSequenceClassification(config), LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"])
     )
     adapted.save_pretrained(folder / "adapters" / "tuned")
+    (folder / "replies.jsonl").write_text('{"prompt": "Who?", "replies": ["me"]}\n')
+    talk = '[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "me"}]'
+    (folder / "talks.jsonl").write_text(f'{{"conversation": {talk}}}\n')
+    (folder / "questions.jsonl").write_text('{"question": "Who?", "options": ["me", "you"], "answer": "A"}\n')
     Dataset.from_dict({"id": ["a", "b"], "logits": [[0.0, 1.0], [2.0, 3.0]]}).to_parquet(folder / "teacher.parquet")
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from interfuse.core import index
-from interfuse.core.artifact import MANIFEST, open_artifact
+from interfuse.core.artifact import MANIFEST, Artifact, open_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Source
 from interfuse.core.safe import canonical_json, file_sha256, fingerprint, read_text, write_atomic
+from interfuse.data.models import Model, open_model
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -332,16 +333,54 @@ def open_lm(source: Source, ctx: Ctx) -> LM:
         from interfuse.data.endpoint_lm import EndpointLM
 
         return EndpointLM(**dict(spec), name=source.name)
-    if (
-        isinstance(spec, str | Path)
-        and (made := source.folder / Path(spec).expanduser()).is_dir()
-        and (made / MANIFEST).is_file()
-    ):
-        artifact = open_artifact(made)
-        if artifact.kind == "lm":
-            room = index.load_room_module(str(artifact.manifest["method"]).split("/")[0])
-            return room.reopen(artifact, source.name or made.name, ctx)
+    made = _is_made(source)
+    if made is not None:
+        room = index.load_room_module(str(made.manifest["method"]).split("/")[0])
+        return room.reopen(made, source.name or made.path.name, ctx)
     from interfuse.data.local_lm import LocalLM
-    from interfuse.data.models import open_model
 
     return LocalLM(open_model(source, ctx), ctx)
+
+
+def _is_made(source: Source) -> Artifact | None:
+    """The artifact of a language model that a room has made and that is no checkpoint, where the source names one."""
+    if not isinstance(source.spec, str | Path):
+        return None
+    folder = source.folder / Path(source.spec).expanduser()
+    found = open_artifact(folder) if (folder / MANIFEST).is_file() else None
+    return found if found is not None and found.kind == "lm" else None
+
+
+def open_speaker(source: Source, ctx: Ctx) -> Model:
+    """Opens a model of any kind: a checkpoint as ``open_model`` does, or a language model that is none as a model that speaks.
+
+    Raises:
+        InterfuseError: as ``open_model`` and :func:`open_lm`.
+    """
+    spec = source.spec
+    if isinstance(spec, Model):
+        return spec
+    far = isinstance(spec, Mapping) and ("endpoint" in spec or "replies" in spec)
+    if not far and not isinstance(spec, LM) and not str(spec).startswith("replies:") and _is_made(source) is None:
+        return open_model(source, ctx)
+    lm = open_lm(source, ctx)
+    made_by, parents = getattr(lm, "made_by", ""), getattr(lm, "parents", ())
+    return Model(
+        source.name or lm.name,
+        task="causal-lm",
+        speaker=lm,
+        made_by=made_by,
+        parents=tuple(parents),
+        key=lm.fingerprint(),
+    )
+
+
+def as_lm(model: Model, ctx: Ctx) -> LM:
+    """The language model that a model is.
+
+    Raises:
+        InterfuseError: ``input.type`` when it generates no text.
+    """
+    from interfuse.data.local_lm import LocalLM
+
+    return model.speaker if model.speaker is not None else LocalLM(model, ctx)

@@ -48,6 +48,7 @@ class Model:
         module: the module itself when it is in memory.
         computed: where its tensors come from when they are neither in a folder nor in memory.
         tokenizer: folder of the tokenizer when it is not in ``path``.
+        speaker: the language model itself where it is no checkpoint (an endpoint, a fused one): an ``interfuse.data.lm.LM``.
         made_by, parents, key: the step that makes it, what that step takes, and the step's key (see ``core.run``).
     """
 
@@ -58,6 +59,7 @@ class Model:
     module: torch.nn.Module | None = field(default=None, repr=False, compare=False)
     computed: Computed | None = field(default=None, repr=False, compare=False)
     tokenizer: Path | None = None
+    speaker: Any = field(default=None, repr=False, compare=False)
     made_by: str = ""
     parents: tuple[Any, ...] = field(default=(), repr=False)
     key: str = ""
@@ -418,6 +420,8 @@ def size_of(model: Model) -> int:
     """
     import torch
 
+    if model.speaker is not None:
+        return 0  # nobody tells
     if model.module is not None:
         return sum(p.numel() for p in model.module.parameters())
     if model.path is not None and model.path.is_dir():

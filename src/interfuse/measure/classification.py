@@ -26,13 +26,14 @@ MEASURED = ("result", "baseline")
 PARTS = ("gained", "kept", "lost", "never")
 
 
-def _needs_two_sources(inputs: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+def ensemble_needs_sources(inputs: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Refuses an ensemble of fewer than two sources (``param.missing``)."""
     if params["ensemble"] and len(inputs["against"]) < 2:
         raise InterfuseError("param.missing", "an ensemble needs at least two sources", where="against",
                              fix="Name the sources as against, or leave out ensemble.")  # fmt: skip
 
 
-@method(before=_needs_two_sources)
+@method(before=ensemble_needs_sources)
 def classification(
     seen: Predictions,
     *,

@@ -1,14 +1,15 @@
 """The room's contract and its one engine: predict once per model and seed, let the method score, write the report.
 
 A method is a function ``method(seen: Predictions, *, ctx, ...) -> Findings``. The engine opens and checks the inputs, runs
-the models, keeps the per-item log and writes the files; which scores and comparisons are made is the method's affair.
+the models, keeps the per-item log and writes the files; which scores and comparisons are made is the method's affair. Its trait
+``reading`` says what it reads off a model: the logits of a classifier where it has none.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call, Cost, Input, Room
 from interfuse.core.safe import canonical_json
-from interfuse.data.models import Model, open_model, size_of
+from interfuse.data.lm import open_speaker
+from interfuse.data.models import Model, size_of
 from interfuse.data.reports import Report
 from interfuse.data.tables import Table, open_table
 
@@ -29,7 +32,6 @@ FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 #: what a role's colour stands for
 LEGEND = {"source": "source", "result": "result: made from the sources", "baseline": "baseline: not made from them",
           "reference": "reference: all sources at once"}  # fmt: skip
-CLASSIFIERS = ("image-classification", "text-classification", "module")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Contender:
         name: unique in the report.
         role: ``result`` (a model to be measured), ``baseline`` (one that was not made from the sources), ``source`` (what they are
             compared with) or ``reference`` (added by the method).
-        logits: ``[seeds, items, classes]``. held: the same for the validation items, None without them.
+        logits: ``[seeds, items, classes]``, or the columns that the method's reading gives. held: the same for the validation items, None without them.
         fixed: the same weights under every seed. parameters: how many numbers the model holds.
     """
 
@@ -76,6 +78,23 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a method reads off a model.
+
+    Attributes:
+        tasks: of the models it takes.
+        gold: what is right, and the classes' names; raises coded errors for a table it cannot use.
+        predict: ``(model, table, ctx, params) -> [items, columns]``, finite or minus infinity.
+        rows: the columns of the per-item log for one contender and seed, from what ``predict`` gave and the labels.
+    """
+
+    tasks: tuple[str, ...]
+    gold: Callable[[Table], tuple[NDArray[np.int64], tuple[str, ...]]]
+    predict: Callable[[Model, Table, Ctx, Mapping[str, Any]], Logits]
+    rows: Callable[[Logits, NDArray[np.int64], tuple[str, ...]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Findings:
     """What a method found.
 
@@ -95,6 +114,37 @@ class Findings:
     contenders: Sequence[Contender]
     plots: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]
     sections: Sequence[Any]
+
+
+def _classes(table: Table) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    return table.labels(), table.classes  # refuses a table without labels; opening it has refused ids that occur twice
+
+
+def _logits(model: Model, table: Table, ctx: Ctx, params: Mapping[str, Any]) -> Logits:
+    from interfuse.kit.encode import predict
+
+    found = predict(model, table, ctx).astype(np.float64)
+    if found.ndim != 2 or found.shape[1] != len(table.classes):
+        raise _misfit(model.name, found.shape[-1], table)
+    return found
+
+
+def guesses(logits: Logits, labels: NDArray[np.int64], classes: tuple[str, ...]) -> dict[str, Any]:
+    """The per-item log of a classifier: what was right, what was guessed, how sure it was."""
+    from scipy.special import softmax
+
+    probs, guess, names = softmax(logits, axis=1), logits.argmax(axis=1), np.array(classes, dtype=object)
+    return {"label": names[labels], "prediction": names[guess], "correct": guess == labels,
+            "p_true": probs[np.arange(len(labels)), labels], "confidence": probs.max(axis=1)}  # fmt: skip
+
+
+CLASSES = Reading(("image-classification", "text-classification", "module"), _classes, _logits, guesses)
+
+
+def reading_of(call: Call) -> Reading:
+    """What the method reads off a model."""
+    found: Reading = call.method.traits.get("reading", CLASSES)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- before the work
@@ -130,16 +180,17 @@ def check(call: Call) -> None:
     before = call.method.traits.get("before")
     if before is not None:
         before(call.inputs, call.params)
+    reading = reading_of(call)
     for replica in call.replicas:
         table: Table = replica["data"]
-        _check_table(table)
+        _check_table(table, reading)
         if table.fingerprint() != call.inputs["data"].fingerprint():
             raise InterfuseError("input.shape", "the items differ between seeds", where=table.name,
                                  fix="Measure on one table: it must not be made by a step with a seed of its own.")  # fmt: skip
         held: Table | None = replica.get("validation")
         if held is not None:
-            _check_table(held)
-            if held.classes != table.classes:
+            _check_table(held, reading)
+            if reading is CLASSES and held.classes != table.classes:
                 raise InterfuseError("input.shape", "the validation table has other classes", where=f"{held.name}, {table.name}")  # fmt: skip
             if _shared(held, table):
                 raise InterfuseError("input.leak", "validation items are also measured on", where=f"{held.name}, {table.name}",
@@ -154,22 +205,26 @@ def check(call: Call) -> None:
             raise InterfuseError("input.duplicate", "the models to measure are the sources themselves", where=roles[0][1].name,
                                  fix="Name the fused models as models, the sources as against.")  # fmt: skip
         for _, model in roles:
-            _check_model(model, table)
+            _check_model(model, table, reading)
         if not call.params.get("allow_leak", False):
             _refuse_leak(roles, table)
 
 
-def _check_table(table: Table) -> None:
-    table.labels()  # refuses a table without labels; opening it has refused ids that occur twice
+def _check_table(table: Table, reading: Reading) -> None:
+    reading.gold(table)
     if len(table) < 2:
         raise InterfuseError("input.empty", "one item leaves no spread to measure", where=table.name)
 
 
-def _check_model(model: Model, table: Table) -> None:
-    if model.task not in CLASSIFIERS:
+def _check_model(model: Model, table: Table, reading: Reading) -> None:
+    if model.task not in reading.tasks:
         raise InterfuseError(
-            "input.type", f"a classifier is needed, this is a model for {model.task}", where=model.name
+            "input.type",
+            f"a model for {' or '.join(reading.tasks)} is needed, this is one for {model.task}",
+            where=model.name,
         )
+    if reading is not CLASSES:
+        return
     if model.labels is not None and model.labels != len(table.classes):
         raise _misfit(model.name, model.labels, table)
     names = model.config.get("id2label")
@@ -257,8 +312,7 @@ def _by_id(table: Table) -> Table:
 
 def predictions(call: Call) -> Predictions:
     """Runs every model over the items, each model once per seed; a model that several roles or seeds share runs once."""
-    from interfuse.kit.encode import predict
-
+    reading = reading_of(call)
     table = _by_id(call.inputs["data"])
     validation = call.inputs.get("validation")
     held = None if validation is None else _by_id(validation)
@@ -267,10 +321,7 @@ def predictions(call: Call) -> Predictions:
     def logits(model: Model, seed: int, items: Table, which: str) -> Logits:
         slot = (_slot(model, seed), which)
         if slot not in known:
-            found = predict(model, items, call.ctx.with_(seed=seed)).astype(np.float64)
-            if found.ndim != 2 or found.shape[1] != len(items.classes):
-                raise _misfit(model.name, found.shape[-1], items)
-            known[slot] = found
+            known[slot] = reading.predict(model, items, call.ctx.with_(seed=seed), call.params)
         return known[slot]
 
     roles = [_roles(replica) for replica in call.replicas]
@@ -291,8 +342,9 @@ def predictions(call: Call) -> Predictions:
         count = _trained_on(model, table)[0]
         if count:
             before[names[i]] = count
-    return Predictions(tuple(table.ids()), table.labels(), table.classes, tuple(call.seeds), tuple(contenders),
-                       None if held is None else held.labels(), before)  # fmt: skip
+    labels, classes = reading.gold(table)
+    return Predictions(tuple(table.ids()), labels, classes, tuple(call.seeds), tuple(contenders),
+                       None if held is None else reading.gold(held)[0], before)  # fmt: skip
 
 
 def run(call: Call, folder: Path) -> dict[str, Any]:
@@ -322,14 +374,14 @@ def run(call: Call, folder: Path) -> dict[str, Any]:
         "plots": {name: f"plots/{name}.csv" for name in sorted(tables)},
     }
     (folder / "report.json").write_bytes(canonical_json(tidy(report)))
-    (folder / "items.parquet").write_bytes(items_parquet(seen, found.contenders))
+    (folder / "items.parquet").write_bytes(items_parquet(seen, found.contenders, reading_of(call)))
     (folder / "plots").mkdir()
     for name, (heads, body) in tables.items():
         (folder / "plots" / f"{name}.csv").write_bytes(csv_bytes(heads, body))
     picture = plots.lineage(graph, {model.name: role for role, model in _roles(call.inputs)})
     at = next((i for i, s in enumerate(found.sections) if s.folded), len(found.sections))
     sections = [*found.sections[:at], page.Section("How it was made", pictures=[picture]), *found.sections[at:]]
-    facts = [("items", f"{len(seen.ids):,}"), ("classes", str(len(seen.classes))), ("models", str(len(found.contenders))),
+    facts = [("items", f"{len(seen.ids):,}"), *([("classes", str(len(seen.classes)))] if seen.classes else []), ("models", str(len(found.contenders))),
              ("seeds", ", ".join(map(str, seen.seeds))), ("data", call.inputs["data"].name)]  # fmt: skip
     legend = [(tone, LEGEND[tone]) for tone in page.TONES if any(c.role == tone for c in found.contenders)]
     html = page.render(
@@ -367,53 +419,29 @@ def csv_bytes(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     return out.getvalue().encode()
 
 
-def items_parquet(seen: Predictions, contenders: Sequence[Contender]) -> bytes:
+def items_parquet(seen: Predictions, contenders: Sequence[Contender], reading: Reading) -> bytes:
     """The per-item log: one row per item, model and seed, as parquet without anything that varies between runs."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parts = list(_item_rows(seen, contenders))
-    table = pa.table({key: np.concatenate([p[key] for p in parts]) for key in parts[0]})
-    for key, names in (
-        ("label", seen.classes),
-        ("prediction", seen.classes),
-        ("model", [c.name for c in contenders]),
-        ("id", seen.ids),
-    ):
-        at = table.schema.get_field_index(key)
-        coded = pa.DictionaryArray.from_arrays(table[key].combine_chunks(), pa.array(list(names), pa.string()))
-        table = table.set_column(at, key, coded.cast(pa.string()))
+    parts = [
+        {"id": np.array(seen.ids, dtype=object), "model": np.full(len(seen.ids), c.name, dtype=object),
+         "seed": np.full(len(seen.ids), seed, np.int64), **reading.rows(c.logits[s], seen.labels, seen.classes)}
+        for c in contenders for s, seed in enumerate(seen.seeds)
+    ]  # fmt: skip
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(
+        pa.table({key: np.concatenate([p[key] for p in parts]) for key in parts[0]}), sink, compression="zstd"
+    )
     return sink.getvalue()
-
-
-def _item_rows(seen: Predictions, contenders: Sequence[Contender]) -> Iterator[dict[str, NDArray[Any]]]:
-    from scipy.special import softmax
-
-    n = len(seen.ids)
-    for c, contender in enumerate(contenders):
-        for s, seed in enumerate(seen.seeds):
-            probs = softmax(contender.logits[s], axis=1)
-            guess = contender.logits[s].argmax(axis=1)
-            yield {
-                "id": np.arange(n, dtype=np.int32),
-                "model": np.full(n, c, np.int32),
-                "seed": np.full(n, seed, np.int64),
-                "label": seen.labels.astype(np.int32),
-                "prediction": guess.astype(np.int32),
-                "correct": guess == seen.labels,
-                "p_true": probs[np.arange(n), seen.labels],
-                "confidence": probs.max(axis=1),
-            }
 
 
 ROOM = Room(
     "measure",
     kind="report",
     inputs=(
-        Input("models", open_model, many=True, positional=True, doc="the models to measure"),
-        Input("against", open_model, many=True, required=False, doc="the sources to compare with, item by item"),
+        Input("models", open_speaker, many=True, positional=True, doc="the models to measure"),
+        Input("against", open_speaker, many=True, required=False, doc="the sources to compare with, item by item"),
         Input("data", open_table, doc="a table with labels that no model was trained on"),
         Input("validation", open_table, required=False, doc="other labelled items, to fit temperatures on"),
     ),
