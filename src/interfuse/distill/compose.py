@@ -44,7 +44,7 @@ class Compose(Hooks):
             teacher_features=tuple(dict.fromkeys(f for n in every for f in n.teacher_features)),
             augments=any(n.augments for n in every),
             validation=any(n.validation for n in every),
-            batch=max(n.batch for n in every),
+            batch=max((n.batch for n in every), default=1),
             own_labels=any(n.own_labels for n in every),
             raw_logits=any(n.raw_logits for n in every),
             mixes=any(n.mixes for n in every),
