@@ -122,3 +122,4 @@ case("merge/rcp", inputs="reader", models=2, calibration=2, penalty=200.0, rando
 case("merge/aim", inputs="reader", calibration=1, weight=[1, 2, 3], random=False, oracle="relaxed")
 case("merge/sens", inputs="reader", calibration=3, temperature=0.2, random=False, oracle="sensitive")
 case("merge/acm", inputs="reader", calibration=1, scale=1.5, random=False, oracle="informed")
+case("decode/rice", markers={"sings": 1.0, "runs": -0.5}, min_count=5, random=False, oracle="association")

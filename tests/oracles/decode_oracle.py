@@ -117,3 +117,38 @@ def plug(step: dict[str, Any], *, alpha: Any, gate: str, threshold: float, e: fl
     elif restrict == "always":
         probs = [a / sum(r[v] for v in head) if v in head else 0.0 for v, a in enumerate(r)]
     return {"probs": probs, "H_param": h_p, "H_rag": h_r, "gain": gain, "intervened": float(conflict), "alpha": share}
+
+
+def association(transcripts: list[dict[str, Any]], experts: int, *, markers: dict[str, float], count: int, min_count: int,
+                skip_first: int) -> dict[str, Any]:  # fmt: skip
+    """Scores of all experts by counting one token after the other, and the highest of them.
+
+    A transcript has its words, and per layer the experts selected at each word.
+    """
+    events = [
+        (w, [layer[i] for layer in t["experts"]])
+        for t in transcripts
+        for i, w in enumerate(t["words"])
+        if i >= skip_first
+    ]
+    scores, often = {}, {}
+    for layer in range(len(transcripts[0]["experts"])):
+        for expert in range(experts):
+            name = f"layer {layer} expert {expert}"
+            active = sum(expert in picked[layer] for _, picked in events)
+            often[name] = active
+            scores[name] = 0.0
+            for marker, weight in markers.items():
+                marked = sum(w == marker for w, _ in events)
+                both = sum(w == marker and expert in picked[layer] for w, picked in events)
+                joint = both / len(events)
+                value = (
+                    -1.0
+                    if both == 0
+                    else math.log2(joint / (marked / len(events) * active / len(events))) / -math.log2(joint)
+                )
+                scores[name] += weight * value
+    places = [(layer, expert) for layer in range(len(transcripts[0]["experts"])) for expert in range(experts)]
+    able = [p for p in places if often[f"layer {p[0]} expert {p[1]}"] >= min_count]
+    able.sort(key=lambda p: -scores[f"layer {p[0]} expert {p[1]}"])
+    return {"scores": scores, "chosen": [list(p) for p in able[:count]]}

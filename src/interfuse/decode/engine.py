@@ -185,7 +185,9 @@ class Engine:
         Raises:
             InterfuseError: ``input.type``, ``input.empty``, ``input.missing`` or ``needs.capability``.
         """
-        contexts = Contexts(self.settings.with_context, any(v.role == "plain" for v in self.voices))
+        contexts = Contexts(
+            self.settings.with_context, any(v.role == "plain" for v in self.voices), self.settings.templates != "none"
+        )
         found: list[list[list[int]]] = []
         for voice in self.voices:
             own = self.tokenizers[voice.weights]

@@ -11,10 +11,12 @@ from interfuse.core.errors import InterfuseError
 
 @dataclass(frozen=True)
 class Contexts:
-    """How a context becomes part of a prompt, and whether the method reads the prompt without it too."""
+    """How a context becomes part of a prompt, whether the method reads the prompt without it too, and whether a question is a turn of a
+    conversation where the tokenizer has a template."""
 
     template: str
     needed: bool
+    chat: bool = True
 
     def join(self, context: str, question: str) -> str:
         """The question with its context; just the question where there is none."""
@@ -46,7 +48,7 @@ def texts_of(
                                  fix="Give each question its context; an empty one leaves the model as it is.")  # fmt: skip
         context = "" if plain else str(prompt.get("context") or "")
         question = str(prompt["question"])
-        if not tokenizer.chat_template:
+        if not tokenizer.chat_template or not contexts.chat:
             return contexts.join(context, question), True
         return _rendered([{"role": "user", "content": contexts.join(context, question)}], tokenizer, name), False
     messages = list(prompt) if isinstance(prompt, Sequence) else None

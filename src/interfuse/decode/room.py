@@ -45,8 +45,10 @@ class DecodeSettings:
         20
     )
     templates: Annotated[
-        Literal["own", "main"],
-        Field(description="chat template of every stream: its own, or that of the main model for all"),
+        Literal["own", "main", "none"],
+        Field(
+            description="chat template of every stream: its own, the main model's for all, or none, so that a question is continued as text"
+        ),
     ] = "own"
     with_context: Annotated[
         str, Field(min_length=1, description="how a question and its context are written as one prompt")

@@ -41,7 +41,7 @@ class Profile:
 
 
 def open_transcripts(source: Source, ctx: Ctx) -> Transcripts:
-    """Opens texts: a list, a ``.jsonl`` or ``.parquet`` file with a column ``text`` (or ``transcript``, ``output``), or a ``.txt`` file
+    """Opens texts: ``{"texts": [...]}``, a ``.jsonl`` or ``.parquet`` file with a column ``text`` (or ``transcript``, ``output``), or a ``.txt`` file
     of one text per paragraph.
 
     Raises:
@@ -50,11 +50,11 @@ def open_transcripts(source: Source, ctx: Ctx) -> Transcripts:
     spec = source.spec
     if isinstance(spec, Transcripts):
         return spec
-    if isinstance(spec, Sequence) and not isinstance(spec, str):
-        return _texts(source.name or "transcripts", list(spec), "transcripts")
+    if isinstance(spec, Mapping) and set(spec) == {"texts"}:
+        return _texts(source.name or "transcripts", list(spec["texts"]), "transcripts")
     if not isinstance(spec, str | Path):
         raise InterfuseError(
-            "input.type", f"transcripts are a file or a list of texts, not {type(spec).__name__}", where=source.name
+            "input.type", f"transcripts are a file, or a table of texts, not {type(spec).__name__}", where=source.name
         )
     path = source.folder / Path(spec).expanduser()
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests import tiny_texts
 from tests.conformance.cases import Case
 from tests.conformance.fixtures import Bad, Scene, room
 
+MIXTURE = {"model_type": "qwen3_moe", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 ASKED = [
     {"question": "the cat sees a", "context": "one red bird sings there"},
     {"question": "blue fish", "context": ""},
@@ -74,16 +76,22 @@ def decode(case: Case, shared: Path) -> Scene:
         inputs["base"] = speaker(path, "small")
     if count := given.pop("experts", least):
         inputs["experts"] = [speaker(path, f"expert-{i}") for i in range(count)]
+    mixture = bool(traits.get("transcripts"))
+    if mixture:
+        inputs = {"model": speaker(path, "mixture", **MIXTURE), "transcripts": transcripts(path)}
     given = {**inputs, **given}
 
     def in_memory() -> dict[str, Any]:
-        return {
-            **given,
-            **{
-                name: [_held(f) for f in value] if isinstance(value, list) else _held(value)
-                for name, value in inputs.items()
-            },
+        held = {
+            name: [_held(f) for f in v] if isinstance(v, list) else _held(v)
+            for name, v in inputs.items()
+            if name != "transcripts"
         }
+        texts = {}
+        if mixture:
+            lines = Path(inputs["transcripts"]).read_text().splitlines()
+            texts = {"transcripts": {"texts": [json.loads(line)["text"] for line in lines]}}
+        return {**given, **held, **texts}
 
     wrong = [Bad("a model that writes no text", {"model": classifier(path)}, ("input.type",)),
              Bad("a model without a tokenizer", {"model": _bare(path)}, ("input.missing",))]  # fmt: skip
@@ -102,21 +110,58 @@ def decode(case: Case, shared: Path) -> Scene:
         "one_row": [Bad("one text at once", {"rows": 1}, (), or_works=True)],
         "refuses_missing_input": missing,
     }
+    unread = "weights are not read when the description is written; a NaN is met and named while decoding"
+    if mixture:
+        wrong[1:] = [Bad("a dense model", {"model": speaker(path, "small")}, ("needs.capability",)),
+                     Bad("a profile of another model", {"profile": {"model": "0" * 64, "chosen": [[0, 0]]}}, ("input.type",))]  # fmt: skip
+        missing.append(Bad("no transcripts", {"transcripts": None}, ("param.missing",)))
+        missing.append(Bad("a marker that never occurs", {"markers": {"[EOS]": 1.0}}, ("input.missing",)))
+        bad["refuses_empty"].append(
+            Bad("a file of no transcripts", {"transcripts": transcripts(path, "empty")}, ("input.empty",))
+        )
+        bad["one_row"] = [
+            Bad("one transcript", {"transcripts": transcripts(path, "one")}, ("input.limit",), or_works=True)
+        ]
+        bad["refuses_nan"] = [Bad("NaN in a tensor", {"model": _spoilt(path)}, ("input.nan",))]
     return Scene(
         given,
         in_memory,
         path,
         answers,
         bad,
-        compare=lambda oracle: compared(case, given, oracle),
+        compare=lambda oracle: associated(case, given, oracle) if mixture else compared(case, given, oracle),
         tolerance=2e-4,
         not_applicable={
             "resume_equals_one_go": "a description is written in one go",
             "dtype_kept": "the folder names its models and holds no tensors",
-            "refuses_nan": "weights are not read when the description is written; a NaN is met and named while decoding",
+            **({} if mixture else {"refuses_nan": unread}),
             "refuses_duplicates": "the same model may be several streams; that is an identity of the methods",
         },
     )
+
+
+def transcripts(path: Path, change: str = "") -> str:
+    """A JSONL file of texts of words."""
+    file = path / f"transcripts{'-' + change if change else ''}.jsonl"
+    if not file.is_file():
+        path.mkdir(parents=True, exist_ok=True)
+        texts = tiny_texts.sentences(40)[0]
+        texts = texts[: {"empty": 0, "one": 1}.get(change, 40)] if change != "one" else ["the cat sings and runs here"]
+        file.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    return str(file)
+
+
+def _spoilt(path: Path) -> str:
+    """The mixture with a NaN in it."""
+    from safetensors.torch import load_file, save_file
+
+    folder = path / "spoilt"
+    if not folder.is_dir():
+        shutil.copytree(speaker(path, "mixture", **MIXTURE), folder)
+        held = load_file(folder / "model.safetensors")
+        held["model.norm.weight"][3] = float("nan")
+        save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
 
 
 def _bare(path: Path) -> str:
@@ -197,3 +242,31 @@ def compared(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -
             pairs += [(f"step {step.number} text {row}: {name}", probs[row] if name == "probs" else ours.trace[name][row], value)
                       for name, value in said.items()]  # fmt: skip
     return pairs
+
+
+def associated(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """The table of the steering profile beside the oracle's, which gets the words of every transcript and the experts that the model's
+    own router logits select at each."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.method import load
+    from interfuse.core.rooms import load_room, prepare
+
+    call = prepare(load_room("decode"), load(case.method), given, Ctx(seed=7))
+    facts = call.method.traits["fit"](call)
+    module = AutoModelForCausalLM.from_pretrained(given["model"]).eval()
+    tokenizer, seen = AutoTokenizer.from_pretrained(given["model"]), []
+    for text in call.inputs["transcripts"].texts:
+        ids = tokenizer(text)["input_ids"]
+        with torch.no_grad():
+            routes = module(input_ids=torch.tensor([ids]), output_router_logits=True).router_logits
+        top = [layer.topk(MIXTURE["num_experts_per_tok"], dim=-1).indices.tolist() for layer in routes]
+        seen.append({"words": tokenizer.convert_ids_to_tokens(ids), "experts": top})
+    said = oracle(
+        seen, MIXTURE["num_experts"], **{n: call.params[n] for n in ("markers", "count", "min_count", "skip_first")}
+    )
+    ours = {f"layer {row['layer']} expert {row['expert']}": row["score"] for row in facts["table"]}
+    assert set(ours) == set(said["scores"])
+    pairs = [(name, value, said["scores"][name]) for name, value in ours.items()]
+    return [*pairs, ("chosen", facts["chosen"], said["chosen"])]
