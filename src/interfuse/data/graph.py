@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from interfuse.core.artifact import save_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Source
-from interfuse.core.safe import canonical_json
 from interfuse.data import graph_files as files
-from interfuse.data.graph_columns import Columns, build_columns, open_columns
+from interfuse.data.graph_columns import Columns, build_columns, named, open_columns, texts, word_of
 from interfuse.data.graph_log import Op, State
 from interfuse.data.statements import (
     ALIAS,
@@ -36,6 +38,7 @@ from interfuse.data.statements import (
     Statement,
     Term,
     evidence_json,
+    term_of,
     text_of,
     to_json,
 )
@@ -69,8 +72,7 @@ class _Held:
     state: State | None = None
     columns: Columns | None = None  # of the present version, while ``fresh`` says so
     columns_version: int = -1
-    store: Any = None
-    store_version: int = -1
+    stores: dict[bool, tuple[int, Any]] = field(default_factory=dict)  # with reifiers or without: version, store
     digest: str = ""
     digest_version: int = -1
     journal: Journal | None = None
@@ -130,7 +132,7 @@ class Graph:
     def from_columns(columns: Columns, name: str = "graph") -> Graph:
         """A graph of the statements of an integer view; names that are no IRIs get one. Objects are made when they are needed."""
         graph = Graph(name)
-        graph._held.columns, graph._held.columns_version = columns, 0
+        graph._held.columns, graph._held.columns_version = named(columns), 0
         return graph
 
     @staticmethod
@@ -156,7 +158,7 @@ class Graph:
                     held.columns_version = state.version
             elif held.columns is not None:
                 state.apply(Op(1, "add", {"note": "from columns"}, tuple(_statements_of(held.columns))))
-                held.columns_version = -1 if any(True for _ in _odd_names(held.columns)) else state.version
+                held.columns_version = state.version
             held.state = state
         return held.state
 
@@ -164,7 +166,10 @@ class Graph:
         """Fills an existing folder with the graph's files and returns its figures. For rooms; :meth:`write` is atomic."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state, columns = self.state, self.columns()
+        columns = self.columns()
+        if self._held.state is None and self.path is None and not len(columns.qualifier_value):
+            return self._save_columns(folder, columns)
+        state = self.state
         order = self._sorted()
         facts = {**self.stats(), "digest": self.digest(), "log": self._log_digest()}
         files.write_statements(folder / "statements.parquet", folder / "evidence.parquet", ((0, s) for s in order))
@@ -174,6 +179,49 @@ class Graph:
         files.write_quads(folder / "graph.nq", order)
         files.write_log(folder / "log", state.ops)
         columns.save(folder / "columns")
+        files.write_meta(folder, facts)
+        return facts
+
+    def _save_columns(self, folder: Path, columns: Columns) -> dict[str, Any]:
+        """As :meth:`save`, for a graph that has only columns yet: column by column."""
+        import pyarrow as pa
+
+        whole, log = hashlib.sha256(), hashlib.sha256()
+        ids: list[str] = []
+        rows: list[bytes] = []
+        for statement in _statements_of(columns):
+            ids.append(statement.id)
+            row = _line({**to_json(statement), "q": []})
+            whole.update(row)
+            rows.append(_line(to_json(statement)))
+        op = Op(1, "add", {"note": "from columns"})
+        log.update(_line({**op.as_json(whole=False), "statements": hashlib.sha256(b"".join(rows)).hexdigest()}))
+        nodes, relations = texts(columns)
+        subject, predicate = (
+            columns.nodes.take(pa.array(columns.subject)),
+            columns.relations.take(pa.array(columns.predicate)),
+        )
+        table = {
+            "id": pa.array(ids), "subject": subject, "predicate": predicate, "object": nodes.take(pa.array(columns.object)),
+            "confidence": pa.array(columns.confidence.astype(float)), "status": pa.array(STATUSES).take(pa.array(columns.status)),
+        }  # fmt: skip
+        files.write_columns(folder, table)
+        with (folder / "graph.nq").open("wb") as out:
+            for block in files.quads(columns, nodes, relations):
+                out.write(block)
+        degree = [int(n) for n in np.diff(columns.indptr) + np.diff(columns.object_indptr)]
+        names = columns.nodes.to_pylist()
+        files.write_nodes(
+            folder / "nodes.parquet",
+            ((n, word_of(n), [], d) for n, d, skip in zip(names, degree, columns.literal, strict=True) if not skip),
+        )
+        columns.save(folder / "columns")
+        counts = np.bincount(columns.status, minlength=len(STATUSES)).tolist()
+        facts = {
+            "statements": len(columns), **{f"statements {s}": n for s, n in zip(STATUSES, counts, strict=True) if n}, "with evidence": 0,
+            "entities": int(len(names) - np.count_nonzero(columns.literal)), "relations": len(columns.relations), "documents": 0,
+            "merged names": 0, "operations": 1, "digest": whole.hexdigest(), "log": log.hexdigest(),
+        }  # fmt: skip
         files.write_meta(folder, facts)
         return facts
 
@@ -413,7 +461,10 @@ class Graph:
     def label(self, entity: str) -> str:
         """The best-supported label, or the end of the name."""
         words = self._words(entity, LABEL) if self.state.called(entity) in self.state._by[0] else []
-        return words[0][2] if words else entity.rstrip("/#").replace("#", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+        if words:
+            return words[0][2]
+        word = word_of(entity)
+        return word if word != entity else entity.rstrip("/#").replace("#", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
 
     def labels(self, entity: str) -> list[str]:
         """Labels and aliases, the best-supported first."""
@@ -509,8 +560,8 @@ class Graph:
         held.columns_version = self.state.version
         return held.columns
 
-    def store(self) -> Any:
-        """The graph in an embedded pyoxigraph store, kept until the graph changes.
+    def store(self, *, meta: bool = True) -> Any:
+        """The graph in an embedded pyoxigraph store, kept until the graph changes; ``meta``: with reifiers (RDF 1.2).
 
         Raises:
             InterfuseError: ``needs.package``.
@@ -518,13 +569,18 @@ class Graph:
         from interfuse.data import graph_store
 
         held = self._held
-        if held.state is None and self.path is None and held.columns is not None:
-            if held.store is None:
-                held.store = graph_store.load_columns(held.columns)
-            return held.store
-        if held.store is None or held.store_version != self.state.version:
-            held.store, held.store_version = graph_store.load(self._sorted()), self.state.version
-        return held.store
+        bare = held.state is None and self.path is None and held.columns is not None
+        version = 0 if bare else self.state.version
+        kept = held.stores.get(True) or held.stores.get(meta)
+        if kept is not None and kept[0] == version:
+            return kept[1]
+        if bare and held.columns is not None:
+            made = graph_store.load_columns(held.columns)
+        else:
+            made = graph_store.load(self._sorted(), profile="rdf12" if meta else "plain")
+        held.stores = {k: v for k, v in held.stores.items() if v[0] == version}
+        held.stores[meta or bare] = (version, made)
+        return made
 
     def query(self, sparql: str, *, meta: bool = False) -> Answers:
         """Answers to a SPARQL query; see :func:`interfuse.data.graph_store.run`.
@@ -534,7 +590,7 @@ class Graph:
         """
         from interfuse.data import graph_store
 
-        return graph_store.run(self.store(), sparql, meta=meta)
+        return graph_store.run(self.store(meta=meta), sparql, meta=meta)
 
     def digest(self) -> str:
         """A SHA-256 of all that holds, evidence included, whatever the order and the way it came about."""
@@ -545,7 +601,7 @@ class Graph:
         if held.digest_version != version:
             made = hashlib.sha256()
             for s in self._sorted():
-                made.update(canonical_json({**to_json(s), "q": sorted([p, text_of(v)] for p, v in s.qualifiers)}))
+                made.update(_line({**to_json(s), "q": sorted([p, text_of(v)] for p, v in s.qualifiers)}))
             held.digest, held.digest_version = made.hexdigest(), version
         return held.digest
 
@@ -555,7 +611,10 @@ class Graph:
             return str(files.read_meta(self.path)["log"])
         made = hashlib.sha256()
         for op in self.state.ops:
-            made.update(canonical_json(op.as_json()))
+            said = hashlib.sha256()
+            for s in op.statements:
+                said.update(_line(to_json(s)))
+            made.update(_line({**op.as_json(whole=False), "statements": said.hexdigest()}))
         return made.hexdigest()
 
     def fingerprint(self) -> str:
@@ -617,23 +676,17 @@ def _new_state() -> State:
     return State(infer)
 
 
+def _line(row: Mapping[str, Any]) -> bytes:
+    """The one byte form of a row in a digest."""
+    return json.dumps(row, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
 def _node(term: Term) -> str:
     return text_of(term) if isinstance(term, Literal) else term
 
 
-def _odd_names(columns: Columns) -> Iterator[str]:
-    from interfuse.data.statements import _BLANK, _IRI
-
-    for name in columns.nodes.to_pylist():
-        if not (name.startswith('"') or _IRI.match(name) or _BLANK.match(name)):
-            yield name
-
-
 def _statements_of(columns: Columns) -> Iterator[Statement]:
-    """Statements of an integer view, as objects."""
-    from interfuse.data.graph_store import texts
-    from interfuse.data.statements import term_of
-
+    """Statements of an integer view, as objects, in its order."""
     node_texts, relation_texts = texts(columns)
     nodes = [term_of(t) for t in node_texts.to_pylist()]
     relations = [str(term_of(t)) for t in relation_texts.to_pylist()]

@@ -7,7 +7,7 @@ by mapping them into memory, whatever their size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,9 +136,9 @@ def open_columns(folder: Path) -> Columns:
             made[name] = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     except FileNotFoundError as error:
         raise InterfuseError("input.missing", "a file of the columnar view is not there", where=str(folder)) from error
-    except (ValueError, OSError, pa.ArrowException) as error:
+    except (ValueError, OSError, EOFError, pa.ArrowException) as error:
         raise InterfuseError(
-            "input.format", f"the columnar view cannot be read: {str(error).splitlines()[0]}", where=str(folder)
+            "input.format", f"the columnar view cannot be read: {type(error).__name__}", where=str(folder)
         ) from error
     return Columns(**made)
 
@@ -344,6 +344,73 @@ def read_columns_parquet(path: Path, columns: Sequence[str] = ("subject", "predi
             "input.format", f"the table cannot be read: {str(error).splitlines()[0]}", where=str(path)
         ) from error
     return build_columns(*(table.column(name) for name in columns))
+
+
+#: what an IRI looks like, as :func:`interfuse.data.statements.check_name` sees it
+_IRI = r"^[A-Za-z][A-Za-z0-9+.\-]*:[^\x00-\x20<>\"{}|^`\\]+$"
+
+
+def texts(columns: Columns) -> tuple[pa.Array, pa.Array]:
+    """Names of nodes and relations as N-Triples terms [V], [R]. The names must be IRIs, blank nodes or literals' texts."""
+    import pyarrow.compute as pc
+
+    def terms(names: Any) -> Any:
+        return pc.if_else(
+            pc.match_substring_regex(names, r'^(?:"|_:)'), names, pc.binary_join_element_wise("<", names, ">", "")
+        )
+
+    return terms(columns.nodes), terms(columns.relations)
+
+
+def named(columns: Columns) -> Columns:
+    """The same graph in which every name is an IRI, a blank node or a literal's text.
+
+    Other names are percent-encoded behind ``urn:interfuse:entity:`` and ``urn:interfuse:relation:``; :func:`word_of` undoes it.
+    """
+    from urllib.parse import quote
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from interfuse.data.statements import ENTITY, RELATION
+
+    changed = False
+
+    def fit(names: Any, base: str, kept: Any) -> Any:
+        nonlocal changed
+        good = pc.or_(pc.match_substring_regex(names, _IRI), kept)
+        if pc.all(good).as_py():
+            return names
+        changed = True
+        return pa.array([n if ok else base + quote(n, safe="")
+                         for n, ok in zip(names.to_pylist(), good.to_pylist(), strict=True)], type=pa.string())  # fmt: skip
+
+    blank = pc.match_substring_regex(columns.nodes, "^_:[A-Za-z0-9_]+$")
+    nodes = fit(columns.nodes, ENTITY, pc.or_(blank, pa.array(columns.literal)))
+    relations = fit(columns.relations, RELATION, pa.array(np.zeros(len(columns.relations), dtype=bool)))
+    if not changed:
+        return columns
+    rows = np.repeat(np.arange(len(columns)), np.diff(columns.qualifier_indptr))
+    coded = [(columns.subject, nodes), (columns.predicate, relations), (columns.object, nodes)]
+    made = build_columns(
+        *(pa.DictionaryArray.from_arrays(pa.array(codes), names) for codes, names in coded), confidence=columns.confidence,
+        status=columns.status, literal=columns.literal[columns.object], problems=columns.problems,
+        qualifiers=(rows, relations.take(pa.array(columns.qualifier_relation)), nodes.take(pa.array(columns.qualifier_value)))
+        if len(rows) else None,
+    )  # fmt: skip
+    return replace(made, duplicates=columns.duplicates)
+
+
+def word_of(name: str) -> str:
+    """What a name that :func:`named` made stood for; other names as they are."""
+    from urllib.parse import unquote
+
+    from interfuse.data.statements import ENTITY, RELATION
+
+    for base in (ENTITY, RELATION):
+        if name.startswith(base):
+            return unquote(name[len(base) :])
+    return name
 
 
 def same(a: Columns, b: Columns) -> bool:

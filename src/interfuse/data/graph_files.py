@@ -22,9 +22,12 @@ from interfuse.data.statements import NS, STATUSES, Evidence, Statement, term_of
 if TYPE_CHECKING:
     import pyarrow
 
+    from interfuse.data.graph_columns import Columns
+
 META = "graph.json"
 FORMAT = 1
 ROWS = 50_000
+_BLOCK = 200_000
 _LIMIT = 2**33
 
 
@@ -81,6 +84,25 @@ def write_statements(statements: Path, evidence: Path, rows: Iterable[tuple[int,
             proof_out.write_table(pa.table(proof, schema=proof_schema))
             done += len(batch)
     return done
+
+
+def write_columns(folder: Path, columns: Mapping[str, Any]) -> None:
+    """Writes the tables of a graph that was said in one operation, without evidence, from Arrow columns [N] (some may be missing)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, proof, _ = _schemas()
+    count = len(columns["id"])
+    given = {"kind": pa.array(["extractor"]).take(pa.array([0] * count)), **columns}
+    (folder / "log").mkdir(exist_ok=True)
+    for name, number in (("statements.parquet", 0), ("log/assertions.parquet", 1)):
+        given["op"] = pa.array([number] * count, type=pa.int32())
+        arrays = [given[f.name] if f.name in given else pa.nulls(count, f.type) for f in schema]
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), folder / name, compression="zstd")
+    for name in ("evidence.parquet", "log/evidence.parquet"):
+        pq.write_table(proof.empty_table(), folder / name, compression="zstd")
+    row = {"n": 1, "kind": "add", "note": "from columns", "count": count}
+    (folder / "log" / "operations.jsonl").write_text(json.dumps(row, sort_keys=True) + "\n")
 
 
 def write_nodes(path: Path, rows: Iterable[tuple[str, str, list[str], int]]) -> int:
@@ -252,3 +274,23 @@ def write_quads(path: Path, statements: Iterable[Statement]) -> None:
         for s in statements:
             if s.status != "withdrawn":
                 file.write(f"{text_of(s.subject)} <{s.predicate}> {text_of(s.object)}{graphs[s.status]}")
+
+
+def quads(columns: Columns, nodes: Any, relations: Any) -> Iterator[bytes]:
+    """N-Quads of an integer view, many lines at a time.
+
+    Args:
+        nodes, relations: their terms in N-Triples (Arrow strings [V], [R]).
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    graphs = pa.array([f"<{status_graph(s)}> .\n" for s in STATUSES])
+    for start in range(0, len(columns), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        text = pc.binary_join_element_wise(
+            nodes.take(pa.array(columns.subject[part])), relations.take(pa.array(columns.predicate[part])),
+            nodes.take(pa.array(columns.object[part])), graphs.take(pa.array(columns.status[part])), " ",
+        )  # fmt: skip
+        data = text.buffers()[2]
+        yield data.to_pybytes() if data is not None else b""

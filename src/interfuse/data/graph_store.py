@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from interfuse.core.errors import InterfuseError
 from interfuse.data.formats.rdf import PREFIXES, convert, lines, oxigraph
-from interfuse.data.graph_files import status_graph
+from interfuse.data.graph_columns import texts
+from interfuse.data.graph_files import quads, status_graph
 from interfuse.data.statements import STATUSES, Literal, Statement, Term
 
 if TYPE_CHECKING:
     from interfuse.data.graph_columns import Columns
 
 _CHUNK = 200_000
+_CODE = re.compile(r"\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8})")
 
 
 @dataclass(frozen=True)
@@ -66,56 +68,13 @@ def load(statements: Iterable[Statement], *, profile: str = "rdf12", store: Any 
     return store
 
 
-def load_columns(columns: Columns, *, names: Any = None, store: Any = None) -> Any:
-    """A store from integer columns: the text is joined column by column and given to the store's own bulk loader.
-
-    Args:
-        names: term texts of nodes and relations when they are not IRIs: a pair of Arrow arrays.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def load_columns(columns: Columns, *, store: Any = None) -> Any:
+    """A store from integer columns: the text is joined column by column and given to the store's own bulk loader."""
     ox = oxigraph()
     store = ox.Store() if store is None else store
-    nodes, relations = names if names is not None else texts(columns)
-    graphs = pa.array([f" <{status_graph(s)}> .\n" for s in STATUSES])
-    for start in range(0, len(columns), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        text = pc.binary_join_element_wise(
-            nodes.take(pa.array(columns.subject[part])), relations.take(pa.array(columns.predicate[part])),
-            nodes.take(pa.array(columns.object[part])), graphs.take(pa.array(columns.status[part])), " ",
-        )  # fmt: skip
-        data = text.buffers()[2]
-        store.bulk_load(input=data.to_pybytes() if data is not None else b"", format=ox.RdfFormat.N_QUADS, lenient=True)
+    for block in quads(columns, *texts(columns)):
+        store.bulk_load(input=block, format=ox.RdfFormat.N_QUADS, lenient=True)
     return store
-
-
-def texts(columns: Columns) -> tuple[Any, Any]:
-    """Nodes and relations as N-Triples terms; names that are not IRIs get one.
-
-    A name is taken as it is when it has a colon and none of the signs an IRI cannot hold, or is a literal's text.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from interfuse.data.statements import entity_id, relation_id
-
-    good = r"^[A-Za-z][A-Za-z0-9+.\-]*:[^\x00-\x20<>\"{}|^`\\]+$"
-
-    def as_terms(names: Any, literal: Any, make: Any) -> Any:
-        named = pc.match_substring_regex(names, good)
-        made = pc.binary_join_element_wise("<", names, ">", "")
-        if not pc.all(named).as_py():
-            odd = pc.and_not(pc.invert(named), literal)
-            values = [
-                f"<{make(n)}>" if o and not n.startswith("_:") else n
-                for n, o in zip(names.to_pylist(), odd.to_pylist(), strict=True)
-            ]
-            made = pc.if_else(named, made, pa.array(values, type=pa.string()))
-        return made
-
-    none = pa.array([False]).take(pa.array([0] * len(columns.relations)))
-    return as_terms(columns.nodes, pa.array(columns.literal), entity_id), as_terms(columns.relations, none, relation_id)
 
 
 def check_query(sparql: str) -> None:
@@ -124,9 +83,9 @@ def check_query(sparql: str) -> None:
     Raises:
         InterfuseError: ``unsafe.address``.
     """
-    bare = sparql
+    bare = _CODE.sub(lambda m: chr(min(int(m[1] or m[2], 16), 0x10FFFF)), sparql)  # letters may be written as codes
     if '"""' not in sparql and "'''" not in sparql:  # what may not be a quotation is looked into
-        bare = re.sub(r"\\.|<[^<>\s]*>|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#[^\n]*", " ", sparql)
+        bare = re.sub(r"\\.|<[^<>\s]*>|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#[^\n]*", " ", bare)
     if re.search(r"(?<![\w?$:])SERVICE\b", bare, re.IGNORECASE):
         raise InterfuseError("unsafe.address", "a query may not ask other servers (SERVICE)")
 

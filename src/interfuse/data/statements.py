@@ -135,7 +135,12 @@ class Statement:
     @property
     def order(self) -> tuple[str, ...]:
         """Sorts statements by subject, predicate, object and id."""
-        return (self.subject, self.predicate, text_of(self.object), self.id)
+        return (
+            self.subject,
+            self.predicate,
+            text_of(self.object) if isinstance(self.object, Literal) else self.object,
+            self.id,
+        )
 
     def terms(self) -> Iterable[Term]:
         """Subject, predicate, object, then qualifiers' predicates and values."""
