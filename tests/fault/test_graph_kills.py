@@ -19,7 +19,9 @@ from tests.toy_rooms import forked, lean, outcome
 
 
 def fact(number: int) -> Statement:
-    return Statement(f"urn:x:{number}", "urn:x:p", Literal(str(number)), evidence=(Evidence(f"doc {number}", 0, number),))
+    return Statement(
+        f"urn:x:{number}", "urn:x:p", Literal(str(number)), evidence=(Evidence(f"doc {number}", 0, number),)
+    )
 
 
 def write_rounds(path: Path, tally: Path, count: int) -> None:
@@ -102,7 +104,12 @@ def test_a_torn_last_line_is_dropped_and_a_damaged_one_named(tmp_path: Path) -> 
             again._held.journal.append(graph.history()[1])  # type: ignore[union-attr]
         assert journal.read_bytes() == whole
     lines = whole.split(b"\n")
-    for bad in (b"{", b"[]", json.dumps({"n": 9, "kind": "add"}).encode(), json.dumps({"n": 1, "kind": "sing"}).encode()):
+    for bad in (
+        b"{",
+        b"[]",
+        json.dumps({"n": 9, "kind": "add"}).encode(),
+        json.dumps({"n": 1, "kind": "sing"}).encode(),
+    ):
         journal.write_bytes(b"\n".join([lines[0], bad, lines[2], b""]))
         with pytest.raises(InterfuseError) as caught:
             Graph.open(tmp_path / "g", write=True)
@@ -115,19 +122,23 @@ def test_a_damaged_folder_ends_in_a_coded_error(tmp_path: Path) -> None:
     graph = Graph()
     graph.add(fact(n) for n in range(20))
     graph.write(tmp_path / "g")
-    files = sorted(p for p in (tmp_path / "g").rglob("*") if p.is_file() and p.name not in ("interfuse.json", "graph.nq"))
+    files = sorted(
+        p for p in (tmp_path / "g").rglob("*") if p.is_file() and p.name not in ("interfuse.json", "graph.nq")
+    )
     assert len(files) > 15
     rng = random.Random(0)
     for file in files:
         whole = file.read_bytes()
         for broken in (b"", whole[: len(whole) // 2], bytes(rng.randrange(256) for _ in range(64)), None):
             file.unlink() if broken is None else file.write_bytes(broken)
+            code = "none: what was read was whole"
             try:
                 opened = Graph.open(tmp_path / "g")
                 opened.columns()
                 opened.statements()
             except InterfuseError as error:
-                assert error.code in ("input.format", "input.missing", "artifact.damaged"), error
+                code = error.code
+            assert code.split(".")[0] in ("input", "artifact", "none: what was read was whole")
             with pytest.raises(InterfuseError):
                 verify(tmp_path / "g")
         file.write_bytes(whole)

@@ -138,7 +138,7 @@ def read_statements(statements: Path, evidence: Path) -> Iterator[tuple[int, Sta
     Raises:
         InterfuseError: ``input.missing`` or ``input.format``.
     """
-    table, proof = _read(statements), _read(evidence)
+    table, proof = read_table(statements), read_table(evidence)
     found: dict[int, list[Evidence]] = {}
     names = [n for n in proof.schema.names if n not in ("statement", "row", "premises")]
     lists = [proof.column(n).to_pylist() for n in names]
@@ -166,7 +166,12 @@ def read_statements(statements: Path, evidence: Path) -> Iterator[tuple[int, Sta
         done += batch.num_rows
 
 
-def _read(path: Path) -> pyarrow.Table:
+def read_table(path: Path) -> pyarrow.Table:
+    """A parquet table, memory-mapped.
+
+    Raises:
+        InterfuseError: ``input.missing`` or ``input.format``.
+    """
     import pyarrow
     import pyarrow.parquet as pq
 

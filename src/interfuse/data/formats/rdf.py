@@ -48,6 +48,7 @@ STATEMENT = NS + "statement:"
 PREFIXES = {"rdf": RDF, "rdfs": "http://www.w3.org/2000/01/rdf-schema#", "owl": "http://www.w3.org/2002/07/owl#", "xsd": XSD,
             "skos": "http://www.w3.org/2004/02/skos/core#", "prov": PROV, "if": NS}  # fmt: skip
 MAX_BYTES = 2**33
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _REIFIES = RDF + "reifies"
 _TIMES = {"valid_from": "validFrom", "valid_to": "validTo", "recorded_at": "recordedAt", "retracted_at": "retractedAt"}
 _WORDS = ("document", "element", "quote", "method", "model", "prompt", "run")
@@ -149,12 +150,18 @@ def write_rdf(path: Path, statements: Iterable[Statement], profile: str = "rdf12
             where=str(path),
             fix="Use the profile rdf11-reified or plain.",
         )
-    with path.open("w", encoding="utf-8", newline="\n") as out:
-        if ending in (".nt", ".nq"):
+    if ending in (".nt", ".nq"):
+        with path.open("w", encoding="utf-8", newline="\n") as out:
             out.writelines(lines(statements, profile, named=named))
-            return
+        return
     ox = oxigraph()
     kind = getattr(ox.RdfFormat, name)
+    if ending in (".rdf", ".owl"):
+        statements = list(statements)
+        odd = next((s for s in statements if isinstance(s.object, Literal) and _NOT_XML.search(s.object.value)), None)
+        if odd is not None:
+            raise InterfuseError("input.format", "a value holds a control character, which XML cannot hold", where=odd.subject,
+                                 fix="Use another format.")  # fmt: skip
     source = ox.RdfFormat.N_QUADS if named else ox.RdfFormat.N_TRIPLES
     parts = ox.parse(input=_Pieces(lines(statements, profile, named=named)), format=source)
     with path.open("wb") as sink:
