@@ -140,6 +140,8 @@ class State:
                 f"nothing is withdrawn by {op.data.get('by')!r}",
                 fix=did_you_mean(str(op.data.get("by")), WITHDRAWN_BY),
             )
+        if op.kind == "infer" and self._infer is not None:
+            self._infer(op.data, ())
         pairs = [(str(a), str(b)) for a, b in op.data.get("pairs", ())]
         for pair in pairs:
             check_name(pair[0])

@@ -1,375 +1,371 @@
-"""Ontologies: classes and relations that are wanted, with their names, hierarchy, domains and ranges.
+"""Ontologies: classes and properties with hierarchy, domains, ranges, characteristics, labels; to and from OWL/RDFS.
 
-Read from OWL/RDFS in any RDF form that pyoxigraph reads, from Text2KGBench's JSON, or from plain JSON or YAML::
-
-    classes:   {Person: {}, Author: {is: Person, aliases: [writer]}, Book: {}}
-    relations: {author: {domain: Book, range: Author, aliases: [written by]}, published: {domain: Book, range: date}}
+Used by prompts and matchers (labels, aliases, examples), by inference (:meth:`Ontology.rules`) and by contracts (shapes).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from interfuse.core.ctx import Ctx
-from interfuse.core.errors import InterfuseError, did_you_mean
-from interfuse.core.rooms import Source
-from interfuse.core.safe import fingerprint, load_yaml, read_text
+from interfuse.core.errors import InterfuseError
+from interfuse.core.safe import read_text
+from interfuse.data.statements import (
+    ALIAS,
+    LABEL,
+    NS,
+    OWL,
+    RDF,
+    RDFS,
+    SKOS,
+    SUBCLASS,
+    TYPE,
+    XSD,
+    Literal,
+    Statement,
+    key_of_label,
+    relation_id,
+    text_of,
+)
 
-RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-RDFS = "http://www.w3.org/2000/01/rdf-schema#"
-OWL = "http://www.w3.org/2002/07/owl#"
-SKOS = "http://www.w3.org/2004/02/skos/core#"
-XSD = "http://www.w3.org/2001/XMLSchema#"
-CLASS_BASE, RELATION_BASE = "urn:interfuse:class:", "urn:interfuse:relation:"
-#: short names of literal ranges
-LITERALS = {
-    "literal": XSD + "string", "string": XSD + "string", "text": XSD + "string", "date": XSD + "date", "dateTime": XSD + "dateTime",
-    "year": XSD + "gYear", "gYear": XSD + "gYear", "integer": XSD + "integer", "int": XSD + "integer", "decimal": XSD + "decimal",
-    "number": XSD + "double", "float": XSD + "double", "double": XSD + "double", "boolean": XSD + "boolean", "anyURI": XSD + "anyURI",
+#: what a property can be, and the OWL class that says so
+CHARACTERISTICS = {
+    "functional": OWL + "FunctionalProperty", "inverse functional": OWL + "InverseFunctionalProperty", "symmetric": OWL + "SymmetricProperty",
+    "asymmetric": OWL + "AsymmetricProperty", "transitive": OWL + "TransitiveProperty", "reflexive": OWL + "ReflexiveProperty",
+    "irreflexive": OWL + "IrreflexiveProperty",
 }  # fmt: skip
-SUFFIXES = {".ttl": "text/turtle", ".nt": "application/n-triples", ".owl": "application/rdf+xml", ".rdf": "application/rdf+xml",
-            ".xml": "application/rdf+xml", ".jsonld": "application/ld+json", ".n3": "text/n3", ".trig": "application/trig",
-            ".nq": "application/n-quads"}  # fmt: skip
-TRAITS = ("symmetric", "transitive", "functional", "inverse_functional", "asymmetric", "irreflexive", "reflexive")
+SUBPROPERTY, DOMAIN, RANGE = RDFS + "subPropertyOf", RDFS + "domain", RDFS + "range"
+INVERSE, DISJOINT = OWL + "inverseOf", OWL + "disjointWith"
+EXAMPLE, COMMENT = SKOS + "example", RDFS + "comment"
+_OBJECT, _DATA = OWL + "ObjectProperty", OWL + "DatatypeProperty"
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A class. ``name`` is its label; ``parents`` are names of its direct superclasses."""
+class Class:
+    """A class. ``parents``: its direct superclasses. ``disjoint``: classes it shares no member with."""
 
-    name: str
     iri: str
-    parents: tuple[str, ...] = ()
+    label: str = ""
     aliases: tuple[str, ...] = ()
-    description: str = ""
+    parents: tuple[str, ...] = ()
+    disjoint: tuple[str, ...] = ()
+    comment: str = ""
 
 
 @dataclass(frozen=True)
-class Relation:
-    """A relation.
+class Property:
+    """A property.
 
     Attributes:
-        domain, range: names of classes, any of which will do; empty: anything.
-        literal: the datatype's IRI when its objects are values, else empty.
-        traits: of :data:`TRAITS`. inverse: name of the inverse relation. examples: sentences or pairs for prompts.
+        domain, range: classes (a datatype's IRI as range makes it a data property); empty says anything.
+        inverse: the property that says it the other way round. characteristics: of :data:`CHARACTERISTICS`.
+        examples: sentences or pairs that show it.
     """
 
-    name: str
     iri: str
+    label: str = ""
+    aliases: tuple[str, ...] = ()
     domain: tuple[str, ...] = ()
     range: tuple[str, ...] = ()
-    literal: str = ""
-    traits: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
     inverse: str = ""
-    aliases: tuple[str, ...] = ()
-    description: str = ""
+    characteristics: tuple[str, ...] = ()
+    comment: str = ""
+    examples: tuple[str, ...] = ()
+    data: bool = False
 
 
 @dataclass(frozen=True)
 class Ontology:
-    """Classes and relations by name, in the order they were written."""
+    """Classes and properties by IRI, in a fixed order."""
 
-    name: str
-    classes: Mapping[str, Kind] = field(default_factory=dict)
-    relations: Mapping[str, Relation] = field(default_factory=dict)
+    name: str = "ontology"
+    classes: Mapping[str, Class] = field(default_factory=dict)
+    properties: Mapping[str, Property] = field(default_factory=dict)
 
-    def fingerprint(self) -> str:
-        """A digest of everything in it."""
-        return fingerprint(
-            [
-                [dataclasses.asdict(k) for k in self.classes.values()],
-                [dataclasses.asdict(r) for r in self.relations.values()],
-            ]
+    @staticmethod
+    def of(classes: Iterable[Class] = (), properties: Iterable[Property] = (), name: str = "ontology") -> Ontology:
+        """An ontology of classes and properties; those only mentioned as parents, domains or ranges are added.
+
+        Raises:
+            InterfuseError: ``input.duplicate`` for an IRI defined twice, ``param.value`` for an unknown characteristic.
+        """
+        made: dict[str, Class] = {}
+        props: dict[str, Property] = {}
+        for item in classes:
+            if item.iri in made:
+                raise InterfuseError("input.duplicate", "a class is defined twice", where=item.iri)
+            made[item.iri] = item
+        for prop in properties:
+            if prop.iri in props:
+                raise InterfuseError("input.duplicate", "a property is defined twice", where=prop.iri)
+            for word in prop.characteristics:
+                if word not in CHARACTERISTICS:
+                    raise InterfuseError(
+                        "param.value",
+                        f"a property is not {word!r}",
+                        where=prop.iri,
+                        fix="Known: " + ", ".join(CHARACTERISTICS),
+                    )
+            props[prop.iri] = prop
+        mentioned = [p for c in list(made.values()) for p in (*c.parents, *c.disjoint)]
+        mentioned += [c for p in props.values() for c in (*p.domain, *p.range) if not _is_datatype(c)]
+        for iri in mentioned:
+            made.setdefault(iri, Class(iri))
+        for iri in [i for p in list(props.values()) for i in (*p.parents, *([p.inverse] if p.inverse else []))]:
+            props.setdefault(iri, Property(iri))
+        return Ontology(name, dict(sorted(made.items())), dict(sorted(props.items())))
+
+    @cached_property
+    def _above(self) -> dict[str, tuple[str, ...]]:
+        return {
+            iri: closure(iri, lambda c: self.classes[c].parents if c in self.classes else ()) for iri in self.classes
+        }
+
+    def ancestors(self, iri: str) -> tuple[str, ...]:
+        """A class and all its superclasses, itself first; circles are harmless."""
+        return self._above.get(iri, (iri,))
+
+    def is_a(self, iri: str, other: str) -> bool:
+        """Whether a class is another one or below it."""
+        return other in self.ancestors(iri)
+
+    def disjoint(self, a: str, b: str) -> bool:
+        """Whether nothing can be of both classes."""
+        up, over = self.ancestors(a), self.ancestors(b)
+        return any(y in self._apart.get(x, ()) for x in up for y in over)
+
+    @cached_property
+    def _apart(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, dict[str, None]] = {}
+        for c in self.classes.values():
+            for other in c.disjoint:
+                found.setdefault(c.iri, {})[other] = None
+                found.setdefault(other, {})[c.iri] = None
+        return {k: tuple(v) for k, v in found.items()}
+
+    @cached_property
+    def words(self) -> dict[str, tuple[str, ...]]:
+        """Normalised label or alias -> IRIs of classes and properties that are called so."""
+        found: dict[str, dict[str, None]] = {}
+        items: list[Class | Property] = [*self.classes.values(), *self.properties.values()]
+        for item in items:
+            for word in (item.label, *item.aliases):
+                if word:
+                    found.setdefault(key_of_label(word), {})[item.iri] = None
+        return {k: tuple(v) for k, v in found.items()}
+
+    def find(self, word: str) -> tuple[str, ...]:
+        """What is called so, whatever case and punctuation."""
+        return self.words.get(key_of_label(word), ())
+
+    def label(self, iri: str) -> str:
+        """The label of a class or property, or the end of its IRI."""
+        item = self.classes.get(iri) or self.properties.get(iri)
+        return (
+            item.label
+            if item is not None and item.label
+            else iri.replace("#", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
         )
 
-    def ancestors(self, name: str) -> tuple[str, ...]:
-        """The class itself and everything above it, nearest first. Names that are no classes stand alone."""
-        found = {name: None}
-        front = [name]
-        while front:
-            coming = [p for n in front if n in self.classes for p in self.classes[n].parents if p not in found]
-            found.update(dict.fromkeys(coming))
-            front = coming
-        return tuple(found)
+    def fits(self, prop: str, subject_types: Sequence[str], object_types: Sequence[str]) -> bool:
+        """Whether a property may join things of these classes. No types, or none declared, fit anything."""
+        item = self.properties.get(prop)
+        if item is None:
+            return False
+        for wanted, have in ((item.domain, subject_types), (item.range, object_types)):
+            wanted = tuple(w for w in wanted if not _is_datatype(w))
+            if wanted and have and not any(self.is_a(h, w) for h in have for w in wanted):
+                return False
+        return True
 
-    def fits(self, kind: str, wanted: Sequence[str]) -> bool:
-        """Whether a class is one of the wanted ones or below one; anything fits where nothing is wanted."""
-        return not wanted or any(a in wanted for a in self.ancestors(kind))
+    def statements(self) -> list[Statement]:
+        """The ontology in OWL and RDFS."""
+        made: list[Statement] = []
 
-    def relation(self, word: str) -> Relation | None:
-        """The relation of a name or alias, whatever its case, spaces and underscores."""
-        return self.relations.get(_index(self.relations.values()).get(_key(word), ""))
+        def say(s: str, p: str, *objects: str | Literal) -> None:
+            made.extend(Statement(s, p, o) for o in objects)
 
-    def kind(self, word: str) -> Kind | None:
-        """The class of a name or alias."""
-        return self.classes.get(_index(self.classes.values()).get(_key(word), ""))
+        for c in self.classes.values():
+            say(c.iri, TYPE, OWL + "Class")
+            _words(c, say)
+            say(c.iri, SUBCLASS, *c.parents)
+            say(c.iri, DISJOINT, *c.disjoint)
+        for p in self.properties.values():
+            say(p.iri, TYPE, _DATA if p.data else _OBJECT, *(CHARACTERISTICS[w] for w in p.characteristics))
+            _words(p, say)
+            for predicate, many in ((DOMAIN, p.domain), (RANGE, p.range)):
+                if len(many) > 1:  # several mean "one of these", which is a union in OWL
+                    say(p.iri, predicate, *_union(p.iri, predicate, many, say))
+                else:
+                    say(p.iri, predicate, *many)
+            say(p.iri, SUBPROPERTY, *p.parents)
+            say(p.iri, INVERSE, *([p.inverse] if p.inverse else []))
+            say(p.iri, EXAMPLE, *(Literal(e) for e in p.examples))
+        return made
 
-    def prefixed(self) -> str:
-        """The ontology as Turtle (OWL)."""
-        return to_turtle(self)
+    @staticmethod
+    def from_statements(statements: Iterable[Statement], name: str = "ontology") -> Ontology:
+        """The classes and properties that statements in OWL or RDFS declare; anything else is left aside."""
+        rows: dict[str, dict[str, list[str | Literal]]] = {}
+        for s in statements:
+            rows.setdefault(s.subject, {}).setdefault(s.predicate, []).append(s.object)
+        words = {v: k for k, v in CHARACTERISTICS.items()}
+        classes: list[Class] = []
+        properties: list[Property] = []
+        for iri, row in rows.items():
+            kinds = {str(k) for k in row.get(TYPE, ()) if isinstance(k, str)}
+            if iri.startswith("_:"):
+                continue
+            if OWL + "Class" in kinds or RDFS + "Class" in kinds:
+                classes.append(
+                    Class(
+                        iri,
+                        _text(row, LABEL),
+                        _texts(row, ALIAS),
+                        _iris(row, SUBCLASS),
+                        _iris(row, DISJOINT),
+                        _text(row, COMMENT),
+                    )
+                )
+            elif kinds & {_OBJECT, _DATA, RDF + "Property", *words}:
+                domain, range = (
+                    tuple(m for c in row.get(p, ()) if isinstance(c, str) for m in _members(c, rows))
+                    for p in (DOMAIN, RANGE)
+                )
+                properties.append(Property(
+                    iri, _text(row, LABEL), _texts(row, ALIAS), domain, range, _iris(row, SUBPROPERTY), next(iter(_iris(row, INVERSE)), ""),
+                    tuple(sorted(words[k] for k in kinds if k in words)), _text(row, COMMENT), _texts(row, EXAMPLE),
+                    _DATA in kinds or (bool(range) and all(_is_datatype(r) for r in range)),
+                ))  # fmt: skip
+        return Ontology.of(classes, properties, name)
+
+    def rules(self) -> dict[str, Any]:
+        """Tables for :meth:`interfuse.data.graph.Graph.infer`: what may be concluded from the ontology."""
+        tables: dict[str, list[list[str]]] = {
+            "subclass": [[c.iri, p] for c in self.classes.values() for p in c.parents],
+            "subproperty": [[p.iri, q] for p in self.properties.values() for q in p.parents],
+            "inverse": [[p.iri, p.inverse] for p in self.properties.values() if p.inverse],
+            "symmetric": [[p.iri] for p in self.properties.values() if "symmetric" in p.characteristics],
+            "transitive": [[p.iri] for p in self.properties.values() if "transitive" in p.characteristics],
+            "domain": [[p.iri, p.domain[0]] for p in self.properties.values() if len(p.domain) == 1],
+            "range": [
+                [p.iri, p.range[0]]
+                for p in self.properties.values()
+                if len(p.range) == 1 and not _is_datatype(p.range[0])
+            ],
+        }
+        return {"rules": {k: v for k, v in tables.items() if v}}
+
+    def write(self, path: Path) -> None:
+        """Writes Turtle or another RDF format by the path's ending.
+
+        Raises:
+            InterfuseError: ``input.type`` or ``needs.package``.
+        """
+        from interfuse.data.formats.rdf import write_rdf
+
+        write_rdf(path, self.statements(), "plain")
 
 
-def _key(word: str) -> str:
-    return "".join(c for c in word.casefold() if c.isalnum())
+def closure(start: str, step: Any) -> tuple[str, ...]:
+    """A thing and all that is reached from it, nearest first."""
+    found = {start: None}
+    front = [start]
+    while front:
+        front = [b for a in front for b in step(a) if b not in found]
+        found.update(dict.fromkeys(front))
+    return tuple(found)
 
 
-def _index(items: Iterable[Kind | Relation]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for item in items:
-        for word in (item.name, item.iri.replace("#", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1], *item.aliases):
-            found.setdefault(_key(word), item.name)
+def read_ontology(path: Path) -> Ontology:
+    """An ontology of an OWL/RDFS file, or of Text2KGBench's JSON (``concepts`` and ``relations``).
+
+    Raises:
+        InterfuseError: ``input.missing``, ``input.type``, ``input.format``, ``input.empty`` or ``needs.package``.
+    """
+    if path.suffix.lower() == ".json":
+        made = _bench(path)
+    else:
+        from interfuse.data.formats.rdf import read_rdf
+
+        made = Ontology.from_statements(read_rdf(path)[0], path.stem)
+    if not made.classes and not made.properties:
+        raise InterfuseError("input.empty", "the file declares no classes and no properties", where=str(path))
+    return made
+
+
+def _bench(path: Path) -> Ontology:
+    try:
+        value = json.loads(read_text(path))
+        base = f"{NS}{value['id']}:"
+        classes = [Class(base + c["qid"], c["label"]) for c in value["concepts"]]
+        known = {c.iri for c in classes}
+        properties = []
+        for r in value["relations"]:
+            domain, range = (
+                tuple([base + r[k]]) if r.get(k) and base + r[k] in known else () for k in ("domain", "range")
+            )
+            iri = base + r["pid"] if r.get("pid") else relation_id(r["label"])
+            properties.append(Property(iri, r["label"], domain=domain, range=range, data=not r.get("range")))
+        return Ontology.of(classes, properties, str(value.get("title") or value["id"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InterfuseError(
+            "input.format", f"not an ontology: {type(error).__name__}: {error}", where=str(path)
+        ) from error
+
+
+def _is_datatype(iri: str) -> bool:
+    return iri.startswith(XSD) or iri in (RDF + "langString", RDFS + "Literal")
+
+
+def _words(item: Class | Property, say: Any) -> None:
+    say(item.iri, LABEL, *([Literal(item.label)] if item.label else []))
+    say(item.iri, ALIAS, *(Literal(a) for a in item.aliases))
+    say(item.iri, COMMENT, *([Literal(item.comment)] if item.comment else []))
+
+
+def _union(iri: str, predicate: str, many: Sequence[str], say: Any) -> list[str]:
+    """A class that is the union of several, as blank nodes with names of their own."""
+    import hashlib
+
+    key = hashlib.blake2b(f"{iri}\n{predicate}".encode(), digest_size=6).hexdigest()
+    nodes = [f"_:u{key}n{i}" for i in range(len(many))]
+    say(f"_:u{key}", TYPE, OWL + "Class")
+    say(f"_:u{key}", OWL + "unionOf", nodes[0])
+    for i, member in enumerate(many):
+        say(nodes[i], RDF + "first", member)
+        say(nodes[i], RDF + "rest", nodes[i + 1] if i + 1 < len(many) else RDF + "nil")
+    return [f"_:u{key}"]
+
+
+def _members(iri: str, rows: Mapping[str, Mapping[str, Sequence[str | Literal]]]) -> list[str]:
+    if not iri.startswith("_:"):
+        return [iri]
+    head = next((str(o) for o in rows.get(iri, {}).get(OWL + "unionOf", ())), RDF + "nil")
+    found: list[str] = []
+    seen: dict[str, None] = {}
+    while head != RDF + "nil" and head not in seen:
+        seen[head] = None
+        found += [
+            str(o) for o in rows.get(head, {}).get(RDF + "first", ()) if isinstance(o, str) and not o.startswith("_:")
+        ]
+        head = next((str(o) for o in rows.get(head, {}).get(RDF + "rest", ())), RDF + "nil")
     return found
 
 
-def name_iri(name: str, base: str) -> str:
-    """An IRI for a name that has none: words joined by hyphens."""
-    words = "".join(c if c.isalnum() else " " for c in name.casefold()).split()
-    return base + "-".join(words)
+def _texts(row: Mapping[str, Sequence[str | Literal]], predicate: str) -> tuple[str, ...]:
+    found = [o for o in row.get(predicate, ()) if isinstance(o, Literal)]
+    return tuple(o.value for o in sorted(found, key=lambda o: (o.language not in ("", "en"), o.language, text_of(o))))
 
 
-def build_ontology(raw: Any, name: str = "ontology", where: str = "") -> Ontology:
-    """An ontology from plain data: ``{classes: ..., relations: ...}``, or Text2KGBench's ``{concepts: [...], relations: [...]}``.
-
-    Raises:
-        InterfuseError: ``input.format``, ``input.duplicate``, ``input.empty``, or as :func:`checked`.
-    """
-    try:
-        if isinstance(raw, Mapping) and "concepts" in raw:
-            return checked(_from_benchmark(raw, name), where)
-        if not isinstance(raw, Mapping) or not {"classes", "relations"} & set(raw):
-            raise InterfuseError("input.format", "an ontology has the keys 'classes' and 'relations'", where=where)
-        classes = {str(k): _kind(str(k), v) for k, v in _pairs(raw.get("classes", {}))}
-        relations = {str(k): _relation(str(k), v) for k, v in _pairs(raw.get("relations", {}))}
-    except (TypeError, AttributeError, KeyError, ValueError) as error:
-        raise InterfuseError("input.format", f"the ontology cannot be read: {error}", where=where) from error
-    return checked(Ontology(name, classes, relations), where)
+def _text(row: Mapping[str, Sequence[str | Literal]], predicate: str) -> str:
+    return next(iter(_texts(row, predicate)), "")
 
 
-def _pairs(value: Any) -> list[tuple[Any, Any]]:
-    return (
-        list(value.items())
-        if isinstance(value, Mapping)
-        else [(v, {}) if isinstance(v, str) else (v["name"], v) for v in value]
-    )
-
-
-def _list(value: Any) -> tuple[str, ...]:
-    return () if value in (None, "") else (str(value),) if isinstance(value, str) else tuple(str(v) for v in value)
-
-
-def _kind(name: str, given: Any) -> Kind:
-    given = given or {}
-    return Kind(name, str(given.get("iri") or name_iri(name, CLASS_BASE)), _list(given.get("is")), _list(given.get("aliases")),
-                str(given.get("description", "")))  # fmt: skip
-
-
-def _relation(name: str, given: Any) -> Relation:
-    given = given or {}
-    ranges = _list(given.get("range"))
-    literal = next((LITERALS.get(r, r if r.startswith(XSD) else "") for r in ranges), "")
-    return Relation(name, str(given.get("iri") or name_iri(name, RELATION_BASE)), _list(given.get("domain")),
-                    () if literal else ranges, literal, tuple(t for t in TRAITS if given.get(t)), str(given.get("inverse", "")),
-                    _list(given.get("aliases")), str(given.get("description", "")))  # fmt: skip
-
-
-def _from_benchmark(raw: Mapping[str, Any], name: str) -> Ontology:
-    by_id = {c["qid"]: c["label"] for c in raw["concepts"]}
-    base = "http://www.wikidata.org/"
-    classes = {c["label"]: Kind(c["label"], f"{base}entity/{c['qid']}") for c in raw["concepts"]}
-    relations: dict[str, Relation] = {}
-    for r in raw["relations"]:
-        domain, target = by_id.get(r["domain"]), by_id.get(r["range"])
-        relations.setdefault(r["label"].strip(), Relation(
-            r["label"].strip(), f"{base}prop/direct/{r['pid']}", (domain,) if domain else (), (target,) if target else (),
-            "" if r["range"] else XSD + "string"))  # fmt: skip
-    return Ontology(str(raw.get("title") or name), classes, relations)
-
-
-def checked(ontology: Ontology, where: str = "") -> Ontology:
-    """The ontology itself, if it holds together.
-
-    Raises:
-        InterfuseError: ``input.empty`` without classes and relations, ``input.missing`` for a class that is named but not
-            there, ``input.format`` for a hierarchy that goes round, ``input.duplicate`` for two relations of one name.
-    """
-    if not ontology.classes and not ontology.relations:
-        raise InterfuseError("input.empty", "the ontology has neither classes nor relations", where=where)
-    known = list(ontology.classes)
-    for item in ontology.classes.values():
-        for parent in item.parents:
-            if parent not in ontology.classes:
-                raise InterfuseError("input.missing", f"the class {item.name!r} is below {parent!r}, which is not there",
-                                     where=where, fix=did_you_mean(parent, known))  # fmt: skip
-        above = [p for p in item.parents if item.name in ontology.ancestors(p)]
-        if above:
-            raise InterfuseError(
-                "input.format", f"the class {item.name!r} is above itself (through {above[0]!r})", where=where
-            )
-    for relation in ontology.relations.values():
-        for kind in (*relation.domain, *relation.range):
-            if known and kind not in ontology.classes:
-                raise InterfuseError("input.missing", f"the relation {relation.name!r} names the class {kind!r}, which is not there",
-                                     where=where, fix=did_you_mean(kind, known))  # fmt: skip
-    seen: dict[str, str] = {}
-    for relation in ontology.relations.values():
-        other = seen.setdefault(_key(relation.name), relation.name)
-        if other != relation.name:
-            raise InterfuseError(
-                "input.duplicate", f"two relations are called {other!r} and {relation.name!r}", where=where
-            )
-    return ontology
-
-
-def open_ontology(source: Source, ctx: Ctx) -> Ontology:
-    """Opens an ontology: a file, plain data, or an :class:`Ontology`.
-
-    Raises:
-        InterfuseError: ``input.missing``, ``input.format``, ``needs.package``, or as :func:`checked`.
-    """
-    spec = source.spec
-    if isinstance(spec, Ontology):
-        return spec
-    if isinstance(spec, Mapping):
-        return build_ontology(spec, source.name or "ontology", source.name)
-    path = source.folder / Path(str(spec)).expanduser()
-    name, kind = source.name or path.stem, SUFFIXES.get(path.suffix.lower())
-    text = read_text(path)
-    if kind:
-        return checked(from_rdf(text, kind, name, str(path)), str(path))
-    if path.suffix.lower() == ".json":
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InterfuseError("input.format", f"not valid JSON: {error}", where=str(path)) from error
-        return build_ontology(raw, name, str(path))
-    return build_ontology(load_yaml(text, where=str(path))[0], name, str(path))
-
-
-def from_rdf(text: str, media: str, name: str, where: str = "") -> Ontology:
-    """An ontology from OWL or RDFS.
-
-    Raises:
-        InterfuseError: ``input.format`` or ``needs.package``.
-    """
-    try:
-        import pyoxigraph as ox
-    except ModuleNotFoundError as error:
-        raise InterfuseError(
-            "needs.package", "reading RDF needs pyoxigraph", fix="pip install 'interfuse[graph]'"
-        ) from error
-    found: dict[tuple[str, str], list[str]] = {}
-    subjects: dict[str, None] = {}
-    try:
-        for quad in ox.parse(
-            text.encode(), format=ox.RdfFormat.from_media_type(media), base_iri="urn:interfuse:document"
-        ):
-            subject = getattr(quad.subject, "value", str(quad.subject))
-            subjects[subject] = None
-            found.setdefault((subject, quad.predicate.value), []).append(
-                getattr(quad.object, "value", str(quad.object))
-            )
-    except (SyntaxError, ValueError) as error:
-        raise InterfuseError("input.format", f"not valid RDF: {error}", where=where) from error
-
-    def get(subject: str, *predicates: str) -> list[str]:
-        return [v for p in predicates for v in found.get((subject, p), [])]
-
-    def label(iri: str) -> str:
-        words = get(iri, RDFS + "label", SKOS + "prefLabel")
-        return words[0] if words else iri.replace("#", "/").rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
-
-    def members(iri: str) -> list[str]:
-        """A class, or the classes of its owl:unionOf list."""
-        head = get(iri, OWL + "unionOf")
-        if not head:
-            return [iri]
-        names: list[str] = []
-        node = head[0]
-        while node != RDF + "nil" and len(names) < 1000:
-            names += get(node, RDF + "first")
-            node = next(iter(get(node, RDF + "rest")), RDF + "nil")
-        return names
-
-    kinds = {s: get(s, RDF + "type") for s in subjects}
-    class_iris = [
-        s for s, k in kinds.items() if (OWL + "Class" in k or RDFS + "Class" in k) and not get(s, OWL + "unionOf")
-    ]
-    literal = {s for s, k in kinds.items() if OWL + "DatatypeProperty" in k}
-    props = [
-        s for s, k in kinds.items() if {OWL + "ObjectProperty", OWL + "DatatypeProperty", RDF + "Property"} & set(k)
-    ]
-    names = {iri: label(iri) for iri in class_iris}
-    classes = {}
-    for iri in class_iris:
-        parents = tuple(dict.fromkeys(names[p] for p in get(iri, RDFS + "subClassOf") if p in names and p != iri))
-        classes[names[iri]] = Kind(
-            names[iri], iri, parents, tuple(get(iri, SKOS + "altLabel")), " ".join(get(iri, RDFS + "comment"))
-        )
-    relations = {}
-    for iri in props:
-        ranges = [m for r in get(iri, RDFS + "range") for m in members(r)]
-        datatype = next((r for r in ranges if r.startswith(XSD) or r == RDFS + "Literal"), "")
-        wide = {"symmetric": "SymmetricProperty", "transitive": "TransitiveProperty", "functional": "FunctionalProperty",
-                "inverse_functional": "InverseFunctionalProperty", "asymmetric": "AsymmetricProperty",
-                "irreflexive": "IrreflexiveProperty", "reflexive": "ReflexiveProperty"}  # fmt: skip
-        relations[label(iri)] = Relation(
-            label(iri), iri, tuple(dict.fromkeys(names[m] for d in get(iri, RDFS + "domain") for m in members(d) if m in names)),
-            tuple(dict.fromkeys(names[r] for r in ranges if r in names)),
-            (XSD + "string" if datatype == RDFS + "Literal" else datatype) or (XSD + "string" if iri in literal else ""),
-            tuple(t for t in TRAITS if OWL + wide[t] in kinds[iri]), next((label(i) for i in get(iri, OWL + "inverseOf")), ""),
-            tuple(get(iri, SKOS + "altLabel")), " ".join(get(iri, RDFS + "comment")),
-        )  # fmt: skip
-    return Ontology(name, classes, relations)
-
-
-def to_turtle(ontology: Ontology) -> str:
-    """The ontology as OWL in Turtle, which Protege and others open."""
-
-    def quoted(text: str) -> str:
-        return json.dumps(text, ensure_ascii=False)
-
-    lines = [
-        f"@prefix owl: <{OWL}> .",
-        f"@prefix rdfs: <{RDFS}> .",
-        f"@prefix skos: <{SKOS}> .",
-        f"@prefix xsd: <{XSD}> .",
-        "",
-    ]
-
-    def told(iri: str, kind: str, facts: Sequence[tuple[str, str]]) -> None:
-        rows = [f"<{iri}> a {kind}", *(f"    {p} {o}" for p, o in facts)]
-        lines.append(" ;\n".join(rows) + " .")
-
-    def union(names: Sequence[str]) -> str:
-        iris = [
-            f"<{ontology.classes[n].iri}>" if n in ontology.classes else f"<{name_iri(n, CLASS_BASE)}>" for n in names
-        ]
-        return iris[0] if len(iris) == 1 else f"[ a owl:Class ; owl:unionOf ( {' '.join(iris)} ) ]"
-
-    for k in ontology.classes.values():
-        facts = [
-            ("rdfs:label", quoted(k.name)),
-            *(("rdfs:subClassOf", f"<{ontology.classes[p].iri}>") for p in k.parents),
-        ]
-        facts += [("skos:altLabel", quoted(a)) for a in k.aliases] + (
-            [("rdfs:comment", quoted(k.description))] if k.description else []
-        )
-        told(k.iri, "owl:Class", facts)
-    for r in ontology.relations.values():
-        kinds = ["owl:DatatypeProperty" if r.literal else "owl:ObjectProperty"]
-        kinds += ["owl:" + "".join(w.title() for w in t.split("_")) + "Property" for t in r.traits]
-        facts = [("rdfs:label", quoted(r.name))] + [("skos:altLabel", quoted(a)) for a in r.aliases]
-        facts += [("rdfs:domain", union(r.domain))] if r.domain else []
-        facts += (
-            [("rdfs:range", f"<{r.literal}>")] if r.literal else [("rdfs:range", union(r.range))] if r.range else []
-        )
-        facts += (
-            [("owl:inverseOf", f"<{ontology.relations[r.inverse].iri}>")] if r.inverse in ontology.relations else []
-        )
-        told(r.iri, ", ".join(kinds), facts + ([("rdfs:comment", quoted(r.description))] if r.description else []))
-    return "\n".join(lines) + "\n"
+def _iris(row: Mapping[str, Sequence[str | Literal]], predicate: str) -> tuple[str, ...]:
+    return tuple(sorted(o for o in row.get(predicate, ()) if isinstance(o, str) and not o.startswith("_:")))

@@ -203,8 +203,12 @@ def read_graphml(path: Path) -> tuple[Graph, Problems]:
         if OWN in data:
             keep(_json(data[OWN]), from_json, f"edge {source} to {target}")
         else:
-            ends = (names.get(source) or _name(source, {}), names.get(target) or _name(target, {}))
-            keep([{"data": data}], lambda row, ends=ends: _of_edge(*ends, row["data"]), f"edge {source} to {target}")
+            ends = {"from": names.get(source) or _name(source, {}), "to": names.get(target) or _name(target, {})}
+            keep(
+                [{**ends, "data": data}],
+                lambda row: _of_edge(row["from"], row["to"], row["data"]),
+                f"edge {source} to {target}",
+            )
     graph = Graph(path.stem)
     graph.add(made, note=f"read from {path.name}")
     return graph, Problems(tuple(shown), count)
