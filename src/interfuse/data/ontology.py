@@ -303,16 +303,17 @@ def _bench(path: Path) -> Ontology:
     try:
         value = json.loads(read_text(path))
         base = f"{NS}{value['id']}:"
-        classes = [Class(base + c["qid"], c["label"]) for c in value["concepts"]]
+        concepts = {
+            base + c["qid"]: c["label"] for c in reversed(value["concepts"])
+        }  # some are listed twice: the first counts
+        classes = [Class(iri, label) for iri, label in sorted(concepts.items())]
         known = {c.iri for c in classes}
-        properties = []
+        properties: dict[str, Property] = {}
         for r in value["relations"]:
-            domain, range = (
-                tuple([base + r[k]]) if r.get(k) and base + r[k] in known else () for k in ("domain", "range")
-            )
+            domain, range = ((base + r[k],) if r.get(k) and base + r[k] in known else () for k in ("domain", "range"))
             iri = base + r["pid"] if r.get("pid") else relation_id(r["label"])
-            properties.append(Property(iri, r["label"], domain=domain, range=range, data=not r.get("range")))
-        return Ontology.of(classes, properties, str(value.get("title") or value["id"]))
+            properties.setdefault(iri, Property(iri, r["label"], domain=domain, range=range, data=not r.get("range")))
+        return Ontology.of(classes, properties.values(), str(value.get("title") or value["id"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InterfuseError(
             "input.format", f"not an ontology: {type(error).__name__}: {error}", where=str(path)
