@@ -12,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
-from interfuse.core.safe import read_text
+from interfuse.core.rooms import Source
+from interfuse.core.safe import fingerprint, read_text
 from interfuse.data.statements import (
     ALIAS,
     LABEL,
@@ -244,6 +246,15 @@ class Ontology:
                 ))  # fmt: skip
         return Ontology.of(classes, properties, name)
 
+    def fingerprint(self) -> str:
+        """A digest of every class and property."""
+        return fingerprint(
+            {
+                "classes": [vars(c) for c in self.classes.values()],
+                "properties": [vars(p) for p in self.properties.values()],
+            }
+        )
+
     def rules(self) -> dict[str, Any]:
         """Tables for :meth:`interfuse.data.graph.Graph.infer`: what may be concluded from the ontology."""
         tables: dict[str, list[list[str]]] = {
@@ -270,6 +281,26 @@ class Ontology:
         from interfuse.data.formats.rdf import write_rdf
 
         write_rdf(path, self.statements(), "plain")
+
+
+def open_ontology(source: Source, ctx: Ctx) -> Ontology:
+    """Opens an ontology for a room's input: an :class:`Ontology`, or a file that :func:`read_ontology` reads.
+
+    Raises:
+        InterfuseError: as :func:`read_ontology`; ``input.type`` for anything else.
+    """
+    spec = source.spec
+    if isinstance(spec, Ontology):
+        return spec
+    if isinstance(spec, Mapping) and set(spec) == {"data"}:
+        spec = spec["data"]
+    if not isinstance(spec, str | Path):
+        raise InterfuseError("input.type", f"an ontology is a file, not {type(spec).__name__}", where=source.name)
+    path = Path(str(spec)).expanduser()
+    path = path if path.is_absolute() else source.folder / path
+    if not path.is_file():
+        raise InterfuseError("input.missing", "there is no such file", where=str(path))
+    return read_ontology(path)
 
 
 def closure(start: str, step: Any) -> tuple[str, ...]:
