@@ -1,8 +1,8 @@
 """Long-to-short and RCP merging, scaled down: a step-by-step arithmetic language, one base and three fine-tunings of it.
 
-The language sums six digits. A *quick* model answers at once, a *slow* model writes every partial sum, says "wait", writes them
-again and answers; a *domain* model has learned facts (a key's value) instead. All are fine-tunings of one base that was shown
-a little of everything. Merged with every method the room has; a merged model's answers are scored for accuracy, length, "wait"
+The language works out ``3 + 8 x 5 ...`` from left to right, modulo ten. A *quick* model answers at once, a *slow* model writes every
+partial result, says "wait", writes them again and answers; a *domain* model has learned facts (a key's value) instead. All are
+fine-tunings of one base that was shown a little of everything, answers with the steps written once among it. Merged with every method the room has; a merged model's answers are scored for accuracy, length, "wait"
 and nonsense (an answer that does not end, or fits neither format). Settings are chosen per seed on problems of their own
 (``choose``), figures are of others. Every seed has its own base, data and draws; comparisons are the means of the seeds' paired
 differences with a 95 % bootstrap interval over seeds.
@@ -12,6 +12,12 @@ differences with a 95 % bootstrap interval over seeds.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +25,21 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from datasets import Dataset
+from record import save
 
+import interfuse
 from interfuse.core.ctx import Ctx
+from interfuse.core.method import load
 from interfuse.data.seeding import seeded
+from interfuse.kit.resample import paired_bootstrap, sign_flip
 
 SEEDS = range(5)
-DIGITS, NUMBERS, KEYS = 6, 55, 40
-PAD, END, PLUS, EQUALS, WAIT, ANSWER, ASK = range(7)
-FIRST_NUMBER, FIRST_KEY = 7, 7 + NUMBERS
+DIGITS, NUMBERS, KEYS = 5, 10, 40
+PAD, END, PLUS, TIMES, EQUALS, WAIT, ANSWER, ASK = range(8)
+FIRST_NUMBER, FIRST_KEY = 8, 8 + NUMBERS
 FIRST_VALUE = FIRST_KEY + KEYS
-WORDS = ["[PAD]", "[END]", "+", "=", "wait", "so", "?", *(str(n) for n in range(NUMBERS)), *(f"k{i}" for i in range(KEYS)),
+WORDS = ["[PAD]", "[END]", "+", "x", "=", "wait", "so", "?", *(str(n) for n in range(NUMBERS)), *(f"k{i}" for i in range(KEYS)),
          *(f"v{i}" for i in range(KEYS))]  # fmt: skip
 LONGEST = 24  # tokens an answer may take
 CONFIG = {"model_type": "llama", "vocab_size": len(WORDS), "hidden_size": 48, "intermediate_size": 144, "num_hidden_layers": 2,
@@ -37,24 +48,37 @@ CONFIG = {"model_type": "llama", "vocab_size": len(WORDS), "hidden_size": 48, "i
 
 
 def problems(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Digits [count, DIGITS]."""
-    return rng.integers(0, 10, (count, DIGITS))
+    """Digits, and between them 0 (plus) or 1 (times): [count, 2 * DIGITS - 1]."""
+    made = rng.integers(0, 10, (count, 2 * DIGITS - 1))
+    made[:, 1::2] %= 2
+    return made
 
 
-def asked(digits: np.ndarray) -> np.ndarray:
-    """``3 + 8 + ... =`` as token ids."""
-    out = np.full((len(digits), 2 * DIGITS), PLUS)
-    out[:, ::2] = digits + FIRST_NUMBER
-    out[:, -1] = EQUALS
+def partial(made: np.ndarray) -> np.ndarray:
+    """Results after every step [count, DIGITS - 1]."""
+    value, found = made[:, 0], []
+    for i in range(1, DIGITS):
+        digit = made[:, 2 * i]
+        value = np.where(made[:, 2 * i - 1] == 1, value * digit, value + digit) % 10
+        found.append(value)
+    return np.stack(found, 1)
+
+
+def asked(made: np.ndarray) -> np.ndarray:
+    """``3 + 8 x ... =`` as token ids."""
+    out = np.full((len(made), 2 * DIGITS), EQUALS)
+    out[:, :-1] = made + FIRST_NUMBER
+    out[:, 1:-1:2] = np.where(made[:, 1::2] == 1, TIMES, PLUS)
     return out
 
 
-def answered(digits: np.ndarray, style: str) -> np.ndarray:
-    """``so 25`` or ``11 16 ... wait 11 16 ... so 25``, with the end."""
-    sums = digits.cumsum(1)[:, 1:] + FIRST_NUMBER
-    column = np.ones((len(digits), 1), dtype=int)
-    last = [ANSWER * column, sums[:, -1:], END * column]
-    return np.hstack(last if style == "quick" else [sums, WAIT * column, sums, *last])
+def answered(made: np.ndarray, style: str) -> np.ndarray:
+    """``so 5`` (quick), ``1 5 ... so 5`` (steps) or ``1 5 ... wait 1 5 ... so 5`` (slow), with the end."""
+    steps = partial(made) + FIRST_NUMBER
+    column = np.ones((len(made), 1), dtype=int)
+    last = [ANSWER * column, steps[:, -1:], END * column]
+    before = {"quick": [], "steps": [steps], "slow": [steps, WAIT * column, steps]}[style]
+    return np.hstack([*before, *last])
 
 
 def arithmetic(rng: np.random.Generator, count: int, style: str) -> tuple[np.ndarray, int]:
@@ -109,7 +133,7 @@ def reply(module: Any, questions: np.ndarray) -> list[list[int]]:
 def score_sums(module: Any, digits: np.ndarray) -> dict[str, float]:
     """Accuracy, mean tokens, share of answers that say "wait", and of nonsense: no end, or not ``... so NUMBER end``."""
     replies = reply(module, asked(digits))
-    truth = digits.sum(1) + FIRST_NUMBER
+    truth = partial(digits)[:, -1] + FIRST_NUMBER
     number = range(FIRST_NUMBER, FIRST_KEY)
     formed = [len(r) >= 3 and r[-1] == END and r[-3] == ANSWER and r[-2] in number and
               all(t in number or t == WAIT for t in r[:-3]) for r in replies]  # fmt: skip
@@ -163,7 +187,7 @@ BASE_STEPS, TUNE_STEPS = 600, 150
 
 
 def family(folder: Path, seed: int) -> Family:
-    """The base, shown both styles and facts with values of no meaning; then quick, slow and domain models."""
+    """The base, shown all three styles and facts with values of no meaning; then quick, slow and domain models."""
     rng = Ctx(seed=seed).rng("reasoning")
     values = rng.permutation(KEYS)
     made = Family(folder, seed, values, problems(rng, 200), problems(rng, 400))
@@ -172,7 +196,7 @@ def family(folder: Path, seed: int) -> Family:
 
     def mixed(step: int) -> Batch:
         noise = rng.permutation(KEYS)
-        return [arithmetic(rng, 32, "slow"), arithmetic(rng, 32, "quick"), facts(noise, rng.integers(0, KEYS, 16))]
+        return [*(arithmetic(rng, 24, s) for s in ("quick", "steps", "slow")), facts(noise, rng.integers(0, KEYS, 16))]
 
     train(base, mixed, BASE_STEPS, 3e-3)
     kinds: dict[str, Any] = {
@@ -188,3 +212,218 @@ def family(folder: Path, seed: int) -> Family:
     for name in ("base", *kinds):
         tokenizer(folder / name)
     return made
+
+
+# ------------------------------------------------------------------------------------------------ merging and choosing
+
+#: a method's settings to choose from: name -> (method, its parameters); models and base are the experiment's
+Grid = Mapping[str, Sequence[tuple[str, dict[str, Any]]]]
+
+
+def examples(made: Family, style: str, count: int) -> Dataset:
+    """Calibration examples with question and answer apart."""
+    rng = Ctx(seed=made.seed).rng(f"calibration {style}")
+    if style == "domain":
+        keys = rng.permutation(KEYS)[:count]
+        ids, question = facts(made.values, keys)
+    else:
+        ids, question = arithmetic(rng, count, style)
+    words = [[WORDS[t] for t in row] for row in ids.tolist()]
+    return Dataset.from_dict(
+        {"prompt": [" ".join(r[:question]) + " " for r in words], "response": [" ".join(r[question:]) for r in words]}
+    )
+
+
+def merge(made: Family, method: str, models: Sequence[str], given: Mapping[str, Any]) -> Any:
+    """The merged module. ``aim(METHOD)`` merges first and relaxes then."""
+    inner = dict(given)
+    with contextlib.redirect_stderr(io.StringIO()), tempfile.TemporaryDirectory() as place:
+        own: dict[str, Any] = {"models": [made.place(m) for m in models], "base": made.place("base"), "seed": made.seed,
+                               "ctx": Ctx(cache=made.folder / "cache")}  # fmt: skip
+        if method == "aim":
+            relax = {k: inner.pop(k) for k in ("keep", "calibration")}
+            first = interfuse.merge.ties(**own, **inner, out=Path(place) / "first")
+            own |= {"models": [first.path]}
+            inner = relax
+        if load(f"merge/{method}").traits.get("base", "optional") == "none":
+            del own["base"]
+        made_of = getattr(interfuse.merge, method.replace("-", "_"))(**own, **inner, out=Path(place) / "out")
+        return transformers.AutoModelForCausalLM.from_pretrained(made_of.path)
+
+
+def differences(
+    rows: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]], what: str, label: str
+) -> dict[str, Any]:
+    """Mean paired difference over seeds with its interval, and how many seeds lie above."""
+    a, b = [r[what] for r in baseline], [r[what] for r in rows]
+    interval = paired_bootstrap(a, b, Ctx().rng(label))
+    flip = sign_flip(a, b, Ctx().rng(f"{label}/flip"))
+    return {"baseline": float(np.mean(a)), "candidate": float(np.mean(b)), "difference": interval.estimate, "low": interval.low,
+            "high": interval.high, "p": flip.p, "seeds_above": sum(v > u for u, v in zip(a, b, strict=True))}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ long to short
+
+
+def short_grid(made: Family) -> Grid:
+    """Every method with a few settings each; models are quick, slow."""
+    # as in the paper, quick answers calibrate the slow model and slow answers the quick one
+    crossed = [examples(made, "slow", 32), examples(made, "quick", 32)]
+    own = crossed[::-1]
+    both = [examples(made, "quick", 32)]
+    return {
+        "average": [("linear", {"weight": 0.5})],
+        "task arithmetic": [("linear", {"weight": [round(1 - a / 10, 1), a / 10]}) for a in (3, 5, 7)],
+        "ties": [("ties", {"density": d, "scale": s}) for d, s in ((0.2, 1.0), (0.5, 1.0), (0.8, 1.0))],
+        "dare p=.3": [("dare-ties", {"density": 0.7, "scale": s}) for s in (0.5, 0.7, 1.0)],
+        "dare p=.9": [("dare-ties", {"density": 0.1, "scale": s}) for s in (0.5, 0.7, 1.0)],
+        "lore": [("lore", {"mu": m}) for m in (0.01, 0.1)],
+        "twin": [("twin", {"density": d}) for d in (0.2, 0.5)],
+        "aim-ties": [("aim", {"keep": k, "density": 0.5, "scale": 1.0, "calibration": both}) for k in (0.4, 0.7)],
+        "sens": [("sens", {"scale": s, "temperature": 2.0, "calibration": crossed}) for s in (0.5, 0.7, 1.0)],
+        "acm": [("acm", {"scale": s, "calibration": both}) for s in (1.0, 1.5, 2.0)],
+        "fisher": [("fisher", {"calibration": own, "fisher_norm": n}) for n in ("none", "model")],
+        "regmean": [("regmean", {"calibration": own, "gram": "mean"})],
+    }
+
+
+def choose_short(rows: Sequence[dict[str, float]], slow: float) -> int:
+    """The shortest answers among settings within a point of the slow model on the choosing problems, else the most accurate."""
+    good = [i for i, r in enumerate(rows) if r["accuracy"] >= slow - 0.01]
+    return (
+        min(good, key=lambda i: rows[i]["tokens"]) if good else max(range(len(rows)), key=lambda i: rows[i]["accuracy"])
+    )
+
+
+def short_seed(made: Family) -> dict[str, Any]:
+    """One seed: sources, the sweep from quick to slow, and every method at the setting chosen on other problems."""
+    sources = {n: score_sums(made.open(n), made.test) for n in ("base", "quick", "slow")}
+    slow = score_sums(made.open("slow"), made.choose)["accuracy"]
+    sweep = []
+    for a in range(11):
+        module = merge(made, "linear", ["quick", "slow"], {"weight": [round(1 - a / 10, 1), a / 10]})
+        sweep.append({"a": a / 10, **score_sums(module, made.test)})
+    methods = {}
+    for name, settings in short_grid(made).items():
+        modules = [merge(made, m, ["quick", "slow"], given) for m, given in settings]
+        seen = [score_sums(m, made.choose) for m in modules]
+        best = choose_short(seen, slow)
+        shown = {k: v for k, v in settings[best][1].items() if k != "calibration"}
+        methods[name] = {"setting": shown, **score_sums(modules[best], made.test)}
+    return {"sources": sources, "sweep": sweep, "methods": methods}
+
+
+def long_to_short(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The claims of the paper over seeds."""
+    slow = [s["sources"]["slow"] for s in seeds]
+    names = list(seeds[0]["methods"])
+    rows = {n: [s["methods"][n] for s in seeds] for n in names}
+    table = {n: {"accuracy": differences(r, slow, "accuracy", f"l2s/{n}/accuracy"), "tokens": differences(r, slow, "tokens", f"l2s/{n}/tokens"),
+                 "wait": float(np.mean([x["wait"] for x in r])), "nonsense": float(np.mean([x["nonsense"] for x in r])),
+                 "cut off": float(np.mean([x["cut off"] for x in r]))} for n, r in rows.items()}  # fmt: skip
+    for row in table.values():
+        row["shorter by"] = -row["tokens"]["difference"] / row["tokens"]["baseline"]
+    claim = [n for n, r in table.items() if r["shorter by"] >= 0.3 and r["accuracy"]["low"] >= -0.02]
+    rise = [float(np.mean(np.diff([p["tokens"] for p in s["sweep"]]) >= -0.05)) for s in seeds]
+    return {
+        "sources": {n: {k: float(np.mean([s["sources"][n][k] for s in seeds])) for k in slow[0]} for n in ("base", "quick", "slow")},
+        "methods against slow": table,
+        "sweep": [{k: float(np.mean([s["sweep"][i][k] for s in seeds])) for k in seeds[0]["sweep"][0]} for i in range(11)],
+        "claims": {
+            "at least 30% shorter, accuracy at most 2 points lower (whole interval)": claim,
+            "share of steps of the sweep in which answers do not get shorter as a rises": float(np.mean(rise)),
+            "dare p=.9 against p=.3, accuracy": differences(rows["dare p=.9"], rows["dare p=.3"], "accuracy", "l2s/dare"),
+            "ties against average, accuracy": differences(rows["ties"], rows["average"], "accuracy", "l2s/ties"),
+            "aim-ties against ties, accuracy": differences(rows["aim-ties"], rows["ties"], "accuracy", "l2s/aim"),
+            "sens against task arithmetic, accuracy": differences(rows["sens"], rows["task arithmetic"], "accuracy", "l2s/sens"),
+        },
+        "seeds": list(seeds),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ a prior of reasoning
+
+
+def prior_grid(made: Family) -> Grid:
+    """Methods with as many settings each; models are slow (reasoning), domain."""
+    tables = [examples(made, "slow", 32), examples(made, "domain", KEYS)]
+    prices = (1.0, 1e3, 1e5, 1e7)
+    return {
+        "linear": [("linear", {"weight": [round(1 - a, 1), a]}) for a in (0.3, 0.5, 0.7, 0.9)],
+        "task arithmetic": [("task-arithmetic", {"weight": 1.0, "scale": s}) for s in (0.4, 0.6, 0.8, 1.0)],
+        "ties": [("ties", {"density": d, "scale": s}) for d in (0.2, 0.6) for s in (1.0, 1.5)],
+        "dare-ties": [("dare-ties", {"density": d, "scale": s}) for d in (0.7, 0.9) for s in (1.0, 1.5)],
+        "fisher": [("fisher", {"calibration": tables, "fisher_norm": n}) for n in ("none", "model")],
+        "regmean": [("regmean", {"calibration": tables, "gram": g}) for g in ("sum", "mean")],
+        "sensitivity alone": [("rcp", {"penalty": 0.0, "domain_text": "full", "calibration": tables})],
+        "rcp, prompt": [("rcp", {"penalty": p, "domain_text": "prompt", "calibration": tables}) for p in prices],
+        "rcp, full": [("rcp", {"penalty": p, "domain_text": "full", "calibration": tables}) for p in prices],
+    }
+
+
+def both(module: Any, made: Family, digits: np.ndarray) -> dict[str, float]:
+    """Accuracy of facts and sums, their mean, and the share of nonsense in both."""
+    sums, known = score_sums(module, digits), score_facts(module, made.values)
+    return {"domain": known["accuracy"], "reasoning": sums["accuracy"], "mean": (known["accuracy"] + sums["accuracy"]) / 2,
+            "nonsense": (known["nonsense"] + sums["nonsense"]) / 2, "steps": sums["tokens"]}  # fmt: skip
+
+
+def prior_seed(made: Family) -> dict[str, Any]:
+    """One seed: every method at its best setting by the mean of both accuracies on the choosing problems; all settings too."""
+    sources = {n: both(made.open(n), made, made.test) for n in ("base", "slow", "domain")}
+    methods, front = {}, {}
+    for name, settings in prior_grid(made).items():
+        modules = [merge(made, m, ["slow", "domain"], given) for m, given in settings]
+        seen = [both(m, made, made.choose) for m in modules]
+        best = max(range(len(seen)), key=lambda i: seen[i]["mean"])
+        shown = [{k: v for k, v in given.items() if k != "calibration"} for _, given in settings]
+        methods[name] = {"setting": shown[best], **both(modules[best], made, made.test)}
+        front[name] = [{"setting": s, **r} for s, r in zip(shown, seen, strict=True)]
+    return {"sources": sources, "methods": methods, "settings": front}
+
+
+def rcp(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """RCP against the others over seeds."""
+    names = list(seeds[0]["methods"])
+    rows = {n: [s["methods"][n] for s in seeds] for n in names}
+    mine = "rcp, full"
+    return {
+        "sources": {n: {k: float(np.mean([s["sources"][n][k] for s in seeds])) for k in seeds[0]["sources"]["slow"]} for n in ("base", "slow", "domain")},
+        "methods": {n: {k: float(np.mean([r[k] for r in rs])) for k in ("domain", "reasoning", "mean", "nonsense", "steps")} for n, rs in rows.items()},
+        "rcp (full) against": {n: {k: differences(rows[mine], rows[n], k, f"rcp/{n}/{k}") for k in ("domain", "reasoning", "mean", "nonsense")}
+                               for n in names if n != mine},
+        "on the front of (domain, reasoning)": {n: sum(_undominated(n, s["methods"]) for s in seeds) for n in names},
+        "seeds": list(seeds),
+    }  # fmt: skip
+
+
+def _undominated(name: str, methods: Mapping[str, Mapping[str, float]]) -> bool:
+    mine = methods[name]
+    return not any(o["domain"] >= mine["domain"] and o["reasoning"] >= mine["reasoning"] and
+                   (o["domain"] > mine["domain"] or o["reasoning"] > mine["reasoning"]) for n, o in methods.items() if n != name)  # fmt: skip
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or ["long-to-short", "rcp"]
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    found: dict[str, list[dict[str, Any]]] = {w: [] for w in wanted}
+    began = time.process_time()
+    for seed in SEEDS:
+        with tempfile.TemporaryDirectory() as folder:
+            made = family(Path(folder), seed)
+            print(f"seed {seed}: trained, {time.process_time() - began:.0f} s", flush=True)
+            for w in wanted:
+                found[w].append({"long-to-short": short_seed, "rcp": prior_seed}[w](made))
+                print(f"seed {seed}: {w}, {time.process_time() - began:.0f} s", flush=True)
+    about = {
+        "model": CONFIG,
+        "steps": {"base": BASE_STEPS, "each fine-tuning": TUNE_STEPS},
+        "processor seconds": time.process_time() - began,
+    }
+    for w in wanted:
+        save(f"merge-{w}", {**about, **{"long-to-short": long_to_short, "rcp": rcp}[w](found[w])})
+
+
+if __name__ == "__main__":
+    main()

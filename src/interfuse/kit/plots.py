@@ -455,3 +455,68 @@ def _untangle(layers: list[list[Stop]], links: Sequence[tuple[Stop, Stop, bool]]
             layer.sort(key=pull.__getitem__)
             for i, stop in enumerate(layer):
                 place[stop] = (i + 0.5) / len(layer)
+
+
+# ---------------------------------------------------------------------------------------------- numbers over numbers
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of a line: places, and at each a number with its interval. ``tone``: a colour of :data:`PAINT`."""
+
+    label: str
+    tone: str
+    x: Sequence[float]
+    y: Sequence[Spread]
+    dash: bool = False
+
+
+def curves(name: str, title: str, lines: Sequence[Curve], *, x_label: str, caption: str = "", csv: str = "",
+           level: tuple[float, str] | None = None) -> Picture:  # fmt: skip
+    """Lines with their intervals over a common axis; places stand at equal distances, as 2, 4, 8 do.
+
+    Args:
+        level: a height to draw across, and its name.
+    """
+    left, right, top, height, step = 40.0, 292.0, 18.0, 150.0, 14.0
+    bottom = top + height
+    canvas = Canvas(WIDTH, bottom + 34 + (8 if len(lines) * step > height else 0))
+    places = sorted({x for line in lines for x in line.x})
+    low = min(s.low for line in lines for s in line.y)
+    high = max(s.high for line in lines for s in line.y)
+    if level:
+        low, high = min(low, level[0]), max(high, level[0])
+    ticks = _ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    gap = (right - left - 24) / max(len(places) - 1, 1)
+
+    def across(x: float, shift: float = 0.0) -> float:
+        return left + 12 + places.index(x) * gap + shift
+
+    def down(value: float) -> float:
+        return bottom - (value - low) / (high - low) * height
+
+    for tick in ticks:
+        canvas.line([left, right], [down(tick)] * 2, "rule", 0.8)
+        canvas.text(left - 6, down(tick), f"{tick:g}", "muted", size=8, anchor="right")
+    for x in places:
+        canvas.text(across(x), bottom + 11, f"{x:g}", "muted", size=8, anchor="center")
+    canvas.text((left + right) / 2, bottom + 25, x_label, "muted", size=8, anchor="center")
+    if level:
+        canvas.line([left, right], [down(level[0])] * 2, "source", 1.0, dash=True)
+        canvas.text(right, down(level[0]) - 7, level[1], "source", size=8, anchor="right")
+    for number_, line in enumerate(lines):
+        shift = (number_ - (len(lines) - 1) / 2) * 3.0
+        spots = [across(x, shift) for x in line.x]
+        canvas.line(spots, [down(s.value) for s in line.y], line.tone, 1.6, dash=line.dash)
+        for spot, spread in zip(spots, line.y, strict=True):
+            canvas.line([spot, spot], [down(spread.low), down(spread.high)], line.tone, 0.9)
+            canvas.dot(spot, down(spread.value), line.tone, 5.0)
+        y = top + step * (number_ + 0.5)
+        canvas.line([right + 8, right + 24], [y, y], line.tone, 1.6, dash=line.dash)
+        canvas.text(right + 28, y, line.label, room=WIDTH - right - 28)
+    alt = f"{title}. " + "; ".join(
+        f"{line.label}: " + ", ".join(f"{x:g} {number(s.value)}" for x, s in zip(line.x, line.y, strict=True))
+        for line in lines
+    )
+    return Picture(name, title, canvas.svg(name, alt), alt, caption, csv)

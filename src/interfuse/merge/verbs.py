@@ -196,6 +196,27 @@ def _extract(model: str, base: str | None, out: Path | None, rank: int, save_res
     )
 
 
+def _study(grid: Path, out: Path | None, dry_run: bool) -> None:
+    """What matters when models are merged: methods x experts x sizes x bases, on trained and unseen tasks."""
+    from interfuse.merge.study import read_study, run_study
+
+    place = out or Path("runs") / f"study-{grid.stem}"
+    with contextlib.redirect_stdout(sys.stderr):
+        found: dict[str, Any] = read_study(grid).cost() if dry_run else run_study(grid, place, _ctx())
+
+    def words() -> Iterable[str]:
+        if dry_run:
+            yield f"{found['cells']} cells, {found['merges']} merges: {place}"
+            return
+        for name, claim in found["claims"].items():
+            told = "shown" if claim["low"] > 0 else "the reverse" if claim["high"] < 0 else "not told from chance"
+            yield f"{name}: {claim['value']:+.3f} ({claim['low']:+.3f} to {claim['high']:+.3f}), {told}"
+        yield from found["answers"].values()
+        yield f"report: {place / 'report.html'}"
+
+    _print({"out": str(place), **found}, words)
+
+
 def _command(name: str, callback: Callable[..., None], params: list[click.Parameter], example: str) -> click.Command:
     return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *_shared()],
                          epilog=f"\b\nExample:\n  interfuse merge {example}")  # fmt: skip
@@ -211,6 +232,10 @@ VERBS = {
         click.Option(["--seed"], type=int, default=0, show_default=True, help="All randomness comes from it."), _FORCE,
     ], "RECIPE.yml -o out/"),
     "lint": _command("lint", _lint, [click.Argument(["file"], type=PATH)], "lint RECIPE.yml"),
+    "study": _command("study", _study, [
+        click.Argument(["grid"], type=PATH), _OUT,
+        click.Option(["--dry-run"], is_flag=True, help="Check the grid and count its merges."),
+    ], "study GRID.yaml -o study/"),
     "diff": _command("diff", _diff, [
         click.Argument(["first"]), click.Argument(["second"]),
         click.Option(["--tensors"], is_flag=True, help="One line per tensor, the most changed first."),
