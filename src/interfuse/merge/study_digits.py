@@ -86,7 +86,7 @@ def _score(task: str, part: str) -> Score:
         assert model.module is not None, "these models are in memory"
         x, y = examples(task, part)
         with torch.inference_mode():
-            return (model.module(x).argmax(1) == y).numpy().astype(np.float64)
+            return np.asarray((model.module(x).argmax(1) == y).numpy(), dtype=np.float64)
 
     return score
 
@@ -132,7 +132,8 @@ def _train(net: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int, lr: fl
             for group in optimizer.param_groups:
                 group["lr"] = lr * 0.5 * (1 + np.cos(np.pi * done / steps))
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            loss = nn.functional.cross_entropy(net(x[rows]), y[rows])
+            torch.autograd.backward(loss)
             optimizer.step()
             done += 1
     net.eval()
