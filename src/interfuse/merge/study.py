@@ -196,7 +196,7 @@ def score_of(table: Table, ctx: Ctx, max_length: int = 512) -> Score:
                 found[rows[0]] = float(torch.exp(-passes.loss_of(loaded, logits, batch, None)))
             return found
         logits = predict(model, table, ctx)
-        return (logits.argmax(1) == table.labels()).astype(np.float64)
+        return np.asarray(logits.argmax(1) == table.labels(), dtype=np.float64)
 
     return score
 

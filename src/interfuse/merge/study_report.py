@@ -68,7 +68,7 @@ def write_report(study: Study, rows: Sequence[Row], out: Path) -> dict[str, Any]
         )
         line["settings chosen"] = [r["setting"] for r in mine]
         table.append(line)
-    report = {"title": study.title, "seeds": list(study.seeds), **study.cost(), "table": table, "claims": _claims(study, pick),
+    report: dict[str, Any] = {"title": study.title, "seeds": list(study.seeds), **study.cost(), "table": table, "claims": _claims(study, pick),
               "answers": _answers(study, pick)}  # fmt: skip
     sections = _sections(study, table, report, out)
     _write_csv(out / "cells.csv", [_flat(r) for r in rows])
@@ -83,7 +83,10 @@ def _claims(study: Study, pick: Callable[..., list[Row]]) -> dict[str, Any]:
     """The paper's claims in figures: positive values speak for them."""
     sizes, qualities = (list(dict.fromkeys(label[i] for label in study.labels)) for i in (0, 1))
     claims: dict[str, Any] = {}
-    inside = lambda r: r["held_in_normalised"]  # noqa: E731
+
+    def inside(row: Row) -> float:
+        return float(row["held_in_normalised"])
+
     if len(qualities) > 1:
         weak, strong = qualities[0], qualities[-1]
         for size, n in itertools.product(sizes, study.counts):
@@ -190,7 +193,8 @@ def _sections(study: Study, table: Sequence[dict[str, Any]], report: dict[str, A
                 for n in study.counts:
                     values = [t[kind] for t in table if (t["size"], t["quality"], t["experts"]) == (size, quality, n)]
                     spread = Spread(*(float(np.mean([v[k] for v in values])) for k in ("value", "low", "high")))
-                    x.append(float(n)), y.append(spread)
+                    x.append(float(n))
+                    y.append(spread)
                     numbers.append(
                         {
                             "size": size,
