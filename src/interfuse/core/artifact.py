@@ -29,6 +29,7 @@ from interfuse.core.safe import (
     sweep,
     sync_folder,
     writing_errors,
+    written_sha256,
 )
 
 MANIFEST = "interfuse.json"
@@ -239,7 +240,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         if file.is_symlink() or not file.is_file() or not name.isprintable():
             raise InterfuseError("output.write", f"an artifact holds plain files only, not {name!r}")
         if name != MANIFEST:
-            rows[name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+            rows[name] = {"bytes": file.stat().st_size, "sha256": written_sha256(file)}
     return rows
 
 

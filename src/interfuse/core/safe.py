@@ -269,6 +269,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_written: dict[tuple[int, int, int, int], str] = {}
+
+
+def note_sha256(path: Path, digest: str) -> None:
+    """Remembers the SHA-256 of a file that this process has just written, so that it need not be read again at once."""
+    _written[_identity(path)] = digest
+
+
+def written_sha256(path: Path) -> str:
+    """The SHA-256 of a file: what its writer noted, if the very file has not changed since, else as it is read now."""
+    return _written.pop(_identity(path), "") or file_sha256(path)
+
+
+def _identity(path: Path) -> tuple[int, int, int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file so that a crash at any moment leaves the old content or the new, never a part.
 

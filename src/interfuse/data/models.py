@@ -18,6 +18,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Source
 from interfuse.core.safe import file_sha256, fingerprint, read_text
+from interfuse.data.digests import weight_digest
 
 if TYPE_CHECKING:
     import torch
@@ -268,16 +269,13 @@ def task_of(config: Mapping[str, Any], folder: Path) -> str:
                          fix="Add task: " + " | ".join(TASKS))  # fmt: skip
 
 
-@functools.lru_cache(maxsize=256)
-def _hash_file(path: Path, size: int, stamp: int) -> str:
-    return file_sha256(path)
-
-
 def folder_digest(folder: Path) -> str:
     """A digest of a model folder's configuration, tokenizer and weights."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja"))
     rows = [
-        (p.name, _hash_file(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in files if p.name != "interfuse.json"
+        (p.name, weight_digest(p) if p.suffix == ".safetensors" else file_sha256(p))
+        for p in files
+        if p.name != "interfuse.json"
     ]
     return fingerprint(rows)
 

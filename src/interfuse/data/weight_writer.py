@@ -27,8 +27,10 @@ import xxhash
 from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
+from interfuse.core.safe import note_sha256
 from interfuse.data.formats.safetensors import build_header
 from interfuse.data.weights import INDEX, SINGLE, bytes_of
+from interfuse.data.write_behind import LEAST, WriteBehind
 
 #: Output tensors: name -> (element type, shape), in the model's order.
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -128,12 +130,15 @@ class WeightWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._clear_place()
         self._check_room()
+        self._behind: WriteBehind | None = None
         try:
             for shard in self.shards:
                 self._allocate(shard)
         except BaseException:
             self.abort()
             raise
+        if sum(shard.size for shard in self.shards) >= LEAST and sys.platform != "win32":
+            self._behind = WriteBehind({s.name: (self._fds[s.name], s.header, s.size) for s in self.shards})
 
     def __enter__(self) -> WeightWriter:
         return self
@@ -211,7 +216,10 @@ class WeightWriter:
             return
         file, offset = self._place[name]
         with _coded(self.folder / file):
-            _write_at(self._fds[file], bytes_of(values), offset + start * dtype.itemsize)
+            first = offset + start * dtype.itemsize
+            _write_at(self._fds[file], bytes_of(values), first)
+        if self._behind is not None:
+            self._behind.wrote(file, first, first + values.numel() * dtype.itemsize)
         with self._lock:
             self._missing[name] -= values.numel() * dtype.itemsize
 
@@ -221,6 +229,9 @@ class WeightWriter:
             return False
         with self._lock:
             self._missing[name] = 0
+        file, offset = self._place[name]
+        if self._behind is not None and (size := _nbytes(self.layout, name)):
+            self._behind.wrote(file, offset, offset + size)
         return True
 
     def checksum(self, name: str) -> str:
@@ -251,10 +262,18 @@ class WeightWriter:
         try:
             for shard in self.shards:
                 with _coded(self.folder / shard.name):
+                    os.fsync(self._fds[shard.name])
+            digests: dict[str, str] = {}
+            if self._behind is not None:
+                with _coded(self.folder):
+                    digests = self._behind.finish()
+            for shard in self.shards:
+                with _coded(self.folder / shard.name):
                     fd = self._fds[shard.name]
-                    os.fsync(fd)
                     _write_at(fd, memoryview(shard.header)[:8], 0)
                     os.fsync(fd)
+                    if shard.name in digests:
+                        note_sha256(self.folder / shard.name, digests[shard.name])
             paths = [self.folder / shard.name for shard in self.shards]
             if len(self.shards) > 1:
                 paths.append(self._write_index())
@@ -287,6 +306,9 @@ class WeightWriter:
                 (self.folder / name).unlink(missing_ok=True)
 
     def _release(self) -> None:
+        if self._behind is not None:
+            self._behind.cancel()
+            self._behind = None
         while self._fds:
             os.close(self._fds.popitem()[1])
 

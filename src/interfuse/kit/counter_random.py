@@ -7,10 +7,12 @@ counter. The key is made of names, the counter of the element's index, so any bl
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import torch
 from numpy.random import Philox
+from numpy.typing import NDArray
 from torch import Tensor
 
 _WORDS = 8  # 32-bit words per counter value of Philox-4x64
@@ -42,10 +44,24 @@ def uniform(key: int, start: int, stop: int) -> Tensor:
     Returns:
         float32 [stop - start].
     """
-    first, skip = divmod(start, _WORDS)
-    count = -(-(stop - start + skip) // 2)  # 64-bit words
-    raw = Philox(key=key, counter=first).random_raw(count)
-    words = raw.astype("<u8", copy=False).view("<u4")[skip : skip + stop - start]
+    words = _words(key, start, stop)
     words >>= 8
     out = torch.from_numpy(words.view(np.int32)).to(torch.float32)
     return out.mul_(2.0**-24)
+
+
+def below(key: int, start: int, stop: int, probability: float) -> NDArray[np.bool_]:
+    """``uniform(key, start, stop) < probability`` without making the numbers: bool [stop - start]."""
+    if probability >= 1:
+        return np.ones(stop - start, dtype=np.bool_)
+    # u = (word >> 8) / 2**24 is below p where the word is below ceil(2**24 p) * 2**8
+    return _words(key, start, stop) < np.uint32(min(math.ceil(max(probability, 0.0) * (1 << 24)) << 8, 0xFFFFFFFF))
+
+
+def _words(key: int, start: int, stop: int) -> NDArray[np.uint32]:
+    """One 32-bit word per element."""
+    first, skip = divmod(start, _WORDS)
+    count = -(-(stop - start + skip) // 2)  # 64-bit words
+    raw = Philox(key=key, counter=first).random_raw(count)
+    words: NDArray[np.uint32] = raw.astype("<u8", copy=False).view("<u4")[skip : skip + stop - start]
+    return words

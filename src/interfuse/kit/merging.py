@@ -14,6 +14,8 @@ from torch import Tensor
 
 from interfuse.data.weights import Flat
 
+_TINY = 1e-38
+
 
 class Computed:
     """A tensor that is never stored: a function, element by element, of others that are read with it."""
@@ -32,27 +34,43 @@ class Computed:
         return values if out is None else out.copy_(values)
 
 
-def elect(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The elected sign of each element: that of the weighted sum, + for a sum of 0 (Yadav et al. 2023, section 4.2). Boolean."""
-    total = torch.zeros_like(deltas[0])
-    for delta, weight in zip(deltas, weights, strict=True):
-        total.add_(delta, alpha=weight)
-    return total >= 0
-
-
-def disjoint_mean(deltas: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True) -> Tensor:
+def disjoint_mean(
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    normalize: bool = True,
+    ballots: Sequence[float] | None = None,
+) -> Tensor:
     """The weighted sum over models whose change is not 0 and has the elected sign, divided by their weights if ``normalize``.
 
-    Returns 0 where no model agrees. A negative weight turns a model's change around before the election.
+    The elected sign of an element is that of the weighted sum of its changes, + for a sum of 0 (Yadav et al. 2023, section 4.2).
+    Returns 0 where no model agrees. A negative weight turns a model's change around before the election. Overwrites ``deltas``.
+    Written without comparisons and selections: on processors those take ten times as long as sums.
+
+    Args:
+        deltas: float32, equal shapes.
+        weights: one per model.
+        normalize: divide by the magnitudes of the weights of those that agree.
+        ballots: weights of the election, when they are not ``weights``.
     """
-    positive = elect(deltas, weights)
-    total, count = torch.zeros_like(deltas[0]), torch.zeros_like(deltas[0])
+    votes = list(weights) if ballots is None else list(ballots)
+    sign = deltas[0] * votes[0]
+    for delta, vote in zip(deltas[1:], votes[1:], strict=True):
+        sign.add_(delta, alpha=vote)
+    sign.sign_().mul_(2.0).add_(1.0).sign_()  # +1 for sums from 0 on, -1 below
+    total, count = torch.zeros_like(sign), torch.zeros_like(sign) if normalize else None
     for delta, weight in zip(deltas, weights, strict=True):
-        change = delta * weight
-        agrees = torch.where(positive, change > 0, change < 0)
-        total.add_(change.mul_(agrees))
-        count.add_(agrees, alpha=abs(weight))
-    return torch.where(count > 0, total / count, 0.0) if normalize else total
+        if weight == 0.0:
+            continue
+        agrees = delta.mul_(sign if weight > 0 else -sign).clamp_(
+            min=0.0
+        )  # its magnitude where it has the elected sign, else 0
+        total.add_(agrees, alpha=abs(weight))
+        if count is not None:
+            count.add_(agrees.sign_(), alpha=abs(weight))
+    if count is not None:
+        total.div_(count.clamp_(min=_TINY))  # where no model agrees the sum is 0 as well
+    return total.mul_(sign)
 
 
 def slerp_weights(

@@ -7,7 +7,7 @@ added exactly, order statistics are counts of bit patterns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ def blocks(sources: Sequence[Flat]) -> Iterator[tuple[int, list[Tensor]]]:
         )
 
 
-def sums(sources: Sequence[Flat], terms: Callable[[list[Tensor]], Sequence[Tensor]]) -> list[float]:
+def sums(sources: Sequence[Flat], terms: Callable[[list[Tensor]], Iterable[Tensor]]) -> list[float]:
     """Sums over all elements of functions of the tensors, in one reading.
 
     Args:
@@ -101,10 +101,17 @@ def gram(sources: Sequence[Flat]) -> Tensor:
         float64 [m, m].
     """
     pairs = [(i, j) for i in range(len(sources)) for j in range(i + 1)]
-    products = sums(sources, lambda x: [x[i] * x[j] for i, j in pairs])
+    buffer: list[Tensor] = []  # one for all products: making a new one costs as much as the product
+
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        if not buffer or buffer[0].shape != x.shape:
+            buffer[:] = [torch.empty_like(x)]
+        return torch.mul(x, y, out=buffer[0])
+
+    products = sums(sources, lambda x: (product(x[i], x[j]) for i, j in pairs))
     out = torch.empty(len(sources), len(sources), dtype=torch.float64)
-    for (i, j), product in zip(pairs, products, strict=True):
-        out[i, j] = out[j, i] = product
+    for (i, j), total in zip(pairs, products, strict=True):
+        out[i, j] = out[j, i] = total
     return out
 
 
@@ -325,7 +332,10 @@ def _float_of(bits: int) -> float:
 
 def _magnitude(values: Tensor) -> Tensor:
     """int32 that orders finite floats by magnitude, >= 0; overwrites its argument."""
-    return values.view(torch.int32).bitwise_and_(0x7FFFFFFF)
+    keys = values.view(torch.int32)
+    bits = keys.numpy()
+    np.bitwise_and(bits, np.int32(0x7FFFFFFF), out=bits)
+    return keys
 
 
 def _signed(values: Tensor) -> Tensor:

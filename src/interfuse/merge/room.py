@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
 from interfuse.core.errors import InterfuseError
@@ -25,7 +27,7 @@ from interfuse.core.rooms import Call, Cost, Input, Room, key_of
 from interfuse.data.models import Model, open_model, read_config, tokenizer_folder
 from interfuse.data.weight_writer import WeightWriter
 from interfuse.data.weights import Flat
-from interfuse.kit.counter_random import tensor_key, uniform
+from interfuse.kit.counter_random import below, tensor_key, uniform
 from interfuse.kit.reductions import Difference
 from interfuse.kit.streaming import Block, Job, Journal, stream_merge
 from interfuse.merge.calibrate import Found, calibrated, open_examples
@@ -128,6 +130,12 @@ class Part:
         )
         return flat.view(self.models[model].shape)
 
+    def kept(self, model: int, probability: float) -> NDArray[np.bool_]:
+        """``random(model) < probability``, several times as fast."""
+        key = tensor_key(self.seed, self.labels[model], self.name)
+        found = below(key, self.start, self.start + self.models[model].numel(), probability)
+        return found.reshape(self.models[model].shape)
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -150,6 +158,10 @@ class Whole:
     def random(self, model: int, start: int, stop: int) -> Tensor:
         """The numbers :meth:`Part.random` gives, for a flat range [stop - start]."""
         return uniform(tensor_key(self.seed, self.labels[model], self.name), start, stop)
+
+    def kept(self, model: int, start: int, stop: int, probability: float) -> NDArray[np.bool_]:
+        """``random(model, start, stop) < probability``, several times as fast."""
+        return below(tensor_key(self.seed, self.labels[model], self.name), start, stop, probability)
 
 
 def per_model(value: PerModel, count: int, name: str) -> list[float]:
@@ -312,7 +324,7 @@ def _job(
         base = values[0] if bases else None
         if traits.get("scope") == "tensor":  # whole-tensor arithmetic may hide or choke on what elements would pass on
             for i, value in enumerate(values[:end]):
-                if not torch.isfinite(value).all():
+                if not np.isfinite(value.numpy()).all():
                     which = "the base" if bases and i == 0 else f"model {labels[i - bases][:12]}"
                     raise InterfuseError("input.nan", f"{which} holds NaN or infinity", where=f"tensor {name}")
         part = Part(

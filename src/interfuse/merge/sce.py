@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
-from interfuse.kit.merging import Computed
+from interfuse.kit.merging import Computed, disjoint_mean
 from interfuse.kit.reductions import Threshold, blocks, magnitude_thresholds
-from interfuse.merge.room import Part, Whole, weighted_sum
+from interfuse.merge.room import Part, Whole
 
 
 def _variance(deltas: list[Tensor]) -> Tensor:
-    stacked = torch.stack(deltas).double()
-    return stacked.var(dim=0, correction=0).float()
+    """The variance over models of each element, float32."""
+    if len(deltas) == 2:  # a quarter of the squared distance
+        return (deltas[0] - deltas[1]).mul_(0.5).square_()
+    numbers = [delta.double() for delta in deltas]
+    mean = numbers[0].clone()
+    for number in numbers[1:]:
+        mean.add_(number)
+    mean.div_(len(numbers))
+    total = numbers[0].sub_(mean).square_()
+    for number in numbers[1:]:
+        total.add_(number.sub_(mean).square_())
+    return total.div_(len(numbers)).float()
 
 
 def _facts(whole: Whole, *, select_topk: float, **_: Any) -> tuple[Threshold | None, list[float]]:
@@ -24,16 +35,16 @@ def _facts(whole: Whole, *, select_topk: float, **_: Any) -> tuple[Threshold | N
     selected: Threshold | None = None
     if select_topk < 1:
         spread = Computed(deltas, _variance)
-        positive = sum(int((values[0] > 0).sum()) for _, values in blocks([spread]))
+        positive = sum(int(np.count_nonzero(values[0].numpy() > 0)) for _, values in blocks([spread]))
         # where every variance is 0 the models agree, and there is nothing to choose between
         selected = magnitude_thresholds([spread], int(select_topk * positive))[0] if positive else None
     energy = torch.zeros(len(deltas), dtype=torch.float64)
     for start, values in blocks(deltas):
+        mask = selected.trim_(_variance(values), start).sign_() if selected is not None else None
         for i, value in enumerate(values):
-            square = value.double().square()
-            if selected is not None:
-                square = square * selected.mask(_variance(values), start)
-            energy[i] += square.sum()
+            if mask is not None:
+                value.mul_(mask)
+            energy[i] += value.double().square_().sum()
     total = float(energy.sum())
     return selected, (energy / total).tolist() if total > 0 else [1.0 / len(deltas)] * len(deltas)
 
@@ -55,11 +66,7 @@ def sce(
     selected, eta = part.facts
     deltas = part.deltas()
     if selected is not None and select_scope == "deltas":
-        mask = selected.mask(_variance(deltas), part.start)
+        mask = selected.trim_(_variance(deltas), part.start).sign_()
         deltas = [d.mul_(mask) for d in deltas]
-    majority = torch.stack(deltas).sum(0) >= 0
-    agree = [torch.where(majority, d >= 0, d <= 0).to(d.dtype) * (d != 0) for d in deltas]
-    weight = weighted_sum([a.clone() for a in agree], eta)
-    total = weighted_sum([d * a for d, a in zip(deltas, agree, strict=True)], eta)
     assert part.base is not None
-    return part.base + torch.where(weight > 0, total / weight, 0.0)
+    return part.base + disjoint_mean(deltas, eta, ballots=[1.0] * len(deltas))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
@@ -38,11 +39,13 @@ def checked_density(density: float) -> float:
 
 def drop_random(part: Part, densities: Sequence[float]) -> list[Tensor]:
     """Task vectors with each element kept with probability ``density`` and multiplied by the model's factor in ``part.facts``."""
-    keep = [part.random(i) < d if d < 1 else None for i, d in enumerate(densities)]
+    keep = [part.kept(i, d) if d < 1 else None for i, d in enumerate(densities)]
     deltas = part.deltas()
     for delta, mask, factor in zip(deltas, keep, part.facts, strict=True):
         if mask is not None:
-            delta.mul_(mask).mul_(factor)
+            numbers = delta.numpy()
+            np.multiply(numbers, mask, out=numbers)
+            delta.mul_(factor)
     return deltas
 
 
@@ -56,8 +59,10 @@ def l1_factors(whole: Whole, densities: Sequence[float], rescale: str) -> list[f
             continue
         before = after = 0.0
         for start, (values,) in blocks([delta]):
-            sizes = values.abs().double()
-            before += float(sizes.sum())
-            after += float((sizes * (whole.random(i, start, start + sizes.numel()) < density)).sum())
+            sizes = values.abs_()
+            before += float(sizes.double().sum())
+            numbers = sizes.numpy()
+            np.multiply(numbers, whole.kept(i, start, start + sizes.numel(), density), out=numbers)
+            after += float(sizes.double().sum())
         found.append(before / after if after > 0 else 1.0)
     return found
