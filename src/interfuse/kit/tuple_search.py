@@ -320,7 +320,7 @@ def banned_ids(tokenizer: Any, size: int) -> NDArray[np.bool_]:
 
 def causal_tuples(
     module: Any, tokenizer: Any, prompt: Prompt, seeds: Sequence[Sequence[str]], *, most: int, repeat: int = 5, longest: int = 6,
-    good: Callable[[str, Sequence[str]], bool] = entity_is_good,
+    good: Callable[[str, Sequence[str]], bool] = entity_is_good, first: Sequence[str] = (),
 ) -> Iterator[tuple[float, tuple[str, ...]]]:  # fmt: skip
     """Tuples of a causal model under one prompt: after the seeds' sentences, beams fill the slots in the order of the sentence.
 
@@ -328,7 +328,7 @@ def causal_tuples(
     sentence goes on as the prompt does. Score: the sum of log-probabilities of entities and of what ends them.
 
     Args:
-        longest: tokens of an entity at most.
+        longest: tokens of an entity at most. first: texts for the slot that comes first, instead of searching for them.
     """
     lines = [prompt.fill(s)[0] for s in seeds]
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -358,7 +358,8 @@ def causal_tuples(
         if k == prompt.arity:
             yield score, tuple(filled[i] for i in range(prompt.arity))
             return
-        for value, name in slot(k, text + literals[k], tuple(filled.values())):
+        known = [(0.0, name) for name in first] if k == 0 else []
+        for value, name in known or slot(k, text + literals[k], tuple(filled.values())):
             yield from deeper(k + 1, text + literals[k] + name, {**filled, prompt.order[k]: name}, score + value)
 
     yield from deeper(0, "", {}, 0.0)

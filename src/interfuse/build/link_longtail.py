@@ -1,0 +1,299 @@
+"""LINK: long-tail knowledge by filling symbolic rules step by step, with a critic at each (Li et al. 2024)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from interfuse.build.room import Candidate, Work
+from interfuse.core.errors import InterfuseError
+from interfuse.core.method import method
+from interfuse.data.graph import Graph
+from interfuse.data.lm import LM
+from interfuse.data.statements import Evidence, Literal, relation_id
+from interfuse.kit.asking import numbered, p_yes, prepared, said_to
+from interfuse.kit.kept_steps import kept
+from interfuse.kit.near_duplicates import plain_key
+from interfuse.kit.rule_search import (
+    Binding,
+    Predicate,
+    Rule,
+    Variable,
+    accumulated,
+    lowered,
+    probes,
+    ranked,
+    read_rule,
+    search_order,
+    snapped,
+    usable,
+)
+
+Floats = Any
+
+
+@method(per="whole", parts=("interfuse.kit.rule_search", "interfuse.kit.asking"))
+def link_longtail(
+    work: Work, *,
+    rules: Annotated[list[dict[str, Any]], Field(
+        description="rules: {name, premise: {predicate(V, W): sentence with [V]}, conclusion: {...}, variables: {V: {type, generic}}}")],
+    beam: Annotated[int, Field(ge=1, description="bindings that each of head and tail keeps per variable")] = 200,
+    ask: Annotated[int, Field(ge=1, description="values asked for in one request")] = 50,
+    retries: Annotated[int, Field(ge=0, description="further requests when one brings nothing new")] = 2,
+    keep: Annotated[float, Field(gt=0, le=1, description="share of the accepted bindings that head and tail keep")] = 0.75,
+    threshold: Annotated[float, Field(ge=0, le=1, description="confidence a value needs; types may do with 0.1 less")] = 0.85,
+    critic: Annotated[bool, Field(description="ask whether values are of their type and sentences true; False accepts all")] = True,
+    ranker: Annotated[bool, Field(description="head and tail by likelihood; False keeps the order of the proposals in both")] = True,
+    repetition: Annotated[float, Field(ge=0, description="what an echo of an earlier value costs in the head, in nats per token")] = 0.0,
+    temperature: Annotated[float, Field(ge=0, description="temperature of the proposals")] = 0.7,
+) -> Iterator[Candidate]:  # fmt: skip
+    """Fills every rule along its predicates; gives the filled sentences of head and tail as statements.
+
+    Raises:
+        InterfuseError: ``input.format`` for a rule that cannot be searched, ``param.missing`` without a model and a graph.
+    """
+    read = [read_rule(spec, i) for i, spec in enumerate(rules)]
+    if not read:
+        raise InterfuseError(
+            "input.empty", "no rule is given", fix="rules: [{premise: ..., conclusion: ..., variables: ...}]"
+        )
+    if len({r.name for r in read}) < len(read):
+        raise InterfuseError("input.duplicate", "two rules have one name")
+    if work.lm is None and work.graph is None:
+        raise InterfuseError(
+            "param.missing", "values come from a model or from a graph, and neither is given", fix="Give lm or graph."
+        )
+    source: _Model | _Known = (
+        _Model(work, ask, beam, retries, temperature) if work.lm is not None else _Known(work, beam)
+    )
+    if isinstance(source, _Model) and ranker:
+        work.ctx.log("proposals, critic and likelihood come from one model: its tail is what it finds unlikely itself")
+    lint: list[dict[str, Any]] = []
+    questions: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    for rule in read:
+        beams, account = _searched(work, rule, source, beam, keep, threshold, critic, ranker, repetition)
+        figures[rule.name] = account
+        for part in ("head", "tail"):
+            for binding, sure, score in beams[part]:
+                values = dict(binding)
+                lint.append({"rule": rule.name, "domain": rule.domain, "set": part, "values": values, "statement": rule.statement(values),
+                             "confidence": sure, "loglikelihood": score})  # fmt: skip
+                questions += probes(rule, values, part)
+                yield from _statements(work, rule, values, sure, score, part, source.name)
+        work.count("head", len(beams["head"]))
+        work.count("tail", len(beams["tail"]))
+    work.save("lint.jsonl", "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in lint))
+    work.save("probe.jsonl", "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in questions))
+    work.report("rules", figures)
+
+
+def _statements(
+    work: Work, rule: Rule, values: Mapping[str, str], sure: float, score: float, part: str, name: str
+) -> Iterator[Candidate]:
+    """The sentences of a binding; the conclusion carries the other variables, and whether it is of the head or the tail."""
+    for p in rule.predicates:
+        ends = [values[a] for a in p.arguments]
+        rest = [(a, values[a]) for a in p.arguments[2:]]
+        if p.conclusion:
+            rest += [(v, values[v]) for v in rule.variables if v not in p.arguments] + [("set", Literal(part))]
+        status = "model-claimed" if work.lm is not None else "inferred"
+        proof = Evidence(
+            name, method="build/link-longtail", model=work.lm.name if work.lm is not None else "", score=score
+        )
+        kinds = [rule.variables[a].type for a in p.arguments]
+        yield Candidate(ends[0], p.name.replace("_", " "), ends[-1] if len(ends) == 1 else ends[1], kinds[0], kinds[min(1, len(kinds) - 1)],
+                        qualifiers=tuple(rest), confidence=min(max(sure, 0.0), 1.0), kind="critic", status=status, evidence=(proof,))  # fmt: skip
+
+
+def _searched(work: Work, rule: Rule, source: _Model | _Known, beam: int, keep: float, threshold: float, critic: bool, ranker: bool,
+              repetition: float) -> tuple[dict[str, list[tuple[Binding, float, float]]], dict[str, Any]]:  # fmt: skip
+    """Head and tail of one rule with confidence and score, and an account of every step."""
+    start: Binding = tuple((v.name, v.anybody) for v in rule.variables.values() if v.generic)
+    beams: dict[str, list[Binding]] = {"head": [start], "tail": [start]}
+    sure: dict[Binding, list[float]] = {start: []}
+    steps, scores = [], {start: 0.0}
+    for turn, (name, ties) in enumerate(search_order(rule)):
+        variable = rule.variables[name]
+
+        def step(variable: Variable = variable, ties: tuple[Predicate, ...] = ties, turn: int = turn) -> dict[str, Any]:
+            made: dict[str, Any] = {"bindings": [], "proposed": 0, "of another type": 0, "not true": 0}
+            for binding in dict.fromkeys([*beams["head"], *beams["tail"]]):
+                values = source.propose(rule, variable, ties, binding, turn == 0)
+                made["proposed"] += len(values)
+                typed, true = np.ones(len(values)), np.ones(len(values))
+                if critic and values:
+                    typed, true = source.judge(variable, ties, binding, values)
+                    passed, _ = lowered(typed, threshold, max(threshold - 0.1, 0.0))
+                    bar = snapped(float(true[passed].max()), threshold) if passed.any() else threshold
+                    made["of another type"] += int((~passed).sum())
+                    made["not true"] += int((passed & (true < bar - 1e-9)).sum())
+                    chosen = passed & (true >= bar - 1e-9)
+                else:
+                    chosen = np.ones(len(values), dtype=bool)
+                made["bindings"] += [[[*binding, (variable.name, v)], float((a + b) / 2)]
+                                     for v, a, b, ok in zip(values, typed, true, chosen, strict=True) if ok]  # fmt: skip
+            texts = [_so_far(rule, dict(b)) for b, _ in made["bindings"]]
+            made["scores"] = (
+                [float(v) for v in source.likelihood(texts, [dict(b) for b, _ in made["bindings"]])]
+                if ranker
+                else [0.0] * len(texts)
+            )
+            return made
+
+        made = kept(work.ctx, f"rule {rule.name}: {name}", step)
+        bindings = [tuple((k, v) for k, v in b) for b, _ in made["bindings"]]
+        for binding, (_, p), score in zip(bindings, made["bindings"], made["scores"], strict=True):
+            sure[binding], scores[binding] = [*sure[binding[:-1]], p], score
+        steps.append(
+            {
+                "variable": name,
+                "accepted": len(bindings),
+                **{k: v for k, v in made.items() if k not in ("bindings", "scores")},
+            }
+        )
+        for part in beams:
+            mine = [b for b in bindings if b[:-1] in set(beams[part])]
+            if ranker:
+                beams[part] = ranked(mine, [scores[b] for b in mine], name, tail=part == "tail", first=turn == 0, beam=beam, share=keep,
+                                     repetition=repetition)  # fmt: skip
+            else:
+                beams[part] = mine[:beam]
+    done = {
+        part: [(b, accumulated(sure[b]), scores[b]) for b in found if len(b) == len(rule.variables)]
+        for part, found in beams.items()
+    }
+    means = {part: float(np.mean([s for *_, s in rows])) if rows else None for part, rows in done.items()}
+    apart = None if None in means.values() else means["head"] - means["tail"]  # type: ignore[operator]
+    return done, {"steps": steps, "loglikelihood": means, "head minus tail": apart}
+
+
+def _so_far(rule: Rule, values: Mapping[str, str]) -> str:
+    """The sentences whose variables are all known, the conclusion last."""
+    known = [p for p in rule.predicates if all(a in values for a in p.arguments)]
+    return ", ".join(p.says(values) for p in known) or ", ".join(p.says(values) for p in rule.premises)
+
+
+class _Model:
+    """Values, judgements and likelihoods from a language model."""
+
+    def __init__(self, work: Work, ask: int, beam: int, retries: int, temperature: float) -> None:
+        assert work.lm is not None
+        self.work, self.lm, self.ask, self.beam = work, prepared(work.lm, work.ctx), ask, beam
+        self.retries, self.temperature, self.name = retries, temperature, f"model:{work.lm.name}"
+        self._scores: LM | None = self.lm
+
+    def propose(
+        self, rule: Rule, variable: Variable, ties: Sequence[Predicate], binding: Binding, first: bool
+    ) -> list[str]:
+        """Step 2 of the card: numbered values, until the beam is full or a request brings nothing new too often."""
+        values = dict(binding)
+        sentence = " and ".join(p.says(values) for p in ties)
+        wanted = 2 * self.ask if first else self.ask
+        found: dict[str, str] = {}
+        idle = 0
+        for turn in range(max(1, -(-self.beam // self.ask)) + self.retries):
+            text = (f"Give me {wanted} values of {variable.name} to fill in the sentence '{sentence}' in the format '1. value.' where "
+                    f"{variable.name} is a {variable.type}.")  # fmt: skip
+            if found:
+                text += " Do not generate these values: " + ", ".join(list(found.values())[-50:]) + "."
+            seed = self.work.ctx.seed_for(f"{rule.name} {variable.name} {binding} {turn}") % 2**31
+            reply = self.lm.generate([said_to(self.lm, text)], max_tokens=min(512, 12 * wanted), temperature=self.temperature, seed=seed,
+                                     ctx=self.work.ctx)[0][0]  # fmt: skip
+            before = len(found)
+            for value in numbered(reply.text):
+                if usable(value, variable) and plain_key(value) not in {plain_key(v) for v in values.values()}:
+                    found.setdefault(plain_key(value), value)
+            idle = idle + 1 if len(found) == before else 0
+            if variable.factual or len(found) >= self.beam or idle >= 2:
+                break
+        answers = list(found.values())[: self.beam]
+        if variable.factual:
+            answers = self._agreed(answers[:1], sentence, variable)
+        return answers
+
+    def _agreed(self, answers: list[str], sentence: str, variable: Variable) -> list[str]:
+        """A date or number counts only when a second answer says the same."""
+        if not answers:
+            return []
+        text = f"Give me 1 value of {variable.name} to fill in the sentence '{sentence}' in the format '1. value.' where {variable.name} is a {variable.type}."
+        again = self.lm.generate([said_to(self.lm, text)], max_tokens=24, temperature=0.0, ctx=self.work.ctx)[0][0]
+        second = [plain_key(v) for v in numbered(again.text)[:1]]
+        return answers if plain_key(answers[0]) in second else []
+
+    def judge(
+        self, variable: Variable, ties: Sequence[Predicate], binding: Binding, values: Sequence[str]
+    ) -> tuple[Floats, Floats]:
+        """Step 3: probabilities that each value is of its type, and that the sentences are true."""
+        typed = p_yes(self.lm, [f"Is {v} a {variable.type}?" for v in values], ctx=self.work.ctx)
+        says = [" and ".join(p.says({**dict(binding), variable.name: v}) for p in ties) for v in values]
+        return typed, p_yes(self.lm, [f"Is it true that {s}?" for s in says], ctx=self.work.ctx)
+
+    def likelihood(self, texts: Sequence[str], bindings: Sequence[Mapping[str, str]]) -> list[float]:
+        """Mean log-likelihood per token of each text; zeros from a model that cannot score, which the log says."""
+        if not texts or self._scores is None:
+            return [0.0] * len(texts)
+        try:
+            return [
+                s.logprob / max(s.tokens, 1) for s in self._scores.score([("", t) for t in texts], ctx=self.work.ctx)
+            ]
+        except InterfuseError as error:
+            if error.code != "needs.capability":
+                raise
+            self.work.ctx.log("the model cannot score texts: head and tail are not ranked by likelihood")
+            self._scores = None
+            return [0.0] * len(texts)
+
+
+class _Known:
+    """Values from a graph whose relations are called as the predicates are: all of them true, the rare ones of few statements."""
+
+    def __init__(self, work: Work, beam: int) -> None:
+        assert work.graph is not None
+        self.graph: Graph = work.graph
+        self.name, self.beam = f"graph:{work.graph.name}", beam
+        self._counts: dict[str, int] = {}
+        self._pairs: dict[str, list[tuple[str, str]]] = {}
+        for s in self.graph.statements():
+            if not isinstance(s.object, Literal):
+                a, b = self.graph.label(s.subject), self.graph.label(s.object)
+                self._pairs.setdefault(s.predicate, []).append((a, b))
+                for end in (a, b):
+                    self._counts[end] = self._counts.get(end, 0) + 1
+
+    def _known(self, predicate: Predicate) -> list[tuple[str, str]]:
+        return self._pairs.get(relation_id(predicate.name.replace("_", " ")), [])
+
+    def propose(
+        self, rule: Rule, variable: Variable, ties: Sequence[Predicate], binding: Binding, first: bool
+    ) -> list[str]:
+        """What the graph says stands there; a predicate with a generic variable allows anything the other side is known to be."""
+        values, generic = dict(binding), {v.name for v in rule.variables.values() if v.generic}
+        left: list[str] | None = None
+        for p in rule.premises:
+            if variable.name not in p.arguments or len(p.arguments) != 2:
+                continue
+            mine = p.arguments.index(variable.name)
+            other = p.arguments[1 - mine]
+            if other in generic:
+                continue
+            fits = [pair[mine] for pair in self._known(p) if other not in values or pair[1 - mine] == values[other]]
+            left = list(dict.fromkeys(fits)) if left is None else [v for v in left if v in set(fits)]
+        return sorted(left or [])[: self.beam] if first else (left or [])[: self.beam]
+
+    def judge(
+        self, variable: Variable, ties: Sequence[Predicate], binding: Binding, values: Sequence[str]
+    ) -> tuple[Floats, Floats]:
+        """The graph has said so."""
+        return np.ones(len(values)), np.ones(len(values))
+
+    def likelihood(self, texts: Sequence[str], bindings: Sequence[Mapping[str, str]]) -> list[float]:
+        """The mean logarithm of how many statements speak of each value."""
+        return [
+            float(np.mean([np.log(self._counts[v]) for v in b.values() if v in self._counts] or [0.0]))
+            for b in bindings
+        ]

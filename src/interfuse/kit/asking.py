@@ -1,0 +1,62 @@
+"""Asking a language model: prompts in the form it reads, yes-or-no questions with a probability, numbered lists read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.data.lm import LM, Prompt, RecordedLM, cached
+
+_NUMBERED = re.compile(r"^\s*(?:\(?\d{1,4}[.):]|[-*•])\s*(.+?)\s*$")
+
+
+def prepared(lm: LM, ctx: Ctx) -> LM:
+    """The model itself where it computes here, else with its replies kept, so that none is paid twice."""
+    from interfuse.data.local_lm import LocalLM
+
+    return lm if isinstance(lm, LocalLM | RecordedLM) else cached(lm, ctx)
+
+
+def said_to(lm: LM, text: str) -> Prompt:
+    """A request as the model reads it: as a user's message where it was trained for chat, else as it stands."""
+    from interfuse.data.local_lm import LocalLM
+
+    if isinstance(lm, RecordedLM) or (isinstance(lm, LocalLM) and not lm.tokenizer.chat_template):
+        return text
+    return [{"role": "user", "content": text}]
+
+
+def p_yes(lm: LM, questions: Sequence[str], *, ctx: Ctx | None = None, shots: str = "") -> NDArray[np.float64]:
+    """The probability of yes against no for each question, [N]: softmax of the log-probabilities of the two answers.
+
+    A model that cannot score is asked to answer instead: then the values are 1, 0, or 0.5 for an answer that is neither.
+
+    Args:
+        shots: answered questions in front of each.
+    """
+    if not len(questions):
+        return np.zeros(0)
+    prompts = [f"{shots}Question: {q}\nAnswer:" for q in questions]
+    try:
+        scored = lm.score([(p, answer) for p in prompts for answer in (" yes", " no")], ctx=ctx)
+    except InterfuseError as error:
+        if error.code != "needs.capability":
+            raise
+        replies = lm.generate(
+            [said_to(lm, f"{q} Answer with yes or no only.") for q in questions], max_tokens=4, ctx=ctx
+        )
+        words = [(re.findall(r"[a-z]+", r[0].text.lower()) or [""])[0] for r in replies]
+        return np.array([{"yes": 1.0, "no": 0.0}.get(w, 0.5) for w in words])
+    logs = np.array([s.logprob for s in scored]).reshape(-1, 2)
+    return np.asarray(1 / (1 + np.exp(np.clip(logs[:, 1] - logs[:, 0], -500, 500))))
+
+
+def numbered(text: str) -> list[str]:
+    """The items of a list in a reply, without numbers, bullets, quotes and a final full stop; other lines are ignored."""
+    found = [m[1] for line in text.splitlines() if (m := _NUMBERED.match(line))]
+    return [item for item in (f.strip().strip("\"“”'*`").rstrip(".").strip() for f in found) if item]
