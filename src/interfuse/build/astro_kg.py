@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pydantic import Field
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.data.lm import LM, Prompt
 from interfuse.data.statements import XSD, Evidence, Literal, number
 from interfuse.kit.asking import numbered, prepared, said_to
 from interfuse.kit.change_points import course, lag
@@ -181,9 +183,7 @@ def _from_texts(work: Work, texts: Sequence[str], least: int, most_share: float)
     own = []
     for i, text in enumerate(texts):
         asked = said_to(lm, ASK.format(count=10, text=text[:4000]))
-        reply = kept(
-            work.ctx, f"concepts {i}", lambda asked=asked: lm.generate([asked], max_tokens=200, ctx=work.ctx)[0][0].text
-        )  # type: ignore[misc]
+        reply = kept(work.ctx, f"concepts {i}", partial(_reply, lm, asked, work))
         own.append(list(dict.fromkeys(_key(c) for c in numbered(reply) if len(c) <= 60 and _key(c))))
     counts: dict[str, int] = {}
     for c in itertools.chain(*own):
@@ -191,6 +191,10 @@ def _from_texts(work: Work, texts: Sequence[str], least: int, most_share: float)
     names = sorted(c for c, n in counts.items() if least <= n <= max(most_share * len(texts), least))
     index = {c: k for k, c in enumerate(names)}
     return names, [[index[c] for c in row if c in index] for row in own]
+
+
+def _reply(lm: LM, asked: Prompt, work: Work) -> str:
+    return lm.generate([asked], max_tokens=200, ctx=work.ctx)[0][0].text
 
 
 def _list(value: Any) -> list[str]:

@@ -74,6 +74,7 @@ def bertnet(
     for relation in wanted:
 
         def harvest(relation: _Relation = relation) -> dict[str, Any]:
+            before = scorer.scored
             prompts = list(relation.prompts)
             if paraphrases > len(prompts):
                 prompts += rephrased(work, relation, paraphrases - len(prompts))
@@ -96,6 +97,7 @@ def bertnet(
             sure = confidence([s for s, _ in ranked], right_scores, wrong_scores)
             soft = softmax([s for s, _ in ranked])
             return {
+                "scored": scorer.scored - before,
                 "prompts": [{"text": p.text, "weight": w, "seeds": a, "corrupted": b}
                             for p, w, a, b in zip(prompts, weights, pos, neg, strict=True)],
                 "tuples": [{"entities": t, "score": s, "weight": w, "confidence": c}
@@ -109,7 +111,6 @@ def bertnet(
         for row in made["tuples"]:
             yield _candidate(work, relation, row, prompt)
     work.report("relations", report)
-    work.report("scored", scorer.scored)
 
 
 def _candidate(work: Work, relation: _Relation, row: Mapping[str, Any], prompt: str) -> Candidate:
@@ -194,14 +195,12 @@ def rephrased(work: Work, relation: _Relation, count: int) -> list[Prompt]:
         fresh = []
         for (seed, _), group in zip(asked, replies, strict=True):
             for reply in group:
-                text = slots_in(reply.text.strip().strip('"'), seed)
-                if text is not None and 4 <= len(text.split()) <= 40:
+                slotted = slots_in(reply.text.strip().strip('"'), seed)
+                if slotted is not None and 4 <= len(slotted.split()) <= 40:
                     try:
-                        fresh.append(read_prompt(text, relation.prompts[0].arity, ending=".").text)
+                        fresh.append(read_prompt(slotted, relation.prompts[0].arity, ending=".").text)
                     except InterfuseError:
-                        work.count("dropped: paraphrase without its slots")
-                else:
-                    work.count("dropped: paraphrase without its slots")
+                        continue
         new = most_apart(fresh, count - (len(held) - len(relation.prompts)), held)
         held += new
         if len(held) - len(relation.prompts) >= count or not new:

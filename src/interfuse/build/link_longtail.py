@@ -98,7 +98,7 @@ def _statements(
     """The sentences of a binding; the conclusion carries the other variables, and whether it is of the head or the tail."""
     for p in rule.predicates:
         ends = [values[a] for a in p.arguments]
-        rest = [(a, values[a]) for a in p.arguments[2:]]
+        rest: list[tuple[str, str | Literal]] = [(a, values[a]) for a in p.arguments[2:]]
         if p.conclusion:
             rest += [(v, values[v]) for v in rule.variables if v not in p.arguments] + [("set", Literal(part))]
         status = "model-claimed" if work.lm is not None else "inferred"

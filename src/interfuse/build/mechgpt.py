@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -82,9 +83,8 @@ def mechgpt(
     drawn: list[tuple[tuple[str, str, str], Evidence, str]] = []
     with work.ctx.bar("passages", len(chunks), "passages") as bar:
         for chunk in chunks:
-            made = kept(
-                work.ctx, f"passage {chunk.id}", lambda chunk=chunk: _read(lm, work, chunk, pairs, triples, temperature)
-            )  # type: ignore[misc]
+            made = kept(work.ctx, f"passage {chunk.id}", partial(_read, lm, work, chunk, pairs, triples, temperature))
+            work.count("requests", made["requests"])
             fresh = [Pair(*p) for p in made["pairs"]]
             reasons = [
                 why_not(p, chunk.text, supported=supported, answer_words=(shortest_answer, 300)) if filters else ""
@@ -100,15 +100,9 @@ def mechgpt(
             bar.advance()
     if lm is not None and topics:
         for topic in topics:
-            lines, lost = read_triples(
-                kept(
-                    work.ctx,
-                    f"topic {topic}",
-                    lambda topic=topic: _asked(
-                        lm, work, ASK_TOPIC.format(topic=topic, count=max(triples, 8)), temperature
-                    ),
-                )
-            )  # type: ignore[misc]
+            asked = ASK_TOPIC.format(topic=topic, count=max(triples, 8))
+            lines, lost = read_triples(kept(work.ctx, f"topic {topic}", partial(_asked, lm, work, asked, temperature)))
+            work.count("requests")
             work.count("lines that are no triple", lost)
             drawn += [
                 (t, Evidence(f"model:{lm.name}", method="build/mechgpt", model=lm.name), "model-claimed") for t in lines
@@ -127,7 +121,7 @@ def _read(lm: LM | None, work: Work, chunk: Chunk, pairs: int, triples: int, tem
     text, whole = chunk.text, [0, len(chunk.text)]
     if lm is None:
         made = by_patterns(text, sentences(text))
-        return {"pairs": [[p.question, p.answer, p.start, p.end] for p, _ in made], "lost": 0,
+        return {"pairs": [[p.question, p.answer, p.start, p.end] for p, _ in made], "lost": 0, "requests": 0,
                 "triples": [[[t.subject, t.relation, t.object], [p.start, p.end]] for p, t in made if t is not None]}  # fmt: skip
     reply = _asked(lm, work, ASK_PAIRS.format(count=pairs, passage=text), temperature)
     found, lost = (
@@ -135,12 +129,11 @@ def _read(lm: LM | None, work: Work, chunk: Chunk, pairs: int, triples: int, tem
         if triples
         else ([], 0)
     )
-    return {"pairs": [[p.question, p.answer, *whole] for p in read_pairs(reply)], "lost": lost,
+    return {"pairs": [[p.question, p.answer, *whole] for p in read_pairs(reply)], "lost": lost, "requests": 1 + (triples > 0),
             "triples": [[list(t), whole] for t in found]}  # fmt: skip
 
 
 def _asked(lm: LM, work: Work, text: str, temperature: float) -> str:
-    work.count("requests")
     seed = work.ctx.seed_for(fingerprint(text)) % 2**31
     return lm.generate([said_to(lm, text)], max_tokens=512, temperature=temperature, seed=seed, ctx=work.ctx)[0][0].text
 

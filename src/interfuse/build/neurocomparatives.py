@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +96,7 @@ def neurocomparatives(
     funnel, rows, lost = Funnel(), [], 0
     with work.ctx.bar("compare", len(wanted), "pairs") as bar:
         for pair in wanted:
-            made = kept(work.ctx, f"pair {' / '.join(pair)}", lambda pair=pair: search(pair))  # type: ignore[misc]
+            made = kept(work.ctx, f"pair {' / '.join(pair)}", partial(search, pair))
             lost += made["unmet"]
             found = [Proposal(tuple(pair), text, score) for text, score in made["found"]]
             for row in _sifted(found, pair, comparatives, distance, survivors, vote, judge, least, funnel):
@@ -236,21 +237,18 @@ def _sifted(found: list[Proposal], pair: tuple[str, str, str], words: Sequence[s
     funnel.note("cluster", len(formed), len(best), ["near duplicate"] * (len(formed) - len(best)))
     rows = [_Row(formed[i], int(sizes[labels[i]])) for i in best]
     rows.sort(key=lambda r: -r.proposal.score)
-    votes = (
-        outvoted([apart[r.proposal.text] for r in rows], [r.size for r in rows])
-        if vote
-        else [(r.size, 0) for r in rows]
-    )  # type: ignore[misc]
+    said = [c for r in rows if not isinstance(c := apart[r.proposal.text], str)]
+    votes = outvoted(said, [r.size for r in rows]) if vote else [(r.size, 0) for r in rows]
     standing = [(r, v) for r, v in zip(rows, votes, strict=True) if not vote or v[0] > v[1]]
     funnel.note("vote", len(rows), len(standing), ["contradicted"] * (len(rows) - len(standing)))
-    made = []
+    made: list[dict[str, Any]] = []
     for row, (supporters, opponents) in standing:
         c = apart[row.proposal.text]
         assert not isinstance(c, str)
         text = f"{prompt_of(first, second)} {c.text}."
         p = float(judge([text])[0]) if judge is not None else None
         made.append({"class": kind, "first": first, "second": second, "text": text, "auxiliary": c.auxiliary, "adverb": c.adverb,
-                     "comparative": c.comparative, "property": c.property, "logprob": row.proposal.score, "cluster size": row.size,
+                     "comparative": c.comparative, "property": c.aspect, "logprob": row.proposal.score, "cluster size": row.size,
                      "entailed": supporters, "contradicted": opponents, "p_valid": p})  # fmt: skip
     passed = [m for m in made if m["p_valid"] is None or m["p_valid"] > least]
     funnel.note("critic", len(made), len(passed), ["the critic doubts it"] * (len(made) - len(passed)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -84,15 +85,11 @@ def symbolic_kd(
     if not start:
         raise InterfuseError("input.empty", "every head is empty")
     if new_heads:
-        start += [
-            h
-            for h in kept(
-                work.ctx,
-                "heads",
-                lambda: _heads(work, lm, start, new_heads, head_start, temperature, max_tokens, funnel),
-            )
-            if h not in start
-        ]
+        written = kept(
+            work.ctx, "heads", partial(_heads, work, lm, start, new_heads, head_start, temperature, max_tokens)
+        )
+        funnel.note("heads", written["asked"], len(written["heads"]), written["reasons"])
+        start += [h for h in written["heads"] if h not in start]
     side = by_head(start, work.ctx.rng("split"))
     corpus: list[Proposal] = []
     with work.ctx.bar("triples", len(start) * len(schema), "requests") as bar:
@@ -107,6 +104,8 @@ def symbolic_kd(
                     part, kept(work.ctx, f"{relation.name} {fingerprint(part)[:16]}", ask), strict=True
                 ):
                     corpus += _cleaned(relation, head, replies, funnel)
+                    work.count("requests")
+                    work.count("tokens asked (estimate)", replies["tokens"])
                 bar.advance(len(part))
     by_name = {r.name: r for r in schema}
     if critic is not None:
@@ -152,35 +151,22 @@ def _candidate(work: Work, p: Proposal, side: Mapping[str, str]) -> Candidate:
 
 
 def _heads(
-    work: Work,
-    lm: LM,
-    seeds: Sequence[str],
-    count: int,
-    start: str,
-    temperature: float,
-    max_tokens: int,
-    funnel: Funnel,
-) -> list[str]:
+    work: Work, lm: LM, seeds: Sequence[str], count: int, start: str, temperature: float, max_tokens: int
+) -> dict[str, Any]:
     """New heads: few-shot lists go on, what does not end by itself or look like a head is dropped, then the least likely fifth."""
     rng = work.ctx.rng("heads")
     prompts = [head_request(seeds, rng) for _ in range(-(-count // 10))]
     found: list[tuple[str, float | None]] = []
     reasons = []
-    for k, replies in enumerate(lm.generate(prompts, max_tokens=max_tokens, temperature=max(temperature, 0.1), top_p=0.9, stop=("\n",), n=10,
+    for replies in (lm.generate(prompts, max_tokens=max_tokens, temperature=max(temperature, 0.1), top_p=0.9, stop=("\n",), n=10,
                                             seed=work.ctx.seed_for(f"heads {len(prompts)}") % 2**31, ctx=work.ctx)):  # fmt: skip
-        del k
         for reply in replies:
             head = clean_head(reply.text, start) if reply.finish == "stop" else ""
             reasons += [] if head else ["not ended, or no head"]
             found += [(head, reply.logprob)] if head else []
-    unique = likely(found)
-    funnel.note(
-        "heads",
-        len(found) + len(reasons),
-        len(unique),
-        [*reasons, *["the same again, or unlikely"] * (len(found) - len(unique))],
-    )
-    return unique[:count]
+    unique = likely(found)[:count]
+    reasons += ["the same again, unlikely, or beyond the wanted count"] * (len(found) - len(unique))
+    return {"asked": len(found) + len(reasons) - (len(found) - len(unique)), "heads": unique, "reasons": reasons}
 
 
 def _tails(work: Work, lm: LM, relation: Relation, part: Sequence[str], tails: int, shots: int, top_p: float, temperature: float,
@@ -188,12 +174,14 @@ def _tails(work: Work, lm: LM, relation: Relation, part: Sequence[str], tails: i
     """The teacher's replies for some heads, as they are."""
     rng = work.ctx.rng(f"{relation.name} {fingerprint(list(part))[:16]}")
     prompts = [request(relation, head, rng, shots) for head in part]
-    work.count("requests", len(prompts))
-    work.count("tokens asked (estimate)", estimated_tokens(prompts, max_tokens, tails))
     replies = lm.generate(prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=("\n",), n=tails,
                           seed=work.ctx.seed_for(f"tails {relation.name} {part[0]}") % 2**31, ctx=work.ctx)  # fmt: skip
     return [
-        {"prompt": fingerprint(p), "replies": [[r.text, r.logprob] for r in group]}
+        {
+            "prompt": fingerprint(p),
+            "tokens": estimated_tokens([p], max_tokens, tails),
+            "replies": [[r.text, r.logprob] for r in group],
+        }
         for p, group in zip(prompts, replies, strict=True)
     ]
 

@@ -167,7 +167,7 @@ class Comparison:
     """A statement ``Compared to X, Y <auxiliary> <adverb> <comparative> <property>`` taken apart.
 
     Attributes:
-        comparative: the form (``heavier``, ``more expensive``). property: what follows it, often empty.
+        comparative: the form (``heavier``, ``more expensive``). aspect: what follows it, often empty.
     """
 
     first: str
@@ -176,7 +176,7 @@ class Comparison:
     auxiliary: str
     adverb: str
     comparative: str
-    property: str
+    aspect: str
 
     @property
     def more(self) -> bool:
@@ -237,7 +237,7 @@ def says_of(one: Comparison, other: Comparison, pairs: Sequence[tuple[str, str]]
     """
     same_order = (one.first.lower(), one.second.lower()) == (other.first.lower(), other.second.lower())
     swapped = (one.first.lower(), one.second.lower()) == (other.second.lower(), other.first.lower())
-    if not (same_order or swapped) or _stem(one.property) != _stem(other.property):
+    if not (same_order or swapped) or _stem(one.aspect) != _stem(other.aspect):
         return "neutral"
     turned = opposites(pairs)
     if one.quality == other.quality:

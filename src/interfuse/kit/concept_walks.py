@@ -146,7 +146,7 @@ def windows(
         raise InterfuseError("input.nan", "a paper has no year")
     if not len(t):
         raise InterfuseError("input.empty", "there is no paper")
-    found = []
+    found: list[Window] = []
     order = np.argsort(t, kind="stable")
     if count is not None:
         for first in range(0, len(order) - count + 1, count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def bridge(
         inner = dict.fromkeys(n for p in paths for n in p[1:-1])
         support = tuple(
             min(
-                (max(d["confidence"] for d in graph[x][y].values()) for x, y in zip(p, p[1:], strict=False)),
+                (max(d["confidence"] for d in graph[x][y].values()) for x, y in itertools.pairwise(p)),
                 default=1.0,
             )
             for p in paths
@@ -126,8 +127,6 @@ def bridge(
 
 
 def _some(items: Any, most: int) -> list[Any]:
-    import itertools
-
     return list(itertools.islice(items, most))
 
 
