@@ -125,9 +125,9 @@ DOMAINS = {
 PASSAGES = {
     "one.txt": "Collagen is a protein that gives skin its strength. The Eiffel Tower is located in Paris. It is tall.\n\n"
                "Spider silk contains several proteins and some water. Graphene is used for batteries and fast sensors.\n",
-    "two.txt": "Collagens are proteins found in every tendon. Bone contains collagen and hard minerals. Steel is the alloy of iron with carbon. "
+    "two.txt": "Collagen is a protein found in every tendon. Bone contains collagen and hard minerals. Steel is the alloy of iron with carbon. "
                "Old bridges fall because steel rusts in wet air.\n",
-    "three.txt": "Keratin is a protein of hair and horn. Hair contains keratin and fine pigments. Rust weakens iron beams.\n",
+    "three.txt": "Keratin is a protein of hair and horn. Human hair contains keratin. Rust weakens iron beams.\n",
 }  # fmt: skip
 
 

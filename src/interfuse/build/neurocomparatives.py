@@ -101,7 +101,8 @@ def neurocomparatives(
             found = [Proposal(tuple(pair), text, score) for text, score in made["found"]]
             for row in _sifted(found, pair, comparatives, distance, survivors, vote, judge, least, funnel):
                 rows.append(row)
-                yield _candidate(work, row)
+                if not row["dropped"]:
+                    yield _candidate(work, row)
             bar.advance()
     work.count("searches whose constraint was not met", lost)
     work.report("funnel", funnel.rows())
@@ -224,7 +225,7 @@ class _Row:
 
 def _sifted(found: list[Proposal], pair: tuple[str, str, str], words: Sequence[str], distance: float, survivors: int, vote: bool,
             judge: Critic | None, least: float, funnel: Funnel) -> list[dict[str, Any]]:  # fmt: skip
-    """Steps 5 to 8 of the card on the statements of one pair."""
+    """Steps 5 to 8 of the card on the statements of one pair: all of them, with why some are dropped."""
     kind, first, second = pair
     apart = {p.text: taken_apart(first, second, p.text, words) for p in found}
     formed = funnel.keep("form", found, lambda p: "" if not isinstance(apart[p.text], str) else str(apart[p.text]))
@@ -239,22 +240,26 @@ def _sifted(found: list[Proposal], pair: tuple[str, str, str], words: Sequence[s
     rows.sort(key=lambda r: -r.proposal.score)
     said = [c for r in rows if not isinstance(c := apart[r.proposal.text], str)]
     votes = outvoted(said, [r.size for r in rows]) if vote else [(r.size, 0) for r in rows]
-    standing = [(r, v) for r, v in zip(rows, votes, strict=True) if not vote or v[0] > v[1]]
-    funnel.note("vote", len(rows), len(standing), ["contradicted"] * (len(rows) - len(standing)))
     made: list[dict[str, Any]] = []
-    for row, (supporters, opponents) in standing:
+    for row, (supporters, opponents) in zip(rows, votes, strict=True):
         c = apart[row.proposal.text]
         assert not isinstance(c, str)
         text = f"{prompt_of(first, second)} {c.text}."
         p = float(judge([text])[0]) if judge is not None else None
         made.append({"class": kind, "first": first, "second": second, "text": text, "auxiliary": c.auxiliary, "adverb": c.adverb,
                      "comparative": c.comparative, "property": c.aspect, "logprob": row.proposal.score, "cluster size": row.size,
-                     "entailed": supporters, "contradicted": opponents, "p_valid": p})  # fmt: skip
-    passed = [m for m in made if m["p_valid"] is None or m["p_valid"] > least]
-    funnel.note("critic", len(made), len(passed), ["the critic doubts it"] * (len(made) - len(passed)))
-    kept_ones = passed[:survivors]
-    funnel.note("survivors", len(passed), len(kept_ones), ["beyond the wanted count"] * (len(passed) - len(kept_ones)))
-    return kept_ones
+                     "entailed": supporters, "contradicted": opponents, "p_valid": p, "dropped": ""})  # fmt: skip
+    for stage, reason, falls in (
+        ("vote", "contradicted", lambda m, _: vote and m["entailed"] <= m["contradicted"]),
+        ("critic", "the critic doubts it", lambda m, _: m["p_valid"] is not None and m["p_valid"] <= least),
+        ("survivors", "beyond the wanted count", lambda _, place: place >= survivors),
+    ):
+        left = [m for m in made if not m["dropped"]]
+        gone = [m for place, m in enumerate(left) if falls(m, place)]
+        for m in gone:
+            m["dropped"] = reason
+        funnel.note(stage, len(left), len(left) - len(gone), [reason] * len(gone))
+    return made
 
 
 def _candidate(work: Work, row: dict[str, Any]) -> Candidate:

@@ -20,7 +20,7 @@ VERBS = {
 _SUBJECT = r"(?P<x>(?:(?:The|A|An)\s+)?[A-Z][\w-]*(?:\s+[\w-]+){0,5}?)"
 _DEFINITION = re.compile(rf"^{_SUBJECT}\s+(?P<be>is|are|was|were)\s+(?P<y>(?:an?|the|one of)\s+[^.;]+)\.?$")
 _WHERE = re.compile(
-    rf"^{_SUBJECT}\s+(?P<be>is|are|was|were)\s+(?P<how>located|situated|found|born|built)\s+(?P<y>(?:in|at|on|near)\s+[^.;]+)\.?$"
+    rf"^{_SUBJECT}\s+(?P<be>is|are|was|were)\s+(?P<how>located|situated|born|built)\s+(?P<y>(?:in|at|on|near)\s+[^.;]+)\.?$"
 )
 _USED = re.compile(rf"^{_SUBJECT}\s+(?P<be>is|are)\s+used\s+(?:for|to|as)\s+(?P<y>[^.;]+)\.?$")
 _VERB = re.compile(rf"^{_SUBJECT}\s+(?P<verb>{'|'.join(VERBS)})\s+(?P<y>[^.;]+)\.?$")
@@ -97,7 +97,10 @@ def by_patterns(passage: str, spans: Sequence[tuple[int, int]]) -> list[tuple[Pa
                 )
                 else "What"
             )
-            kind = re.split(r"\s+(?:that|which|who|whose|where|in|of|for|with|from|on|at|by|used|made)\b|,", m["y"])[0]
+            kind = re.split(
+                r"\s+(?:that|which|who|whose|where|in|of|for|with|from|on|at|by|used|made|found|known|called)\b|,",
+                m["y"],
+            )[0]
             found.append(
                 (
                     Pair(f"{asked} {m['be']} {_bare(m['x'])}?", answer, start, end),

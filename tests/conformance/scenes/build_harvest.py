@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import rich.style  # noqa: F401  importing it draws a random number, which is no method's doing
 
 from tests import tiny_world as world
 from tests.conformance.cases import Case
@@ -261,7 +262,7 @@ def passages(case: Case, path: Path) -> Scene:
         "refuses_nan": "its inputs are texts, which hold no numbers",
         "refuses_duplicates": "the same text twice is two documents that say the same",
     }
-    return furnished(case, path, {"documents": folder, "topics": ["Collagen", "hair"]}, bad, run, na=na)
+    return furnished(case, path, {"documents": folder, "topics": ["Collagen", "Human hair"]}, bad, run, na=na)
 
 
 def papers(case: Case, path: Path) -> Scene:
