@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import rich.style  # noqa: F401  importing it draws a random number, which is no method's doing
+import sklearn  # noqa: F401  importing it sets two variables of the environment
 
 from tests import tiny_world as world
 from tests.conformance.cases import Case
