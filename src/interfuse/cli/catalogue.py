@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interfuse.cli.options import json_option, quiet_option
 from interfuse.cli.output import as_json, clean, console, emit, say, table
 from interfuse.core import index
 from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.kit.verbs import json_option, quiet_option
 
 if TYPE_CHECKING:
     from interfuse.core.method import Method

@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 
-from interfuse.cli.options import cache_folder, json_option, quiet_option
+from interfuse.cli.options import cache_folder
 from interfuse.cli.output import as_json, emit, say, size, table
 from interfuse.core import index
 from interfuse.core.errors import InterfuseError
+from interfuse.kit.verbs import json_option, quiet_option
 
 FLAGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "INTERFUSE_CACHE",
          "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONHASHSEED", "NO_COLOR", "CI")  # fmt: skip

@@ -9,28 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interfuse.cli.output import quiet
+from interfuse.kit.verbs import json_option, quiet_option
 
 if TYPE_CHECKING:
     from interfuse.core.ctx import Ctx
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and param.name:
-        ctx.meta[param.name] = True
-
-
-def json_option() -> click.Option:
-    """``--json``: one JSON value on stdout."""
-    return click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember,
-                        help="Print one JSON value on stdout, errors too.")  # fmt: skip
-
-
-def quiet_option() -> click.Option:
-    """``--quiet``: no progress."""
-    return click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember,
-                        help="No progress on stderr.")  # fmt: skip
 
 
 def work_options(*, many_seeds: bool = False, out_help: str) -> list[click.Parameter]:

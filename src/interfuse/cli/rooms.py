@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interfuse.cli.options import context, json_option, work_options
+from interfuse.cli.options import context, work_options
 from interfuse.cli.output import as_json, duration, emit, say, size, table
 from interfuse.core import index
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.data.digests import begin
+from interfuse.kit.verbs import CONTEXT, json_option
 
 if TYPE_CHECKING:
     from interfuse.core.method import Method
@@ -79,7 +80,7 @@ def room_group(name: str) -> RoomGroup:
 
     @click.pass_context
     def listing(ctx: click.Context) -> None:
-        ctx.meta["interfuse.context"] = context  # for the room's further verbs, which know nothing of this package
+        ctx.meta[CONTEXT] = context  # for the room's further verbs, which know nothing of this package
         if ctx.invoked_subcommand is not None:
             return
         rows = [e.row() for e in group.entries()]

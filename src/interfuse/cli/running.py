@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interfuse.cli.options import context, json_option, quiet_option, work_options
+from interfuse.cli.options import context, work_options
 from interfuse.cli.output import as_json, clean, duration, emit, quiet, say, size, table
 from interfuse.cli.reports import artifacts_of, html_of, print_report, read_report, report_rows, run_mark
 from interfuse.core.errors import InterfuseError
+from interfuse.kit.verbs import json_option, quiet_option
 
 if TYPE_CHECKING:
     from interfuse.core.run import Plan

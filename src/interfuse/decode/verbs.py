@@ -6,51 +6,23 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
+from interfuse.kit.verbs import print_value, shared_options, verb_context
 
 PATH = click.Path(path_type=Path)
-#: under this key of the command's ``meta`` the command line puts what makes a context with progress
-CONTEXT = "interfuse.context"
-
-
-def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and param.name:
-        ctx.meta[param.name] = True
-
-
-def _shared() -> list[click.Parameter]:
-    return [
-        click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON value on stdout, errors too."),
-        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="No progress on stderr."),
-    ]  # fmt: skip
-
-
-def _ctx(seed: int = 0, dtype: str = "float32") -> Ctx:
-    make = click.get_current_context().meta.get(CONTEXT)
-    made: Ctx = make(seed, "auto", dtype) if make is not None else Ctx(seed=seed, dtype=dtype)
-    return made
-
-
-def _print(value: Any, words: Callable[[], Iterable[str]]) -> None:
-    if click.get_current_context().meta.get("json"):
-        click.echo(json.dumps(value, indent=2, default=str))
-        return
-    for line in words():
-        click.echo("".join(c for c in line if c.isprintable()))
 
 
 def _open(folder: Path, dtype: str = "float32") -> Any:
     from interfuse.core.artifact import open_artifact
     from interfuse.decode.fused import open_fused
 
-    return open_fused(open_artifact(folder), folder.name, _ctx(dtype=dtype))
+    return open_fused(open_artifact(folder), folder.name, verb_context(dtype=dtype))
 
 
 def _changed(lm: Any, given: tuple[str, ...]) -> Any:
@@ -129,7 +101,7 @@ def _generate(fused: Path, prompts: Path, out: Path | None, trace: Path | None, 
     if out is None:
         click.echo(text, nl=False)
     else:
-        _print({"out": str(out), "trace": str(trace) if trace else None, "seconds": time.monotonic() - began, **figures},
+        print_value({"out": str(out), "trace": str(trace) if trace else None, "seconds": time.monotonic() - began, **figures},
                lambda: [f"{len(rows)} prompts, {figures['tokens']:.0f} tokens, {figures['tokens_per_second']:.1f} tokens/s: {out}"])  # fmt: skip
 
 
@@ -140,7 +112,7 @@ def _explain(run: Path, out: Path | None, by: str) -> None:
 
     place = out or run.with_suffix(".html")
     write_atomic(place, explain(run, by=by).encode())
-    _print({"page": str(place)}, lambda: [f"page: {place}"])
+    print_value({"page": str(place)}, lambda: [f"page: {place}"])
 
 
 def _serve(fused: Path, host: str, port: int, key_env: str, given: tuple[str, ...], dtype: str) -> None:
@@ -167,11 +139,11 @@ def _rice_export(fused: Path, out: Path | None, force: bool) -> None:
     place = out or Path("runs") / "rice-export"
     with contextlib.redirect_stdout(sys.stderr):
         found = export_steering(_open(fused), place, force=force)
-    _print(found, lambda: [f"{found['experts']} experts scaled by {found['beta']:g}: {place}"])
+    print_value(found, lambda: [f"{found['experts']} experts scaled by {found['beta']:g}: {place}"])
 
 
 def _command(name: str, callback: Callable[..., None], params: list[click.Parameter], example: str) -> click.Command:
-    return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *_shared()],
+    return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *shared_options()],
                          epilog=f"\b\nExample:\n  interfuse decode {example}")  # fmt: skip
 
 

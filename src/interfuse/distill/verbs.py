@@ -12,10 +12,9 @@ import click
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
+from interfuse.kit.verbs import shared_options, verb_context
 
 PATH = click.Path(path_type=Path)
-#: under this key of the command's ``meta`` the command line puts what makes a context with progress
-CONTEXT = "interfuse.context"
 
 
 class _Same(click.Command):
@@ -35,24 +34,6 @@ class _Same(click.Command):
         if target is None:
             raise InterfuseError("method.unknown", f"{self.name} is a verb of interfuse distill")
         return target.make_context(info_name, args, parent, **extra)
-
-
-def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and param.name:
-        ctx.meta[param.name] = True
-
-
-def _shared() -> list[click.Parameter]:
-    return [
-        click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON value on stdout, errors too."),
-        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="No progress on stderr."),
-    ]  # fmt: skip
-
-
-def _ctx(seed: int = 0) -> Ctx:
-    make = click.get_current_context().meta.get(CONTEXT)
-    made: Ctx = make(seed, "auto", "float32") if make is not None else Ctx(seed=seed)
-    return made
 
 
 def _value(text: str, name: str) -> Any:
@@ -81,7 +62,7 @@ def _search(
     chosen = {k: v for k, v in given.items() if v is not None}
     inputs = {"teacher": [Source(_value(teacher, "teacher"))], "student": Source(_value(student, "student")),
               "data": Source(_value(data, "data"))}  # fmt: skip
-    call = prepare(load_room("distill"), load("distill/diswot"), {**inputs, "space": _value(space, "space"), **chosen}, _ctx(seed))  # fmt: skip
+    call = prepare(load_room("distill"), load("distill/diswot"), {**inputs, "space": _value(space, "space"), **chosen}, verb_context(seed))  # fmt: skip
     hooks = DisWOT(**{k: v for k, v in call.params.items() if k in DisWOT.__dataclass_fields__})
     rows = hooks.rank(call)
     student_yaml = yaml.safe_dump({"config": {**dict(call.inputs["student"].config), **rows[0]["config"]}}, sort_keys=True)  # fmt: skip
@@ -115,7 +96,7 @@ def _compare(
     """
     rows = compare([_recipe(m) for m in methods], [_value(t, "teacher") for t in teacher], _value(student, "student"),
                    _value(data, "data"), _value(test, "test"), seeds=seeds, baseline=baseline or methods[0],
-                   common=dict(_pair(c) for c in common), ctx=_ctx())  # fmt: skip
+                   common=dict(_pair(c) for c in common), ctx=verb_context())  # fmt: skip
     if out is not None:
         out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     if click.get_current_context().meta.get("json"):
@@ -281,7 +262,7 @@ VERBS: dict[str, click.Command] = {
             ("--inits", "Initialisations to average over.", {"type": int}), ("--semantic", "auto, channel or class.", {}),
             ("--top", "Rows to print.", {"type": int, "default": 5, "show_default": True}),
             ("--seed", "All randomness comes from it.", {"type": int, "default": 0, "show_default": True})),
-            click.Option(["-o", "--out"], type=PATH, help="Write the best student's configuration here (YAML)."), *_shared()],
+            click.Option(["-o", "--out"], type=PATH, help="Write the best student's configuration here (YAML)."), *shared_options()],
     ),
     "compare": click.Command(
         "compare", callback=_compare, help=_compare.__doc__, short_help="Methods by seeds, paired, with intervals.",
@@ -290,6 +271,6 @@ VERBS: dict[str, click.Command] = {
             ("--data", "Examples to train on.", {"required": True}), ("--test", "Labelled examples to measure on.", {"required": True}),
             ("--seeds", "How many seeds.", {"type": int, "default": 5, "show_default": True}), ("--baseline", "Method to compare with.", {"default": ""}),
             ("--common", "NAME=VALUE for all methods; repeat it.", {"multiple": True})),
-            click.Option(["-o", "--out"], type=PATH, help="Write the table here (JSON)."), *_shared()],
+            click.Option(["-o", "--out"], type=PATH, help="Write the table here (JSON)."), *shared_options()],
     ),
 }  # fmt: skip

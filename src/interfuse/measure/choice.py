@@ -15,7 +15,15 @@ from interfuse.core.method import method
 from interfuse.data.lm import as_lm
 from interfuse.data.models import Model
 from interfuse.data.tables import Table
-from interfuse.measure.classification import classification, ensemble_needs_sources
+from interfuse.measure.classification import (
+    AllowLeak,
+    Bins,
+    Ensemble,
+    Margin,
+    Resamples,
+    classification,
+    ensemble_needs_sources,
+)
 from interfuse.measure.room import Findings, Logits, Predictions, Reading, guesses
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -93,15 +101,11 @@ def choice(
     delimiter: Annotated[
         str, Field(description="stands between prompt and choice where the prompt ends without a blank")
     ] = " ",
-    bins: Annotated[int, Field(ge=1, le=1000, description="bins of the calibration errors")] = 15,
-    resamples: Annotated[int, Field(ge=100, le=1_000_000, description="bootstrap draws and sign patterns")] = 5000,
-    ensemble: Annotated[
-        bool, Field(description="add the mean of the sources' probabilities as an upper reference")
-    ] = False,
-    margin: Annotated[
-        float, Field(ge=0, lt=1, description="also ask: not worse by more than this share of items? 0 asks nothing")
-    ] = 0.0,
-    allow_leak: Annotated[bool, Field(description="measure on items that were also trained on, and say so")] = False,
+    bins: Bins = 15,
+    resamples: Resamples = 5000,
+    ensemble: Ensemble = False,
+    margin: Margin = 0.0,
+    allow_leak: AllowLeak = False,
 ) -> Findings:
     """Takes a language model as a classifier of its choices and scores it as one.
 

@@ -21,6 +21,13 @@ from interfuse.measure.room import Contender, Findings, Predictions, tidy
 #: adjusted p-values up to this are taken as shown
 ALPHA = 0.05
 ENSEMBLE = "ensemble of sources"
+Bins = Annotated[int, Field(ge=1, le=1000, description="bins of the calibration errors")]
+Resamples = Annotated[int, Field(ge=100, le=1_000_000, description="bootstrap draws and sign patterns")]
+Ensemble = Annotated[bool, Field(description="add the mean of the sources' probabilities as an upper reference")]
+Margin = Annotated[
+    float, Field(ge=0, lt=1, description="also ask: not worse by more than this share of items? 0 asks nothing")
+]
+AllowLeak = Annotated[bool, Field(description="measure on items that were also trained on, and say so")]
 #: roles of what is measured; the others are what it is measured against
 MEASURED = ("result", "baseline")
 PARTS = ("gained", "kept", "lost", "never")
@@ -38,15 +45,11 @@ def classification(
     seen: Predictions,
     *,
     ctx: Ctx,
-    bins: Annotated[int, Field(ge=1, le=1000, description="bins of the calibration errors")] = 15,
-    resamples: Annotated[int, Field(ge=100, le=1_000_000, description="bootstrap draws and sign patterns")] = 5000,
-    ensemble: Annotated[
-        bool, Field(description="add the mean of the sources' probabilities as an upper reference")
-    ] = False,
-    margin: Annotated[
-        float, Field(ge=0, lt=1, description="also ask: not worse by more than this share of items? 0 asks nothing")
-    ] = 0.0,
-    allow_leak: Annotated[bool, Field(description="measure on items that were also trained on, and say so")] = False,
+    bins: Bins = 15,
+    resamples: Resamples = 5000,
+    ensemble: Ensemble = False,
+    margin: Margin = 0.0,
+    allow_leak: AllowLeak = False,
 ) -> Findings:
     """Scores every model and compares each with every source, item by item.
 
@@ -286,4 +289,4 @@ def _gates(duels: Sequence[Mapping[str, Any]]) -> str:
     return head + (f"; not shown for {said(failed)}." if failed else ".")
 
 
-__all__ = ["classification", "words"]
+__all__ = ["AllowLeak", "Bins", "Ensemble", "Margin", "Resamples", "classification", "words"]

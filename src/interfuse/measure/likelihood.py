@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
@@ -20,6 +19,7 @@ from interfuse.kit import plots
 from interfuse.kit.page import Estimate, Grid, Name, Section, between, number
 from interfuse.kit.resample import sign_flip
 from interfuse.kit.stats import holm, verdict
+from interfuse.measure.classification import AllowLeak, Resamples
 from interfuse.measure.room import Contender, Findings, Logits, Predictions, Reading
 
 Floats = NDArray[np.float64]
@@ -74,8 +74,8 @@ def likelihood(
     seen: Predictions,
     *,
     ctx: Ctx,
-    resamples: Annotated[int, Field(ge=100, le=1_000_000, description="bootstrap draws and sign patterns")] = 5000,
-    allow_leak: Annotated[bool, Field(description="measure on texts that were also trained on, and say so")] = False,
+    resamples: Resamples = 5000,
+    allow_leak: AllowLeak = False,
 ) -> Findings:
     """Bits per byte, ``sum(nats) / ln 2 / sum(bytes)``, of every model, and the paired difference from every source.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,38 +11,9 @@ from typing import Any
 
 import click
 
-from interfuse.core.ctx import Ctx
+from interfuse.kit.verbs import print_value, shared_options, verb_context
 
 PATH = click.Path(path_type=Path)
-#: under this key of the command's ``meta`` the command line puts what makes a context with progress
-CONTEXT = "interfuse.context"
-
-
-def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and param.name:
-        ctx.meta[param.name] = True
-
-
-def _shared() -> list[click.Parameter]:
-    return [
-        click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON value on stdout, errors too."),
-        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="No progress on stderr."),
-    ]  # fmt: skip
-
-
-def _ctx(seed: int = 0) -> Ctx:
-    make = click.get_current_context().meta.get(CONTEXT)
-    made: Ctx = make(seed, "auto", "float32") if make is not None else Ctx(seed=seed)
-    return made
-
-
-def _print(value: Any, words: Callable[[], Iterable[str]]) -> None:
-    """One JSON value with ``--json``, else lines."""
-    if click.get_current_context().meta.get("json"):
-        click.echo(json.dumps(value, indent=2, default=str))
-        return
-    for line in words():
-        click.echo("".join(c for c in line if c.isprintable()))
 
 
 def _size(count: float) -> str:
@@ -75,25 +45,25 @@ def _recipe(file: Path, out: Path | None, dry_run: bool, seed: int, force: bool)
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
         if dry_run:
             refuse_taken(place, force=force)
-            found = lint(file, _ctx(seed))
+            found = lint(file, verb_context(seed))
         else:
-            merge_recipe(file, place, ctx=_ctx(seed), force=force)
+            merge_recipe(file, place, ctx=verb_context(seed), force=force)
     if dry_run:
-        _print({"dry_run": True, "out": str(place), **found}, lambda: [*_lines(found), f"output: {place}"])
+        print_value({"dry_run": True, "out": str(place), **found}, lambda: [*_lines(found), f"output: {place}"])
         return
     artifact = open_artifact(place)
     seconds = round(time.monotonic() - began, 3)
     made = {"path": str(place), "kind": artifact.kind, "method": artifact.manifest["method"], "digest": artifact.digest,
             "facts": artifact.manifest["facts"], "seconds": seconds}  # fmt: skip
-    _print(made, lambda: [f"{made['method']} made a {made['kind']} in {seconds:.1f} s: {place}"])
+    print_value(made, lambda: [f"{made['method']} made a {made['kind']} in {seconds:.1f} s: {place}"])
 
 
 def _lint(file: Path) -> None:
     """Check a mergekit YAML file and print its plan; no weights are read."""
     from interfuse.merge.inspect import lint
 
-    found = lint(file, _ctx())
-    _print(found, lambda: [*_lines(found), "ok"])
+    found = lint(file, verb_context())
+    print_value(found, lambda: [*_lines(found), "ok"])
 
 
 def _diff(first: str, second: str, tensors: bool, top: int) -> None:
@@ -103,7 +73,7 @@ def _diff(first: str, second: str, tensors: bool, top: int) -> None:
     from interfuse.merge.inspect import by_layer, difference
     from interfuse.merge.prepare import weights_of
 
-    ctx = _ctx()
+    ctx = verb_context()
     a, b = (weights_of(open_model(Source(name), ctx)) for name in (first, second))
     rows = difference(a, b)
     groups = by_layer(rows)
@@ -124,7 +94,7 @@ def _diff(first: str, second: str, tensors: bool, top: int) -> None:
                 f"  ({g['notes']} not comparable)" if g["notes"] else ""
             )
 
-    _print({"first": first, "second": second, "layers": groups, "tensors": clean}, words)
+    print_value({"first": first, "second": second, "layers": groups, "tensors": clean}, words)
 
 
 def _explain(out: Path, tensor: str, model: Sequence[Path], base: Path | None) -> None:
@@ -151,7 +121,7 @@ def _explain(out: Path, tensor: str, model: Sequence[Path], base: Path | None) -
         )
         yield f"  signs differ at {numbers['sign conflicts']:.1%} of the elements"
 
-    _print(found, words)
+    print_value(found, words)
 
 
 def _verify(out: Path, no_load: bool) -> None:
@@ -160,7 +130,7 @@ def _verify(out: Path, no_load: bool) -> None:
 
     with contextlib.redirect_stdout(sys.stderr):
         found = verify_merge(out, generate=not no_load)
-    _print(
+    print_value(
         found,
         lambda: [
             f"ok: {found['tensors']} finite tensors, the model loads"
@@ -178,7 +148,7 @@ def _extract(model: str, base: str | None, out: Path | None, rank: int, save_res
 
     if base is None:
         raise InterfuseError("param.missing", "extract-lora needs the base the model was made from", where="--base")
-    place, ctx = out or Path("runs") / "extract-lora", _ctx()
+    place, ctx = out or Path("runs") / "extract-lora", verb_context()
     with contextlib.redirect_stdout(sys.stderr):
         found = extract_lora(
             open_model(Source(model), ctx),
@@ -188,7 +158,7 @@ def _extract(model: str, base: str | None, out: Path | None, rank: int, save_res
             save_rest=save_rest,
             force=force,
         )
-    _print(
+    print_value(
         found,
         lambda: [
             f"{found['matrices']} matrices of rank {rank} or less hold {found['share']:.2%} of the squared change: {place}"
@@ -218,7 +188,7 @@ def _study(grid: Path, out: Path | None, dry_run: bool) -> None:
 
 
 def _command(name: str, callback: Callable[..., None], params: list[click.Parameter], example: str) -> click.Command:
-    return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *_shared()],
+    return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *shared_options()],
                          epilog=f"\b\nExample:\n  interfuse merge {example}")  # fmt: skip
 
 
