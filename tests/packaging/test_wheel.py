@@ -99,7 +99,13 @@ def test_the_wheel_says_what_it_needs(shipped: Shipped) -> None:
 
 def test_every_import_is_declared() -> None:
     """A package that a module imports is in the dependencies or in an extra, not there by luck of another package."""
-    called = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+    called = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "sklearn": "scikit-learn",
+        "docx": "python-docx",
+        "pptx": "python-pptx",
+    }
     extras = PROJECT["optional-dependencies"]
     needs = [*PROJECT["dependencies"], *itertools.chain.from_iterable(extras.values())]
     declared = {re.split(r"[<>=\[ ]", need)[0].replace("-", "_") for need in needs}

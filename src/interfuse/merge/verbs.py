@@ -172,7 +172,7 @@ def _study(grid: Path, out: Path | None, dry_run: bool) -> None:
 
     place = out or Path("runs") / f"study-{grid.stem}"
     with contextlib.redirect_stdout(sys.stderr):
-        found: dict[str, Any] = read_study(grid).cost() if dry_run else run_study(grid, place, _ctx())
+        found: dict[str, Any] = read_study(grid).cost() if dry_run else run_study(grid, place, verb_context())
 
     def words() -> Iterable[str]:
         if dry_run:
@@ -184,7 +184,7 @@ def _study(grid: Path, out: Path | None, dry_run: bool) -> None:
         yield from found["answers"].values()
         yield f"report: {place / 'report.html'}"
 
-    _print({"out": str(place), **found}, words)
+    print_value({"out": str(place), **found}, words)
 
 
 def _command(name: str, callback: Callable[..., None], params: list[click.Parameter], example: str) -> click.Command:
