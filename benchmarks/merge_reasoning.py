@@ -1,7 +1,7 @@
 """Long-to-short and RCP merging, scaled down: a step-by-step arithmetic language, one base and three fine-tunings of it.
 
 The language works out ``3 + 8 x 5 ...`` from left to right, modulo ten. A *quick* model answers at once, a *slow* model writes every
-partial result, says "wait", writes them again and answers; a *domain* model has learned facts (a key's value) instead. All are
+partial result, says "wait", writes them again and answers; a *brief* model writes them once; a *domain* model has learned facts (a key's value) instead. All are
 fine-tunings of one base that was shown a little of everything, answers with the steps written once among it. Merged with every method the room has; a merged model's answers are scored for accuracy, length, "wait"
 and nonsense (an answer that does not end, or fits neither format). Settings are chosen per seed on problems of their own
 (``choose``), figures are of others. Every seed has its own base, data and draws; comparisons are the means of the seeds' paired
@@ -187,7 +187,7 @@ BASE_STEPS, TUNE_STEPS = 600, 150
 
 
 def family(folder: Path, seed: int) -> Family:
-    """The base, shown all three styles and facts with values of no meaning; then quick, slow and domain models."""
+    """The base, shown all three styles and facts with values of no meaning; then quick, brief, slow and domain models."""
     rng = Ctx(seed=seed).rng("reasoning")
     values = rng.permutation(KEYS)
     made = Family(folder, seed, values, problems(rng, 200), problems(rng, 400))
@@ -201,6 +201,7 @@ def family(folder: Path, seed: int) -> Family:
     train(base, mixed, BASE_STEPS, 3e-3)
     kinds: dict[str, Any] = {
         "quick": lambda step: [arithmetic(rng, 64, "quick")],
+        "brief": lambda step: [arithmetic(rng, 64, "steps")],
         "slow": lambda step: [arithmetic(rng, 48, "slow")],
         "domain": lambda step: [facts(values, rng.integers(0, KEYS, 64))],
     }
@@ -265,15 +266,16 @@ def differences(
 # ------------------------------------------------------------------------------------------------ long to short
 
 
-def short_grid(made: Family) -> Grid:
-    """Every method with a few settings each; models are quick, slow."""
+def short_grid(made: Family, fast: str) -> Grid:
+    """Every method with a few settings each; models are the fast one (quick or brief) and slow."""
+    style = {"quick": "quick", "brief": "steps"}[fast]
     # as in the paper, quick answers calibrate the slow model and slow answers the quick one
-    crossed = [examples(made, "slow", 32), examples(made, "quick", 32)]
+    crossed = [examples(made, "slow", 32), examples(made, style, 32)]
     own = crossed[::-1]
-    both = [examples(made, "quick", 32)]
+    both = [examples(made, style, 32)]
     return {
         "average": [("linear", {"weight": 0.5})],
-        "task arithmetic": [("linear", {"weight": [round(1 - a / 10, 1), a / 10]}) for a in (3, 5, 7)],
+        "task arithmetic": [("linear", {"weight": [round(1 - a / 10, 1), a / 10]}) for a in (3, 5, 7, 8)],
         "ties": [("ties", {"density": d, "scale": s}) for d, s in ((0.2, 1.0), (0.5, 1.0), (0.8, 1.0))],
         "dare p=.3": [("dare-ties", {"density": 0.7, "scale": s}) for s in (0.5, 0.7, 1.0)],
         "dare p=.9": [("dare-ties", {"density": 0.1, "scale": s}) for s in (0.5, 0.7, 1.0)],
@@ -296,49 +298,63 @@ def choose_short(rows: Sequence[dict[str, float]], slow: float) -> int:
 
 
 def short_seed(made: Family) -> dict[str, Any]:
-    """One seed: sources, the sweep from quick to slow, and every method at the setting chosen on other problems."""
-    sources = {n: score_sums(made.open(n), made.test) for n in ("base", "quick", "slow")}
+    """One seed: sources, the sweep from fast to slow, and every method at the setting chosen on other problems."""
+    sources = {n: score_sums(made.open(n), made.test) for n in ("base", "quick", "brief", "slow")}
     slow = score_sums(made.open("slow"), made.choose)["accuracy"]
-    sweep = []
-    for a in range(11):
-        module = merge(made, "linear", ["quick", "slow"], {"weight": [round(1 - a / 10, 1), a / 10]})
-        sweep.append({"a": a / 10, **score_sums(module, made.test)})
-    methods = {}
-    for name, settings in short_grid(made).items():
-        modules = [merge(made, m, ["quick", "slow"], given) for m, given in settings]
-        seen = [score_sums(m, made.choose) for m in modules]
-        best = choose_short(seen, slow)
-        shown = {k: v for k, v in settings[best][1].items() if k != "calibration"}
-        methods[name] = {"setting": shown, **score_sums(modules[best], made.test)}
-    return {"sources": sources, "sweep": sweep, "methods": methods}
+    found: dict[str, Any] = {"sources": sources}
+    for fast in ("quick", "brief"):
+        sweep = []
+        for a in range(11):
+            module = merge(made, "linear", [fast, "slow"], {"weight": [round(1 - a / 10, 1), a / 10]})
+            sweep.append({"a": a / 10, **score_sums(module, made.test)})
+        methods = {}
+        for name, settings in short_grid(made, fast).items():
+            modules = [merge(made, m, [fast, "slow"], given) for m, given in settings]
+            seen = [score_sums(m, made.choose) for m in modules]
+            best = choose_short(seen, slow)
+            shown = {k: v for k, v in settings[best][1].items() if k != "calibration"}
+            methods[name] = {"setting": shown, **score_sums(modules[best], made.test)}
+        found[fast] = {"sweep": sweep, "methods": methods}
+    return found
 
 
 def long_to_short(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The claims of the paper over seeds."""
+    """The claims of the paper over seeds, for each of the two fast models."""
     slow = [s["sources"]["slow"] for s in seeds]
-    names = list(seeds[0]["methods"])
-    rows = {n: [s["methods"][n] for s in seeds] for n in names}
-    table = {n: {"accuracy": differences(r, slow, "accuracy", f"l2s/{n}/accuracy"), "tokens": differences(r, slow, "tokens", f"l2s/{n}/tokens"),
-                 "wait": float(np.mean([x["wait"] for x in r])), "nonsense": float(np.mean([x["nonsense"] for x in r])),
-                 "cut off": float(np.mean([x["cut off"] for x in r]))} for n, r in rows.items()}  # fmt: skip
-    for row in table.values():
-        row["shorter by"] = -row["tokens"]["difference"] / row["tokens"]["baseline"]
-    claim = [n for n, r in table.items() if r["shorter by"] >= 0.3 and r["accuracy"]["low"] >= -0.02]
-    rise = [float(np.mean(np.diff([p["tokens"] for p in s["sweep"]]) >= -0.05)) for s in seeds]
-    return {
-        "sources": {n: {k: float(np.mean([s["sources"][n][k] for s in seeds])) for k in slow[0]} for n in ("base", "quick", "slow")},
-        "methods against slow": table,
-        "sweep": [{k: float(np.mean([s["sweep"][i][k] for s in seeds])) for k in seeds[0]["sweep"][0]} for i in range(11)],
-        "claims": {
-            "at least 30% shorter, accuracy at most 2 points lower (whole interval)": claim,
-            "share of steps of the sweep in which answers do not get shorter as a rises": float(np.mean(rise)),
-            "dare p=.9 against p=.3, accuracy": differences(rows["dare p=.9"], rows["dare p=.3"], "accuracy", "l2s/dare"),
-            "ties against average, accuracy": differences(rows["ties"], rows["average"], "accuracy", "l2s/ties"),
-            "aim-ties against ties, accuracy": differences(rows["aim-ties"], rows["ties"], "accuracy", "l2s/aim"),
-            "sens against task arithmetic, accuracy": differences(rows["sens"], rows["task arithmetic"], "accuracy", "l2s/sens"),
-        },
-        "seeds": list(seeds),
-    }  # fmt: skip
+    found: dict[str, Any] = {
+        "sources": {
+            n: {k: float(np.mean([s["sources"][n][k] for s in seeds])) for k in slow[0]} for n in seeds[0]["sources"]
+        }
+    }
+    for fast in ("quick", "brief"):
+        names = list(seeds[0][fast]["methods"])
+        rows = {n: [s[fast]["methods"][n] for s in seeds] for n in names} | {
+            f"{fast} itself": [s["sources"][fast] for s in seeds]
+        }
+
+        def against(one: str, other: str, rows: Any = rows, fast: str = fast) -> dict[str, Any]:
+            return differences(rows[one], rows[other], "accuracy", f"l2s/{fast}/{one}/{other}")
+
+        table: dict[str, Any] = {}
+        for n, r in rows.items():
+            row = {w: differences(r, slow, w, f"l2s/{fast}/{n}/{w}") for w in ("accuracy", "tokens")}
+            means = {k: float(np.mean([x[k] for x in r])) for k in ("wait", "nonsense", "cut off")}
+            table[n] = {**row, "shorter by": -row["tokens"]["difference"] / row["tokens"]["baseline"], **means}
+        rise = [float(np.mean(np.diff([p["tokens"] for p in s[fast]["sweep"]]) >= -0.05)) for s in seeds]
+        found[f"{fast} with slow"] = {
+            "methods against slow": table,
+            "sweep": [{k: float(np.mean([s[fast]["sweep"][i][k] for s in seeds])) for k in seeds[0][fast]["sweep"][0]} for i in range(11)],
+            "claims": {
+                "at least 30% shorter, accuracy at most 2 points lower (whole interval)":
+                    [n for n, r in table.items() if r["shorter by"] >= 0.3 and r["accuracy"]["low"] >= -0.02],
+                "share of steps of the sweep in which answers do not get shorter as a rises": float(np.mean(rise)),
+                "dare p=.9 against p=.3, accuracy": against("dare p=.9", "dare p=.3"),
+                "ties against average, accuracy": against("ties", "average"),
+                "aim-ties against ties, accuracy": against("aim-ties", "ties"),
+                "sens against task arithmetic, accuracy": against("sens", "task arithmetic"),
+            },
+        }  # fmt: skip
+    return {**found, "seeds": list(seeds)}
 
 
 # ------------------------------------------------------------------------------------------------ a prior of reasoning
