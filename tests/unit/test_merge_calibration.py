@@ -336,6 +336,7 @@ def test_a_second_stage_relaxes_the_first(shared, tmp_path):
     scaled = made("linear", tmp_path / "linear", models=[inner, inner])
     for name in apart:
         torch.testing.assert_close(scaled[name], apart[name], rtol=1e-6, atol=1e-7)
+    assert torch.is_grad_enabled()
 
 
 def test_the_manifest_says_what_was_found(shared, tmp_path):

@@ -445,4 +445,5 @@ def calibrated(call: Call, plan: Prepared) -> Iterator[Found | None]:
         calibration = Calibration(call, plan, place, int(call.params["max_memory"] * 1e9))
         stack.callback(calibration.close)
         with torch.no_grad():
-            yield calibrate(calibration)
+            found = calibrate(calibration)
+        yield found
