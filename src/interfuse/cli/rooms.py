@@ -34,11 +34,13 @@ class RoomGroup(click.Group):
         return [e for e in index.entries().values() if e.kind == "method" and e.room == self.name]
 
     def extra(self) -> dict[str, click.Command]:
-        """The room's own further verbs, ``VERBS`` of ``interfuse/<room>/verbs.py``, when that file is there."""
+        """The room's own further verbs, ``VERBS`` of ``interfuse/<room>/verbs.py`` when that file is there, and those that open pages."""
         folders = importlib.import_module(f"interfuse.{self.name}").__path__
         if not any((Path(folder) / "verbs.py").is_file() for folder in folders):
             return {}
-        return dict(importlib.import_module(f"interfuse.{self.name}.verbs").VERBS)
+        from interfuse.web.verbs import VERBS
+
+        return {**importlib.import_module(f"interfuse.{self.name}.verbs").VERBS, **VERBS.get(self.name or "", {})}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [e.slug for e in self.entries()] + list(self.extra())

@@ -31,6 +31,7 @@ from interfuse.data.graph_log import Op, State
 from interfuse.data.statements import (
     ALIAS,
     LABEL,
+    RELATION,
     STATUSES,
     TYPE,
     Evidence,
@@ -464,6 +465,8 @@ class Graph:
         if words:
             return words[0][2]
         word = word_of(entity)
+        if entity.startswith(RELATION):
+            return word.replace("-", " ")
         return word if word != entity else entity.rstrip("/#").replace("#", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
 
     def labels(self, entity: str) -> list[str]:

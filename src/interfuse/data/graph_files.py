@@ -246,6 +246,36 @@ def read_lines(path: Path, *, torn: bool = False) -> Iterator[tuple[str, dict[st
         yield f"{path}:{number}", row
 
 
+DOCUMENTS = "documents.parquet"
+
+
+def write_documents(folder: Path, documents: Iterable[tuple[str, str, str]]) -> int:
+    """Keeps documents' texts beside a graph, so that its evidence can be shown: (id, name, text) rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("id", pa.string()), ("name", pa.string()), ("text", pa.large_string())])
+    done = 0
+    with pq.ParquetWriter(folder / DOCUMENTS, schema, compression="zstd") as out:
+        for batch in _batches(documents, 500):
+            out.write_table(pa.table({n: [row[i] for row in batch] for i, n in enumerate(schema.names)}, schema=schema))
+            done += len(batch)
+    return done
+
+
+def read_documents(folder: Path) -> dict[str, tuple[str, str]]:
+    """The texts kept beside a graph: id -> (name, text); empty when there are none.
+
+    Raises:
+        InterfuseError: ``input.format``.
+    """
+    if not (folder / DOCUMENTS).is_file():
+        return {}
+    table = read_table(folder / DOCUMENTS)
+    ids, names, texts = (table.column(n).to_pylist() for n in ("id", "name", "text"))
+    return {i: (n, t) for i, n, t in zip(ids, names, texts, strict=True)}
+
+
 def write_meta(folder: Path, facts: Mapping[str, Any]) -> None:
     """Writes ``graph.json``."""
     (folder / META).write_bytes(canonical_json({"format": FORMAT, **facts}))

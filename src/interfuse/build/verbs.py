@@ -1,0 +1,314 @@
+"""Further verbs of the room: ask, check, convert, compare, fuse, look at and undo graphs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+
+if TYPE_CHECKING:
+    from interfuse.data.graph import Graph
+    from interfuse.data.statements import Statement, Term
+
+PATH = click.Path(path_type=Path)
+#: under this key of the command's ``meta`` the command line puts what makes a context with progress
+CONTEXT = "interfuse.context"
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and param.name:
+        ctx.meta[param.name] = True
+
+
+def _shared() -> list[click.Parameter]:
+    return [
+        click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON value on stdout, errors too."),
+        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="No progress on stderr."),
+    ]  # fmt: skip
+
+
+def _ctx() -> Ctx:
+    make = click.get_current_context().meta.get(CONTEXT)
+    made: Ctx = make(0, "auto", "float32") if make is not None else Ctx()
+    return made
+
+
+def show(value: Any, words: Callable[[], Iterable[str]]) -> None:
+    """One JSON value with ``--json``, else lines without control characters."""
+    if click.get_current_context().meta.get("json"):
+        click.echo(json.dumps(value, indent=2, default=str))
+        return
+    for line in words():
+        click.echo("".join(c for c in line if c.isprintable() or c == "\t"))
+
+
+def _open(place: str) -> Any:
+    from interfuse.core.rooms import Source
+    from interfuse.data.graph import open_graph
+
+    with contextlib.redirect_stdout(sys.stderr):
+        return open_graph(Source({"endpoint": place} if place.startswith(("http://", "https://")) else place), _ctx())
+
+
+def _word(term: Term | None) -> str:
+    from interfuse.data.statements import Literal
+
+    return "" if term is None else term.value if isinstance(term, Literal) else term
+
+
+def _said(s: Statement, graph: Graph) -> str:
+    from interfuse.data.statements import Literal
+
+    value = s.object.value if isinstance(s.object, Literal) else graph.label(s.object)
+    proof = f"  [{len(s.evidence)} evidence]" if s.evidence else ""
+    return f"{graph.label(s.subject)} | {graph.label(s.predicate)} | {value}  ({s.status}, {s.confidence:g}){proof}"
+
+
+def _query(graph: str, sparql: str, file: Path | None, meta: bool, limit: int) -> None:
+    """Ask a graph in SPARQL."""
+    from interfuse.core.safe import read_text
+
+    text = read_text(file) if file is not None else sparql
+    if not text:
+        raise InterfuseError(
+            "param.missing", "no query is given", fix="interfuse build query GRAPH 'SELECT ...', or --file QUERY.rq"
+        )
+    found = _open(graph).query(text, meta=meta)
+    rows = [[_word(v) for v in row] for row in found.rows]
+
+    def words() -> Iterable[str]:
+        if found.columns == ("ask",):
+            yield "yes" if found else "no"
+            return
+        yield "\t".join(found.columns)
+        for row in rows[: limit or None]:
+            yield "\t".join(row)
+        if limit and len(rows) > limit:
+            yield f"... {len(rows) - limit} more (--limit 0 shows all)"
+
+    show({"columns": list(found.columns), "rows": rows}, words)
+
+
+def _export(graph: str, out: Path, format: str, profile: str) -> None:
+    """Write a graph in another format: by the ending of OUT, or --format for folders."""
+    from interfuse.data.formats.graphs import write_graph
+
+    found = _open(graph)
+    chosen = write_graph(out, found, format, profile=profile)
+    show(
+        {"path": str(out), "format": chosen, "statements": len(found)},
+        lambda: [f"{len(found)} statements as {chosen}: {out}"],
+    )
+
+
+def _import(source: str, out: Path | None, base: str | None, header: bool, strict: bool, force: bool) -> None:
+    """Make a graph's folder of a file or folder in any known format."""
+    from interfuse.core.artifact import refuse_taken
+    from interfuse.data.formats.graphs import read_graph
+
+    place = out or Path("runs") / Path(source).stem
+    refuse_taken(place, force=force)
+    if not Path(source).exists():
+        raise InterfuseError("input.missing", "there is no such file or folder", where=source)
+    graph, problems = read_graph(Path(source), base=base, header=header, strict=strict)
+    graph.write(place, force=force, facts={"source": Path(source).name, "left out": problems.count})
+    found = {"path": str(place), "statements": len(graph), "left out": problems.count, "problems": list(problems.shown)}
+
+    def words() -> Iterable[str]:
+        yield f"{len(graph)} statements: {place}"
+        yield from (f"left out: {p}" for p in problems.shown[:10])
+        if problems.count > 10:
+            yield f"left out: {problems.count} in all"
+
+    show(found, words)
+
+
+def _check(graph: str, shapes: Sequence[Path], ontology: Path | None, limit: int, most: Sequence[str]) -> None:
+    """Check a graph's contracts and health; fails on violations, or beyond --most."""
+    from interfuse.data.ontology import read_ontology
+    from interfuse.kit.graph_checks import figures
+    from interfuse.kit.shapes import read_shapes, shapes_of, validate
+
+    found = _open(graph)
+    own = Path(graph) / "shapes.ttl"
+    parts = [read_shapes(p) for p in (*([own] if own.is_file() else []), *shapes)]
+    parts += [shapes_of(read_ontology(ontology))] if ontology is not None else []
+    figure: dict[str, float] = figures(found)
+    violations: list[Any] = []
+    for part in parts:
+        violations += validate(found, part).violations
+    figure["violations"] = len(violations)
+    limits = {}
+    for item in most:
+        name, _, value = item.rpartition("=")
+        if name not in figure or not value.replace(".", "", 1).isdigit():
+            raise InterfuseError(
+                "param.value", f"not a limit: {item!r}", fix="NAME=NUMBER, with a name of the table, such as islands=5"
+            )
+        limits[name] = float(value)
+    over = [name for name, value in limits.items() if figure[name] > value]
+    rows = [
+        {"focus": v.focus, "path": v.path, "component": v.component, "value": _word(v.value), "message": v.message}
+        for v in violations
+    ]
+
+    def words() -> Iterable[str]:
+        for name, value in figure.items():
+            yield f"{name:<28} {value:g}" + (f"   more than {limits[name]:g}" if name in over else "")
+        for v in violations[: limit or None]:
+            yield f"{found.label(v.focus)}: {v.component} {found.label(v.path.strip('<>^')) if v.path else ''} {_word(v.value)} {v.message}".rstrip()
+        if limit and len(violations) > limit:
+            yield f"... {len(violations) - limit} more"
+
+    show({"figures": figure, "violations": rows, "over": over}, words)
+    if over or (violations and "violations" not in limits):
+        click.get_current_context().exit(1)
+
+
+def _diff(first: str, second: str, limit: int) -> None:
+    """What the second graph has more, less and otherwise than the first."""
+    from interfuse.data.statements import to_json
+
+    a, b = _open(first), _open(second)
+    found = b.diff(a)
+
+    def words() -> Iterable[str]:
+        yield f"{len(found.added)} added, {len(found.removed)} removed, {len(found.changed)} changed"
+        yield from (f"+ {_said(s, b)}" for s in found.added[: limit or None])
+        yield from (f"- {_said(s, a)}" for s in found.removed[: limit or None])
+        yield from (f"~ {_said(before, a)}  ->  {_said(after, b)}" for before, after in found.changed[: limit or None])
+
+    show({"added": [to_json(s) for s in found.added], "removed": [to_json(s) for s in found.removed],
+            "changed": [[to_json(x), to_json(y)] for x, y in found.changed]}, words)  # fmt: skip
+
+
+def _history(graph: str) -> None:
+    """The operations that made a graph, with their numbers."""
+    found = _open(graph)
+    rows = [
+        {**op.as_json(whole=False), "statements": len(op.statements), "in force": found.state.in_force(op.number)}
+        for op in found.history()
+    ]
+
+    def words() -> Iterable[str]:
+        for row in rows:
+            told = ", ".join(
+                f"{k} {v}"
+                for k, v in row.items()
+                if k not in ("n", "kind", "statements", "in force", "pairs", "names", "ids")
+            )
+            counts = {
+                "statements": row["statements"],
+                **{k: len(row[k]) for k in ("pairs", "names", "ids") if k in row},
+            }
+            many = ", ".join(f"{v} {k}" for k, v in counts.items() if v)
+            yield f"{row['n']:>5} {row['kind']:<9} {many} {told[:100]}{'' if row['in force'] else '  (undone)'}"
+
+    show(rows, words)
+
+
+def _undo(graph: Path, op: int | None, reason: str) -> None:
+    """Take an operation of a graph out of force: the last, or --op. Undoing an undo brings it back."""
+    from interfuse.data.graph import Graph
+    from interfuse.data.graph_files import read_meta
+
+    read_meta(graph)
+    with Graph.open(graph, write=True) as found:
+        before = len(found)
+        number = found.undo(op, reason)
+        found.commit()
+        undone = found.history()[number - 1].data["cancels"][0]
+        after = len(found)
+    show({"operation": number, "undone": undone, "statements": after, "before": before},
+           lambda: [f"operation {undone} is undone (as operation {number}): {before} statements before, {after} now"])  # fmt: skip
+
+
+def _fuse(
+    graphs: Sequence[str],
+    out: Path | None,
+    ontology: Path | None,
+    policy: str,
+    functional: Sequence[str],
+    apart: bool,
+    force: bool,
+) -> None:
+    """Make one graph of several, and say what came from whom."""
+    from interfuse.core.artifact import refuse_taken
+    from interfuse.data.ontology import read_ontology
+    from interfuse.kit.fusing import Policy, fuse
+
+    place = out or Path("runs") / "fused"
+    refuse_taken(place, force=force)
+    sources = [_open(g) for g in graphs]
+    with contextlib.redirect_stdout(sys.stderr):
+        made, report = fuse(sources, ontology=read_ontology(ontology) if ontology else None, policy=Policy(policy, functional=tuple(functional)),
+                            linking=not apart, name=place.name)  # fmt: skip
+        found = report.as_dict()
+        made.write(place, force=force, facts=found)
+
+    def words() -> Iterable[str]:
+        yield f"{report.statements} statements, {report.agreed} said by several sources, {report.merged} names joined, {len(report.conflicts)} conflicts"
+        for name, row in report.sources.items():
+            yield f"{name}: " + ", ".join(f"{v} {k}" for k, v in row.items())
+        for c in report.conflicts[:10]:
+            yield f"conflict: {made.label(c.subject)} | {made.label(c.predicate)}: kept {c.kept or 'all, contested'}"
+        yield str(place)
+
+    show({"path": str(place), **found}, words)
+
+
+def command(name: str, callback: Callable[..., None], params: list[click.Parameter], example: str) -> click.Command:
+    """A verb of the room, with an example."""
+    return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *_shared()],
+                         epilog=f"\b\nExample:\n  interfuse build {example}")  # fmt: skip
+
+
+_GRAPH = click.Argument(["graph"])
+_FORCE = click.Option(["--force"], is_flag=True, help="Use the output folder even if something is there.")
+_LIMIT = click.Option(["--limit"], type=int, default=50, show_default=True, help="Lines shown at most; 0 shows all.")
+ONTOLOGY = click.Option(
+    ["--ontology"], type=PATH, default=None, help="Classes and relations: Turtle, another RDF format, or JSON."
+)
+SHAPES = click.Option(["--shapes"], type=PATH, multiple=True, help="A SHACL file; repeat it for several.")
+
+VERBS = {
+    "query": command("query", _query, [
+        _GRAPH, click.Argument(["sparql"], default="", required=False), click.Option(["--file"], type=PATH, default=None, help="The query in a file."),
+        click.Option(["--meta"], is_flag=True, help="Reifiers too: confidence, status, qualifiers, evidence."), _LIMIT,
+    ], "query graph/ 'SELECT ?s ?o { ?s <urn:interfuse:relation:capital-of> ?o }'"),
+    "export": command("export", _export, [
+        _GRAPH, click.Argument(["out"], type=PATH),
+        click.Option(["--format"], default="", help="ttl, nt, nq, trig, rdf, jsonld, graphml, csv, tsv, tables, graphrag or neo4j [default: by the ending]"),
+        click.Option(["--profile"], default="", help="For RDF: rdf12, rdf11-reified or plain [default: all the format can hold]"),
+    ], "export graph/ facts.ttl --profile plain"),
+    "import": command("import", _import, [
+        click.Argument(["source"]), click.Option(["-o", "--out"], type=PATH, default=None, help="The folder to write."),
+        click.Option(["--base"], default=None, help="What relative IRIs stand under."),
+        click.Option(["--header"], is_flag=True, help="The first line of a TSV file names its columns."),
+        click.Option(["--strict"], is_flag=True, help="A line that cannot be read ends the work."), _FORCE,
+    ], "import facts.ttl -o graph/"),
+    "check": command("check", _check, [
+        _GRAPH, SHAPES, ONTOLOGY, _LIMIT,
+        click.Option(["--most"], multiple=True, metavar="NAME=NUMBER", help="A figure of the table that may not be larger; repeat it."),
+    ], "check graph/ --ontology movies.ttl --most islands=3"),
+    "diff": command("diff", _diff, [click.Argument(["first"]), click.Argument(["second"]), _LIMIT], "diff before/ after/"),
+    "history": command("history", _history, [_GRAPH], "history graph/"),
+    "undo": command("undo", _undo, [
+        click.Argument(["graph"], type=PATH), click.Option(["--op"], type=int, default=None, help="Its number in the history."),
+        click.Option(["--reason"], default="", help="Why, for the history."),
+    ], "undo graph/ --op 3"),
+    "fuse": command("fuse", _fuse, [
+        click.Argument(["graphs"], nargs=-1, required=True), click.Option(["-o", "--out"], type=PATH, default=None, help="The folder to write."),
+        ONTOLOGY, click.Option(["--policy"], default="vote", show_default=True, help="Where sources differ: keep, vote, weight, latest or confidence."),
+        click.Option(["--functional"], multiple=True, help="The IRI of a property that has one value; repeat it."),
+        click.Option(["--apart"], is_flag=True, help="Join no names."), _FORCE,
+    ], "fuse wiki/ reports/ -o fused/"),
+}  # fmt: skip

@@ -1,0 +1,62 @@
+"""Verbs that open pages: room -> verb -> command; the command line adds them to the room's own."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from interfuse.build.verbs import ONTOLOGY, PATH, SHAPES, command, show
+from interfuse.core.errors import InterfuseError
+
+
+def _show(
+    graph: Path,
+    documents: Path | None,
+    shapes: Sequence[Path],
+    ontology: Path | None,
+    out: Path | None,
+    port: int,
+    no_browser: bool,
+) -> None:
+    """Look at a graph and its evidence in the browser; -o writes one file."""
+    from interfuse.web.explorer import export, open_explorer
+    from interfuse.web.server import make_server
+
+    if out is not None and out.exists():
+        raise InterfuseError(
+            "output.exists", "something is there already", where=str(out), fix="Choose another file with -o."
+        )
+    explorer = open_explorer(graph, documents=documents, shapes=shapes, ontology=ontology)
+    if out is not None:
+        export(explorer, out)
+        show(
+            {"path": str(out), "statements": len(explorer.graph)},
+            lambda: [f"{len(explorer.graph)} statements in one page: {out}"],
+        )
+        return
+    server, address = make_server(explorer, port)
+    show({"address": address}, lambda: [f"{address}  (only on this machine; Ctrl-C ends it)"])
+    sys.stdout.flush()
+    if not no_browser:
+        import webbrowser
+
+        webbrowser.open(address)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+    server.server_close()
+
+
+VERBS = {
+    "build": {
+        "show": command("show", _show, [
+            click.Argument(["graph"], type=PATH), click.Option(["--documents"], type=PATH, default=None, help="The folder of the documents."),
+            SHAPES, ONTOLOGY, click.Option(["-o", "--out"], type=PATH, default=None, help="Write one HTML file instead of serving."),
+            click.Option(["--port"], type=int, default=0, help="[default: a free one]"),
+            click.Option(["--no-browser"], is_flag=True, help="Print the address, open nothing."),
+        ], "show graph/"),
+    },
+}  # fmt: skip

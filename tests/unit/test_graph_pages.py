@@ -1,0 +1,222 @@
+"""The explorer: nothing but reading, from here, by whom it was opened for; labels never become markup; and it works in a browser."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+
+from interfuse.core.errors import InterfuseError
+from interfuse.data.graph import Graph
+from interfuse.data.graph_files import read_documents, write_documents
+from interfuse.data.ontology import Ontology, Property
+from interfuse.data.statements import TYPE, XSD, Evidence, Literal, Statement, entity_id, label_of, number, relation_id
+from interfuse.kit.shapes import shapes_of
+from interfuse.web.explorer import Explorer, export, open_explorer, page
+from interfuse.web.server import make_server
+
+TEXTS = {
+    "d" * 64: (
+        "nobel.html",
+        "Marie Curie was born in Warsaw in 1867. <b>She</b> discovered polonium & radium together with Pierre Curie.",
+    ),
+    "e" * 64: ("table.xlsx", "Marie Curie\tWarsaw\tPoland"),
+}
+#: labels that would be markup, script or something else if they were not text
+HOSTILE = [
+    f"{open_}{i}" for i in range(10) for open_ in (
+        "<script>alert(1)</script>", "</script><script>alert(1)//", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "javascript:alert(1)",
+    )
+]  # fmt: skip
+
+
+def curie() -> Explorer:
+    marie, warsaw = entity_id("Marie Curie"), entity_id("Warsaw")
+
+    def proof(document: str, words: str) -> Evidence:
+        start = TEXTS[document][1].index(words)
+        return Evidence(
+            document,
+            start,
+            start + len(words),
+            1,
+            quote=hashlib.sha256(words.encode()).hexdigest(),
+            method="rules@1",
+            score=0.5,
+        )
+
+    one, two = TEXTS
+    graph = Graph("curie")
+    graph.add([
+        label_of("Marie Curie", marie), label_of("Warsaw", warsaw), Statement(marie, TYPE, relation_id("Person")),
+        Statement(marie, relation_id("born in"), warsaw, ((relation_id("in"), number(1867)),), 0.9, evidence=(proof(one, "born in Warsaw"), proof(two, "Curie\tWarsaw"))),
+        Statement(marie, relation_id("discovered"), Literal("polonium"), evidence=(proof(one, "polonium & radium"),)),
+        Statement(marie, relation_id("age"), Literal("old"), evidence=(Evidence("elsewhere", 3, 9),)),
+        *(label_of(w, entity_id(f"odd {i}")) for i, w in enumerate(HOSTILE)),
+        *(Statement(entity_id(f"odd {i}"), relation_id("near"), marie) for i in range(len(HOSTILE))),
+    ])  # fmt: skip
+    shapes = shapes_of(Ontology.of([], [Property(relation_id("age"), range=(XSD + "integer",), data=True)]))
+    return Explorer(graph, documents=TEXTS, shapes=shapes)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    server, address = make_server(curie())
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield address
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask(address: str, path: str | None = None, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    connection.request(method, parts.path if path is None else path, headers=headers)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, {k.lower(): v for k, v in answer.getheaders()}, body
+
+
+def test_only_the_right_address_host_origin_and_method_are_answered(served: str) -> None:
+    token = urlsplit(served).path
+    port = urlsplit(served).port
+    assert served.startswith("http://127.0.0.1:")
+    assert len(token) > 30
+    status, headers, body = ask(served)
+    assert status == 200
+    assert "<title>Graph</title>" in body
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in headers
+    for path in ("/", "/x/", token[:-2] + "/", "/favicon.ico", token + "../", token + "nothing", "/" + quote("%00")):
+        assert ask(served, path)[0] == 404
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1",
+        f"127.0.0.1:{port}.evil.example",
+        "",
+        f"[::1]:{port}",
+    ):
+        assert ask(served, Host=host)[0] == 421
+    assert ask(served, Host=f"localhost:{port}")[0] == 200
+    assert ask(served, Origin="http://evil.example")[0] == 421
+    assert ask(served, Origin="null")[0] == 421
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"):
+        assert ask(served, method=method)[0] == 405
+    assert ask(served, token + "search?q=" + "x" * 9000)[0] == 414
+
+
+def test_the_server_tells_of_neighbours_statements_evidence_and_failures(served: str) -> None:
+    token = urlsplit(served).path
+
+    def get(what: str) -> object:
+        return json.loads(ask(served, token + what)[2])
+
+    hits = get("search?q=curie")
+    assert [h["label"] for h in hits] == ["Marie Curie"]  # type: ignore[union-attr,index]
+    around = get("around?hops=999&id=" + quote(entity_id("Marie Curie")))
+    edges = around["edges"]  # type: ignore[index,call-overload]
+    born = next(e for e in edges if e["p"] == "born in")
+    found = get("statement?id=" + born["id"])
+    first = found["evidence"][0]  # type: ignore[index,call-overload]
+    assert (first["name"], first["quote"], first["intact"]) == ("nobel.html", "born in Warsaw", True)
+    assert first["before"].endswith("Marie Curie was ")
+    assert found["qualifiers"] == [["in", "1867"]]  # type: ignore[index,call-overload]
+    unknown = next(e for e in edges if e["p"] == "age")
+    assert "quote" not in get("statement?id=" + unknown["id"])["evidence"][0]  # type: ignore[index,call-overload]
+    assert [f["component"] for f in get("failures")] == ["Datatype"]  # type: ignore[union-attr,index]
+    assert get("stats")["failures"] == 1  # type: ignore[index,call-overload]
+    assert "error" in get("statement?id=nothing")  # type: ignore[operator]
+
+
+def test_a_file_that_stands_alone_holds_no_markup_of_labels_and_asks_for_nothing(tmp_path: Path) -> None:
+    export(curie(), tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"<script", text)) == 2
+    assert "<img" not in text
+    assert "<svg" not in text
+    assert not re.search(r"<[a-z][^>]*(?:src|href|on\w+)\s*=", text)
+    assert "connect-src 'none'" in text
+    held = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert held is not None
+    assert {n["label"] for n in json.loads(held[1])["nodes"]} >= set(HOSTILE)
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    again = page(curie().whole())[0]
+    assert again == text
+    script = (Path(page.__code__.co_filename).parent / "explorer.js").read_text()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", script)
+
+
+def test_a_folder_keeps_its_documents_and_shapes(tmp_path: Path) -> None:
+    explorer = curie()
+    explorer.graph.write(tmp_path / "g")
+    write_documents(tmp_path / "g", ((i, n, t) for i, (n, t) in TEXTS.items()))
+    assert read_documents(tmp_path / "g") == TEXTS
+    assert read_documents(tmp_path) == {}
+    again = open_explorer(tmp_path / "g")
+    assert again.whole()["statements"] == explorer.whole()["statements"]
+    changed = Explorer(explorer.graph, documents={"d" * 64: ("nobel.html", "x" * 200)})
+    assert not any(e["intact"] for s in changed.whole()["statements"] for e in s["evidence"] if "intact" in e)
+    import interfuse.web.explorer as module
+
+    whole, module.WHOLE = module.WHOLE, 3
+    try:
+        with pytest.raises(InterfuseError, match=r"input\.limit"):
+            explorer.whole()
+    finally:
+        module.WHOLE = whole
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+def test_it_works_in_a_real_browser(served: str, tmp_path: Path) -> None:
+    explorer = curie()
+    export(explorer, tmp_path / "x.html")
+    born = next(s for s in explorer.graph.statements(p=relation_id("born in")))
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--window-size=1300,800", "--virtual-time-budget=4000",
+    ]  # fmt: skip
+
+    def browse(url: str, *more: str) -> str:
+        done = subprocess.run(
+            [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", *more, url],
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        return done.stdout.decode("utf-8", "replace")
+
+    for start in (served, f"file://{tmp_path / 'x.html'}"):
+        seen = browse(f"{start}#s={born.id}", "--dump-dom")
+        assert 'data-ready="yes"' in seen
+        assert "<mark>born in Warsaw</mark>" in seen
+        assert "nobel.html" in seen
+        assert "table.xlsx" in seen
+        assert "Contracts (1 failures)" in seen
+        assert "alert(1)&lt;/script&gt;" in seen
+        assert "<img" not in seen
+    shot = tmp_path / "shot.png"
+    browse(f"file://{tmp_path / 'x.html'}#failures", f"--screenshot={shot}")
+    from PIL import Image
+
+    picture = Image.open(shot)
+    assert picture.size == (1300, 800)
+    assert len(picture.convert("RGB").getcolors(2**24) or []) > 50

@@ -1,0 +1,125 @@
+"""The room's verbs for graphs, from import to undo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from interfuse.cli.main import app
+from interfuse.core.artifact import verify
+from interfuse.data.graph import Graph
+from interfuse.data.statements import XSD, Evidence, Literal, Statement, entity_id, label_of, relation_id
+
+FACTS = """@prefix x: <urn:x:> . @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+x:oslo x:capitalOf x:norway ; rdfs:label "Oslo" . x:rome x:capitalOf x:italy ; rdfs:label "it" . x:oslo x:people "many" .
+"""
+
+
+def call(*words: str | Path, code: int = 0) -> str:
+    done = CliRunner().invoke(app, [str(w) for w in words])
+    assert done.exit_code == code, done.output
+    return done.stdout
+
+
+def refused(error: str, *words: str | Path) -> None:
+    done = CliRunner().invoke(app, [str(w) for w in words])
+    assert done.exit_code in (2, 3), done.output
+    assert done.stderr.startswith(error), done.stderr
+
+
+def told(*words: str | Path, code: int = 0) -> object:
+    return json.loads(call(*words, "--json", code=code))
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    (tmp_path / "facts.ttl").write_text(FACTS)
+    call("build", "import", tmp_path / "facts.ttl", "-o", tmp_path / "g")
+    return tmp_path / "g"
+
+
+def test_import_query_and_export(graph: Path, tmp_path: Path) -> None:
+    verify(graph)
+    out = call("build", "query", graph, "SELECT ?c { ?c <urn:x:capitalOf> ?l } ORDER BY ?c", "--limit", "1")
+    assert out.splitlines() == ["c", "urn:x:oslo", "... 1 more (--limit 0 shows all)"]
+    assert call("build", "query", graph, "ASK { <urn:x:oslo> ?p ?o }").strip() == "yes"
+    (tmp_path / "q.rq").write_text("SELECT (COUNT(*) AS ?n) { ?s ?p ?o }")
+    assert told("build", "query", graph, "--file", tmp_path / "q.rq") == {"columns": ["n"], "rows": [["5"]]}
+    for name in ("a.nq", "a.jsonld", "a.graphml", "a.csv"):
+        assert "5 statements" in call("build", "export", graph, tmp_path / name)
+    call("build", "export", graph, tmp_path / "neo", "--format", "neo4j")
+    assert told("build", "import", tmp_path / "neo", "-o", tmp_path / "again")["statements"] == 5  # type: ignore[index,call-overload]
+    assert told("build", "diff", graph, tmp_path / "again") == {"added": [], "removed": [], "changed": []}
+    for words, error in (
+        (("query", graph), "param.missing"), (("query", graph, "SELECT"), "input.format"), (("export", graph, tmp_path / "x.docx"), "param.value"),
+        (("import", tmp_path / "nothing", "-o", tmp_path / "y"), "input.missing"), (("import", tmp_path / "facts.ttl", "-o", graph), "output.exists"),
+        (("export", graph, tmp_path / "x.ttl", "--profile", "rdf13"), "param.value"), (("query", tmp_path, "ASK {}"), "input.type"),
+    ):  # fmt: skip
+        refused(error, "build", *words)
+
+
+def test_check_counts_and_fails(graph: Path, tmp_path: Path) -> None:
+    found = told("build", "check", graph)
+    assert found["figures"] == {  # type: ignore[index,call-overload]
+        "statements": 5, "grounded share": 0.0, "entities": 4, "islands": 2, "stop-word nodes": 1, "classes used as instances": 0,
+        "shared labels": 0, "busiest share": 0.5, "violations": 0,
+    }  # fmt: skip
+    assert told("build", "check", graph, "--most", "islands=1", "--most", "entities=9", code=1)["over"] == ["islands"]  # type: ignore[index,call-overload]
+    (tmp_path / "o.ttl").write_text(
+        f"@prefix owl: <http://www.w3.org/2002/07/owl#> . <urn:x:people> a owl:DatatypeProperty ; "
+        f"<http://www.w3.org/2000/01/rdf-schema#range> <{XSD}integer> ."
+    )
+    out = call("build", "check", graph, "--ontology", tmp_path / "o.ttl", code=1)
+    assert "Oslo: Datatype people many" in out
+    call("build", "check", graph, "--ontology", tmp_path / "o.ttl", "--most", "violations=1")
+    refused("param.value", "build", "check", graph, "--most", "isles=1")
+
+
+def test_history_undo_and_diff(graph: Path, tmp_path: Path) -> None:
+    with Graph.open(graph, write=True) as opened:
+        opened.merge("urn:x:oslo", "urn:x:rome", "a mistake")
+        opened.commit()
+    assert "merge" in call("build", "history", graph)
+    done = told("build", "undo", graph, "--reason", "two cities")
+    assert done == {"operation": 3, "undone": 2, "statements": 5, "before": 5}
+    verify(graph)
+    rows = told("build", "history", graph)
+    assert [r["in force"] for r in rows] == [True, False, True]  # type: ignore[attr-defined]
+    call("build", "undo", graph, "--op", "1")
+    out = call("build", "diff", graph, tmp_path / "facts.ttl")
+    assert out.startswith("5 added, 0 removed, 0 changed")
+    assert "+ Oslo | people | many" in out
+    refused("param.value", "build", "undo", graph, "--op", "77")
+
+
+def test_fuse_writes_one_graph_and_says_who_said_what(tmp_path: Path) -> None:
+    for name, capital in (("a", "Oslo"), ("b", "Oslo"), ("c", "Bergen")):
+        graph = Graph(name)
+        graph.add([label_of("Norway", f"urn:{name}:norway"), label_of(capital, entity_id(capital)),
+                   Statement(f"urn:{name}:norway", relation_id("capital"), entity_id(capital), evidence=(Evidence(name),))])  # fmt: skip
+        graph.write(tmp_path / name)
+    words = (
+        "build",
+        "fuse",
+        *(tmp_path / n for n in "abc"),
+        "-o",
+        tmp_path / "all",
+        "--functional",
+        relation_id("capital"),
+    )
+    found = told(*words)
+    assert found["conflicts"] == 1  # type: ignore[index,call-overload]
+    assert found["sources"]["c"]["dropped"] == 1  # type: ignore[index,call-overload]
+    made = Graph.open(tmp_path / "all")
+    assert [s.object for s in made.statements(p=relation_id("capital"))] == [entity_id("Oslo")]
+    assert verify(tmp_path / "all").manifest["facts"]["agreed"] == 3
+    refused("output.exists", *words)
+
+
+def test_show_writes_one_page(graph: Path, tmp_path: Path) -> None:
+    assert "5 statements in one page" in call("build", "show", graph, "-o", tmp_path / "x.html")
+    assert Literal("Oslo").value in (tmp_path / "x.html").read_text()
+    refused("output.exists", "build", "show", graph, "-o", tmp_path / "x.html")
