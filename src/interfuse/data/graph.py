@@ -49,6 +49,7 @@ from interfuse.data.statements import relation_id as relation_id
 if TYPE_CHECKING:
     from interfuse.data.graph_journal import Journal
     from interfuse.data.graph_store import Answers
+    from interfuse.data.remote_graph import RemoteGraph
 
 #: the largest neighbourhood that is collected unless told otherwise, in statements
 NEAR = 10_000
@@ -626,20 +627,23 @@ class Graph:
 
 
 #: keys of a graph source in a recipe
-KEYS = ("data", "base", "header", "strict", "endpoint", "graph", "name")
+KEYS = ("data", "base", "header", "strict", "endpoint", "update", "key_env")
 
 
-def open_graph(source: Source, ctx: Ctx) -> Graph:
+def open_graph(source: Source, ctx: Ctx) -> Graph | RemoteGraph:
     """Opens a graph for a room's input.
 
     A source is a graph, a folder that :meth:`Graph.write` made, a file (RDF in any format, ``.graphml``, ``.tsv``, ``.csv``,
-    ``.parquet``), a folder of GraphRAG's tables, or ``{data: PATH, base: IRI, header: false, strict: false}``.
+    ``.parquet``), a folder of GraphRAG's tables or Neo4j's files, ``{data: PATH, base: IRI, header: false, strict: false}``, or
+    ``{endpoint: ADDRESS, update: ADDRESS, key_env: VARIABLE}`` for a SPARQL endpoint.
 
     Raises:
         InterfuseError: ``input.missing``, ``input.type``, ``input.format``, ``input.empty``, ``param.unknown`` or ``needs.package``.
     """
     spec = source.spec
-    if isinstance(spec, Graph):
+    from interfuse.data.remote_graph import RemoteGraph
+
+    if isinstance(spec, Graph | RemoteGraph):
         return spec
     if isinstance(spec, str | Path):
         spec = {"data": str(spec)}
@@ -652,6 +656,9 @@ def open_graph(source: Source, ctx: Ctx) -> Graph:
             raise InterfuseError(
                 "param.unknown", f"a graph source has no key {key!r}", where=source.name, fix=did_you_mean(key, KEYS)
             )
+    if "endpoint" in spec:
+        update, key_env = str(spec.get("update", "")), str(spec.get("key_env", ""))
+        return RemoteGraph(str(spec["endpoint"]), update, source.name or "endpoint", key_env)
     if "data" not in spec:
         raise InterfuseError("param.missing", "a graph source needs 'data'", where=source.name)
     path = Path(str(spec["data"])).expanduser()

@@ -196,7 +196,8 @@ def open_explorer(
     from interfuse.data.ontology import read_ontology
     from interfuse.kit.shapes import read_shapes, shapes_of
 
-    graph = open_graph(Source(str(path)), Ctx())
+    opened = open_graph(Source(str(path)), Ctx())
+    graph = opened if isinstance(opened, Graph) else opened.local()
     texts: dict[str, tuple[str, str]] = {}
     if documents is not None:
         from interfuse.data.corpus import open_corpus

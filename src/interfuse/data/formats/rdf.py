@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -309,29 +309,42 @@ def convert(ox: Any) -> Callable[[Any], Term]:
 
 
 def _assemble(quads: Iterable[Any], ox: Any) -> tuple[list[Statement], list[str]]:
-    """Statements from quads: triples, and what reifiers say of them."""
+    """Statements from pyoxigraph's quads."""
     term = convert(ox)
-    plain: dict[tuple[str, str, Term], str] = {}
     about: dict[str, _Reifier] = {}
-    proofs: dict[str, list[tuple[str, Term]]] = {}
     skipped: list[str] = []
-    statuses = {status_graph(s): s for s in STATUSES}
-    rest: list[tuple[str, str, Term, str]] = []
+    rows: list[Row] = []
     for quad in quads:
         graph = getattr(quad, "graph_name", None)
         graph = str(graph.value) if isinstance(graph, ox.NamedNode) else ""
         predicate = str(quad.predicate.value)
         if predicate == _REIFIES and isinstance(quad.object, ox.Triple):
-            about.setdefault(str(term(quad.subject)), _Reifier()).triple = (
-                quad.object.subject,
-                quad.object.predicate,
-                quad.object.object,
-            )
+            try:
+                about.setdefault(str(term(quad.subject)), _Reifier()).triple = tuple(
+                    term(t) for t in (quad.object.subject, quad.object.predicate, quad.object.object)
+                )  # type: ignore[assignment]
+            except ValueError as error:
+                skipped.append(str(error))
             continue
         try:
-            rest.append((str(term(quad.subject)), predicate, term(quad.object), graph))
+            rows.append((str(term(quad.subject)), predicate, term(quad.object), graph))
         except ValueError as error:
             skipped.append(str(error))
+    made, odd = assemble(rows, about)
+    return made, skipped + odd
+
+
+#: subject, predicate, object and named graph ("": none)
+Row = tuple[str, str, Term, str]
+
+
+def assemble(rest: Sequence[Row], about: dict[str, _Reifier] | None = None) -> tuple[list[Statement], list[str]]:
+    """Statements from triples in named graphs, and what reifiers among them say of them; what makes no statement, in words."""
+    about = {} if about is None else about
+    plain: dict[tuple[str, str, Term], str] = {}
+    proofs: dict[str, list[tuple[str, Term]]] = {}
+    skipped: list[str] = []
+    statuses = {status_graph(s): s for s in STATUSES}
     for s, p, o, _ in rest:
         if p == TYPE and o == RDF + "Statement":
             about.setdefault(s, _Reifier())
@@ -355,7 +368,7 @@ def _assemble(quads: Iterable[Any], ox: Any) -> tuple[list[Statement], list[str]
     said: dict[tuple[str, str, Term], None] = {}
     for node, reifier in about.items():
         try:
-            made.append(_statement(node, reifier, proofs, term).checked())
+            made.append(_statement(node, reifier, proofs).checked())
             said[(made[-1].subject, made[-1].predicate, made[-1].object)] = None
         except (InterfuseError, ValueError, KeyError) as error:
             skipped.append(f"{node}: {_first_line(error)}")
@@ -368,11 +381,9 @@ def _assemble(quads: Iterable[Any], ox: Any) -> tuple[list[Statement], list[str]
     return made, skipped
 
 
-def _statement(
-    node: str, reifier: _Reifier, proofs: Mapping[str, list[tuple[str, Term]]], term: Callable[[Any], Term]
-) -> Statement:
+def _statement(node: str, reifier: _Reifier, proofs: Mapping[str, list[tuple[str, Term]]]) -> Statement:
     if reifier.triple is not None:
-        s, p, o = (term(t) for t in reifier.triple)
+        s, p, o = reifier.triple
     else:
         s, p, o = (reifier.parts[word] for word in ("subject", "predicate", "object"))
     values: dict[str, Any] = {}
