@@ -129,3 +129,5 @@ case("build/neurocomparatives", inputs="pairs", beam=4, survivors=40, longest=12
 case("build/symbolic-kd", inputs="triples", tails=3, new_heads=4, recall=0.8, oracle="triples")
 case("build/mechgpt", inputs="passages", passage=40, held_share=0.3, oracle="passages")
 case("build/astro-kg", inputs="papers", most_share=1.0, count=10, draws=20, oracle="papers")
+case("build/offline", inputs="documents", random=False)
+case("build/distant-supervision", inputs="documents", table=True, random=False)

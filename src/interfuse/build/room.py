@@ -7,6 +7,10 @@ A method is a function ``method(work, *, parameters) -> Iterator[Candidate | Sta
   never asks twice; or ``"whole"``, then it is called once and looks after itself (``work.ctx.scratch`` is its own folder);
 - ``needs``: which of ``documents``, ``lm``, ``ontology``, ``graph``, ``table`` it cannot do without;
 - ``masked``: the language model may be a masked one, a :class:`~interfuse.data.models.Model` then instead of an ``LM``;
+- ``random``: what it finds in a chunk depends on the seed;
+- ``prepare``: a function ``(work, *, parameters)`` that is called once before the first chunk is read; see ``Work.ready``;
+- ``link``: whether names are linked over documents (usually when ``per`` is ``"chunk"``); ``extends``: whether an earlier graph
+  that is given becomes part of the new one (likewise);
 - ``parts``: modules besides its own whose change makes kept results stale.
 
 The engine loads and chunks documents, calls the method, turns candidates (labels as they are written) into statements (IRIs, with
@@ -17,25 +21,27 @@ end, so that entities can be linked over all documents in an order that does not
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import read_params
-from interfuse.core.rooms import Call, Cost, Input, Room, Source, key_of
-from interfuse.core.safe import fingerprint, jsonable, write_atomic
+from interfuse.core.rooms import Call, Cost, Input, Room, Source
+from interfuse.core.safe import jsonable, write_atomic
 from interfuse.data.chunks import Chunk, split
-from interfuse.data.corpus import Corpus, open_corpus
+from interfuse.data.corpus import Corpus, Document, open_corpus
 
 if TYPE_CHECKING:
+    from interfuse.build.keeping import Kept
     from interfuse.data.graph import Graph
     from interfuse.data.lm import LM
-    from interfuse.data.statements import Evidence, Literal, Statement
+    from interfuse.data.statements import Evidence, Statement
+    from interfuse.data.statements import Literal as Value
 
 NEEDS = ("documents", "lm", "ontology", "graph", "table")
 
@@ -50,6 +56,13 @@ class BuildSettings:
     min_confidence: Annotated[
         float, Field(ge=0, le=1, description="statements whose confidence is lower are dropped and counted")
     ] = 0.0
+    link: Annotated[
+        bool, Field(description="names of one thing are joined over all documents (methods that read documents)")
+    ] = True
+    contracts: Annotated[
+        Literal["off", "report", "enforce"],
+        Field(description="with an ontology: violations are counted, or what causes them is kept out"),
+    ] = "report"
     homonyms: Annotated[bool, Field(description="entities of one name but of different types stay apart")] = False
 
 
@@ -70,10 +83,10 @@ class Candidate:
 
     subject: str
     predicate: str
-    object: str | Literal
+    object: str | Value
     subject_type: str = ""
     object_type: str = ""
-    qualifiers: tuple[tuple[str, str | Literal], ...] = ()
+    qualifiers: tuple[tuple[str, str | Value], ...] = ()
     confidence: float = 1.0
     kind: str = "extractor"
     status: str = "stated"
@@ -96,6 +109,8 @@ class Work:
         lm, ontology, graph, table: the inputs, None when not given. ``graph`` is an earlier graph, only read.
         ctx: seed, budget, cache, scratch, log.
         tally: counts for the report; see :meth:`count`.
+        ready: what the method's trait ``prepare(work, **parameters)`` returned; it is called once, and only when a chunk is read.
+        by_chunk: counts of each chunk (by its id), where they shall be kept with it.
         folder: the artifact's folder, where a method may keep files beside the graph; see :meth:`save`.
     """
 
@@ -109,6 +124,16 @@ class Work:
     tally: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    ready: Any = None
+    by_chunk: dict[str, dict[str, float]] = field(default_factory=dict)
+    texts: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def documents(self) -> Iterator[Document]:
+        """The documents of the corpus, whose texts are then kept beside the graph (``per="whole"``)."""
+        for document in self.corpus.documents() if self.corpus is not None else ():
+            self.texts.append((document.id, document.name, document.text))
+            self.count("documents")
+            yield document
 
     def save(self, name: str, content: str | bytes) -> None:
         """Keeps a file of the method's own beside the graph, such as ``candidates.jsonl``."""
@@ -162,93 +187,168 @@ def estimate(call: Call) -> Cost:
 
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Builds the graph into ``folder``."""
+    from interfuse.build.assembling import Assembler
     from interfuse.data.graph import Graph
+    from interfuse.data.graph_files import write_documents
 
-    work = Work(call.ctx, corpus=call.inputs["documents"], lm=call.inputs["lm"], ontology=call.inputs["ontology"],
+    corpus: Corpus | None = call.inputs["documents"]
+    work = Work(call.ctx, corpus=corpus, lm=call.inputs["lm"], ontology=call.inputs["ontology"],
                 graph=call.inputs["graph"], table=call.inputs["table"], folder=folder)  # fmt: skip
-    chunks: dict[str, Chunk] = {}
-    if call.method.traits.get("per") == "chunk":
-        found: Iterable[Candidate | Statement] = _by_chunk(call, work, chunks)
-    else:
-        found = call.method.target(work, **own_params(call))
     settings = settings_of(call)
+    by_chunk = call.method.traits.get("per") == "chunk"
+    chunks: dict[str, Chunk] = {}
+    texts: list[tuple[str, str, str]] = []
+    found = _by_chunk(call, work, chunks, texts) if by_chunk else call.method.target(work, **own_params(call))
+    assembler = Assembler(call, chunks, homonyms=settings.homonyms)
     graph = Graph.open(None)
+    if work.graph is not None and call.method.traits.get("extends", by_chunk):
+        graph.add(
+            work.graph.statements(status=("contested", "stated", "inferred", "model-claimed")), note=work.graph.name
+        )
     made = 0
+    batch: list[Statement] = []
     for item in found:
         if item.confidence < settings.min_confidence:
             work.count("dropped: low confidence")
             continue
         made += 1
-        graph.add(list(statements_of(item, chunks, call)) if isinstance(item, Candidate) else [item])
+        batch += assembler.statements(item) if isinstance(item, Candidate) else [item]
+    batch += assembler.guesses()
+    if corpus is not None and not by_chunk:
+        texts = work.texts
+    facts = _finish(call, work, graph, batch, settings, by_chunk)
     graph.save(folder)
-    corpus = call.inputs["documents"]
+    write_documents(folder, texts)
+    skipped = sorted((s.name, s.code, s.why) for s in corpus.skipped) if corpus is not None else []
+    if skipped:
+        call.ctx.log(
+            f"{len(skipped)} files or parts were skipped: " + "; ".join(f"{n} ({w})" for n, _, w in skipped[:5])
+        )
     return {
         "candidates": made,
+        "statements": len(graph),
         "counts": dict(sorted(work.tally.items())),
-        "skipped": [vars(s) for s in corpus.skipped] if corpus is not None else [],
+        "skipped": [{"name": n, "code": c, "why": w} for n, c, w in skipped],
         "method": work.facts,
+        **facts,
     }
 
 
-def _by_chunk(call: Call, work: Work, chunks: dict[str, Chunk]) -> Iterator[Candidate | Statement]:
-    size = int(call.method.traits.get("batch", 1))
-    tokens = settings_of(call).chunk_tokens
+def _finish(
+    call: Call, work: Work, graph: Graph, batch: list[Statement], settings: BuildSettings, by_chunk: bool
+) -> dict[str, Any]:
+    """Adds what was found, links names, and looks whether the ontology's contracts hold."""
+    facts: dict[str, Any] = {}
+    checked = work.ontology is not None and settings.contracts != "off"
+    if checked and settings.contracts == "enforce":
+        from interfuse.kit.contracts import gate
+        from interfuse.kit.shapes import shapes_of
+
+        gated = gate(graph, batch, shapes_of(work.ontology))
+        facts["kept out by contracts"] = len(gated.rejected)
+    else:
+        graph.add(batch)
+    if settings.link and call.method.traits.get("link", by_chunk):
+        from interfuse.kit.linking import link_graph
+
+        linked = link_graph(graph, ontology=work.ontology)
+        facts["names linked"] = len(linked.merges())
+    if checked:
+        from interfuse.kit.shapes import shapes_of, validate
+
+        facts["violations of contracts"] = len(validate(graph, shapes_of(work.ontology)).violations)
+    return facts
+
+
+def _by_chunk(
+    call: Call, work: Work, chunks: dict[str, Chunk], texts: list[tuple[str, str, str]]
+) -> Iterator[Candidate | Statement]:
+    """What the method finds, chunk by chunk in the order of the documents; what was found before is not asked again."""
+    from interfuse.build.keeping import Kept, key_of_work
+
+    size, settings = int(call.method.traits.get("batch", 1)), settings_of(call)
     assert work.corpus is not None
-    batch: list[Chunk] = []
+    kept = Kept(call.ctx.cache.expanduser() / "build" / f"{key_of_work(call, own_params(call))}.jsonl")
+    reader = _Reader(call, kept)
+    waiting: list[tuple[Chunk, bool]] = []
+    new = 0
+    try:
+        with call.ctx.bar(f"build {call.method.entry.slug}", float(len(work.corpus.files)), "files") as bar:
+            last = ""
+            for document in work.corpus.documents():
+                work.count("documents")
+                work.count(f"documents: {document.media}")
+                texts.append((document.id, document.name, document.text))
+                file = document.name.split("!/")[0]
+                bar.advance(float(file != last), document.name)
+                last = file
+                for chunk in split(document, settings.chunk_tokens):
+                    chunks[chunk.id] = chunk
+                    work.count("chunks")
+                    there = chunk.key in kept.rows
+                    waiting.append((chunk, there))
+                    new += not there
+                    if new == size or len(waiting) >= 4 * size + 64:
+                        yield from reader.read(waiting, work)
+                        waiting, new = [], 0
+            yield from reader.read(waiting, work)
+    finally:
+        kept.close()
+        if reader.hits:
+            call.ctx.log(f"resuming: {reader.hits} of {reader.hits + reader.asked} chunks were read before")
 
-    def flush() -> Iterator[Candidate | Statement]:
-        if batch:
-            yield from call.method.target(dataclasses.replace(work, chunks=tuple(batch)), **own_params(call))
-            batch.clear()
 
-    for document in work.corpus.documents():
-        work.count("documents")
-        for chunk in split(document, tokens):
-            chunks[chunk.id] = chunk
-            batch.append(chunk)
-            work.count("chunks")
-            if len(batch) == size:
-                yield from flush()
-    yield from flush()
+class _Reader:
+    """Calls the method for chunks that were not read before."""
 
+    def __init__(self, call: Call, kept: Kept) -> None:
+        self.call, self.kept = call, kept
+        self.hits, self.asked = 0, 0
+        self.ready: Any = None
 
-def statements_of(found: Candidate, chunks: Mapping[str, Chunk], call: Call) -> Iterator[Statement]:
-    """The statements of a candidate: itself, and the labels and types of its two ends, all with its evidence."""
-    from interfuse.data.statements import ALIAS, LABEL, NS, TYPE, Evidence, Literal, Statement, entity_id, relation_id
+    def read(self, waiting: Sequence[tuple[Chunk, bool]], work: Work) -> Iterator[Candidate | Statement]:
+        """What is found in the chunks, in their order."""
+        first = {c.key: c for c, there in reversed(waiting) if not there}
+        ask = [c for c, there in waiting if not there and first[c.key] is c]
+        if ask:
+            self._ask(ask, work)
+        for chunk, there in waiting:
+            row = self.kept.get(chunk.key)
+            if row is None:  # a kept line that turned out to be damaged
+                self._ask([chunk], work)
+                row = self.kept.get(chunk.key)
+                assert row is not None
+            self.hits += there
+            for name, amount in row[1].items():
+                work.count(name, amount)
+            for item in row[0]:
+                yield (
+                    dataclasses.replace(item, chunk=chunk.id)
+                    if isinstance(item, Candidate) and not item.evidence
+                    else item
+                )
 
-    proof = found.evidence
-    if found.chunk:
-        chunk = chunks[found.chunk]
-        start, end = chunk.start + found.start, chunk.start + found.end
-        lm = call.inputs["lm"]
-        proof = (Evidence(chunk.document.id, start, end, chunk.page or None, "",
-                          fingerprint(chunk.document.text[start:end]), f"{call.method.id}@{call.method.version()}",
-                          str(lm.name) if lm is not None else "", found.prompt, key_of(call)[:16], found.confidence),)  # fmt: skip
-    homonyms = settings_of(call).homonyms
-
-    def node(label: str, kind: str) -> str:
-        made: str = entity_id(label, kind if homonyms else "")
-        return made
-
-    def about(label: str, kind: str) -> Iterator[Statement]:
-        entity = node(label, kind)
-        yield Statement(entity, LABEL, Literal(label), status=found.status, evidence=proof)
-        if kind:
-            yield Statement(entity, TYPE, relation_id(kind, base=NS + "class:"), status=found.status, evidence=proof)
-
-    target = found.object if isinstance(found.object, Literal) else node(found.object, found.object_type)
-    yield Statement(
-        node(found.subject, found.subject_type), relation_id(found.predicate), target,
-        tuple((relation_id(p), v if isinstance(v, Literal) else node(v, "")) for p, v in found.qualifiers),
-        found.confidence, found.kind, found.status, evidence=proof,
-    )  # fmt: skip
-    yield from about(found.subject, found.subject_type)
-    if not isinstance(found.object, Literal):
-        yield from about(found.object, found.object_type)
-    for alias in found.aliases:
-        yield Statement(
-            node(found.subject, found.subject_type), ALIAS, Literal(alias), status=found.status, evidence=proof
-        )
+    def _ask(self, chunks: Sequence[Chunk], work: Work) -> None:
+        prepare, own = self.call.method.traits.get("prepare"), own_params(self.call)
+        if prepare is not None and self.ready is None:
+            self.ready = prepare(work, **own)
+        self.asked += len(chunks)
+        tallies: dict[str, dict[str, float]] = {c.id: {} for c in chunks}
+        lone = chunks[0].id if len(chunks) == 1 else ""
+        view = dataclasses.replace(work, chunks=tuple(chunks), ready=self.ready, tally={}, by_chunk=tallies)
+        found: dict[str, list[Any]] = {c.id: [] for c in chunks}
+        for item in self.call.method.target(view, **own):
+            name = item.chunk if isinstance(item, Candidate) and item.chunk else lone
+            if name not in found:
+                raise InterfuseError(
+                    "run.failed", f"{self.call.method.id} gives a statement without its chunk", where=item.predicate
+                )
+            found[name].append(item)
+        if view.tally:
+            for name, amount in view.tally.items():
+                tallies[chunks[0].id][name] = tallies[chunks[0].id].get(name, 0) + amount
+        for chunk in chunks:
+            self.kept.put(chunk.key, found[chunk.id], tallies[chunk.id])
 
 
 def promise(call: Call, path: Path) -> Any:

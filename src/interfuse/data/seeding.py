@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from interfuse.core.ctx import Ctx
@@ -12,11 +14,19 @@ from interfuse.core.ctx import Ctx
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds PyTorch's global generators inside the block (weight initialisation, dropout) and restores them after it."""
+    """Seeds PyTorch's global generators inside the block (weight initialisation, dropout) and restores them after it.
+
+    Python's and NumPy's global generators are restored as well: loading a library may draw from them.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def generator(ctx: Ctx, name: str, device: str | torch.device = "cpu") -> torch.Generator:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tests.conformance.cases import Case
 from tests.conformance.fixtures import Scene, room
-from tests.conformance.scenes import build_harvest
+from tests.conformance.scenes import build_documents, build_harvest
 
 #: ``inputs`` of a case -> its scene
-FURNISHED: dict[str, Callable[[Case, Path], Scene]] = {**build_harvest.FURNISHED}
+FURNISHED: dict[str, Callable[[Case, Path], Scene]] = {**build_harvest.FURNISHED, **build_documents.FURNISHED}
 
 
 @room("build")

@@ -1,0 +1,218 @@
+"""Reading chunks without a language model: sentences with what is known of earlier ones, open relations, names of the ontology."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from interfuse.build.room import Candidate, Work
+from interfuse.build.tables import value_of
+from interfuse.data.chunks import Chunk
+from interfuse.data.ontology import Ontology
+from interfuse.data.statements import ALIAS, XSD, Literal
+from interfuse.kit.language import Sentence
+from interfuse.kit.mentions import EMPTY, Mention, acronyms, find_mentions, gazetteer, iso_date
+from interfuse.kit.open_relations import IS_A, Found, open_relations
+
+T = TypeVar("T")
+#: what words of a text say of a property's name, where the name itself is not written
+PARAPHRASES = {
+    "author": ("written by", "novel by", "book by", "authored by", "wrote", "write"), "director": ("directed by", "film by", "direct"),
+    "composer": ("composed by", "music by", "compose"), "screenwriter": ("written by", "screenplay by", "co-written by"),
+    "publisher": ("published by", "publish"), "developer": ("developed by", "develop"), "producer": ("produced by", "produce"),
+    "performer": ("performed by", "recorded by", "sung by", "perform", "record"), "cast member": ("starring", "star", "stars", "star in"),
+    "based on": ("based on", "adapted from", "base on"), "place of birth": ("born in", "born at"), "date of birth": ("born on",),
+    "place of death": ("died in", "die in", "die at"), "date of death": ("die on", "died on"), "inception": ("founded in", "established in", "formed in", "created in"),
+    "founded by": ("founded by", "established by"), "publication date": ("released in", "published in", "released on", "published on", "release in"),
+    "capital": ("capital of",), "country": ("located in", "city in", "city of"), "located in": ("located in", "situated in", "lie in", "located at"),
+    "occupation": (IS_A,), "genre": (IS_A,), "instance of": (IS_A,), "award received": ("win", "receive", "awarded"), "spouse": ("marry", "married to"),
+    "member of sports team": ("play for", "plays for"), "employer": ("work for", "work at", "employed by"), "educated at": ("study at", "studied at", "attend", "graduate from"),
+    "record label": ("released by", "released on", "released through"), "illustrator": ("illustrated by",), "editor": ("edited by",),
+    "designed by": ("designed by",), "discoverer or inventor": ("discovered by", "invented by"), "parent taxon": ("species of", "genus of", "family of"),
+    "mouth of the watercourse": ("tributary of", "flow into", "flows into", "empty into"), "constellation": ("constellation of", "located in"),
+}  # fmt: skip
+
+
+@dataclass
+class Names:
+    """A gazetteer and the ontology's words, made once."""
+
+    ontology: Ontology | None = None
+    table: dict[str, dict[tuple[str, ...], tuple[str, str]]] = field(default_factory=dict)
+    relations: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def names_of(work: Work, extra: Sequence[tuple[str, str]] = ()) -> Names:
+    """The names that an ontology, an earlier graph and a list bring."""
+    made = Names(work.ontology)
+    entries = list(extra)
+    if work.graph is not None:
+        labels = {
+            s.subject: s.object.value
+            for s in work.graph.statements(p="http://www.w3.org/2000/01/rdf-schema#label")
+            if isinstance(s.object, Literal)
+        }
+        entries += [(label, "") for label in labels.values()]
+        entries += [(labels[s.subject], "") for s in work.graph.statements(p=ALIAS) if s.subject in labels]
+    made.table = gazetteer(entries)
+    relations: dict[str, list[str]] = {}
+    for p in work.ontology.properties.values() if work.ontology is not None else ():
+        for word in (p.label, *p.aliases, *PARAPHRASES.get(p.label.casefold().strip(), ())):
+            if word:
+                relations.setdefault(word.casefold().strip(), []).append(p.label)
+                relations.setdefault(f"{word.casefold().strip()} of", []).append(p.label)
+    made.relations = {k: tuple(dict.fromkeys(v)) for k, v in relations.items()}
+    return made
+
+
+#: kinds of elements that hold sentences
+PROSE = ("paragraph", "item", "quote", "note", "caption", "cell")
+
+
+def prose(chunk: Chunk) -> list[tuple[int, int]]:
+    """(start, end) within the chunk of what holds sentences: paragraphs and items, not titles, heads of mails or code."""
+    elements, made = chunk.document.elements, []
+    for i in chunk.blocks:
+        if elements[i].kind in PROSE:
+            start, end = max(elements[i].start, chunk.start), min(elements[i].end, chunk.end)
+            if end > start:
+                made.append((start - chunk.start, end - chunk.start))
+    if not chunk.blocks:
+        made = [m.span() for m in re.finditer(r"\S(?:.|\n(?!\s*\n))*", chunk.text)]
+    return made
+
+
+def read_chunks(work: Work, parse: Callable[[list[str]], Iterable[T]]) -> Iterator[tuple[Chunk, int, T]]:
+    """The prose of the chunks, block by block: (chunk, where the block starts in it, what ``parse`` gives for its text)."""
+    places = [(c, start, end) for c in work.chunks if not any(c.columns) for start, end in prose(c)]
+    texts = [c.text[start:end] for c, start, end in places]
+    for (chunk, start, _), made in zip(places, parse(texts), strict=True):
+        yield chunk, start, made
+
+
+@dataclass
+class Memory:
+    """What pronouns and definite nouns of a chunk may stand for: the subject of the sentence before, and the topic of the text."""
+
+    names: Names
+    topic: Mention | None = None
+    topic_class: str = ""
+    person: Mention | None = None
+    last: Mention | None = None
+
+    def resolve(self, sentence: Sentence, i: int) -> Mention | None:
+        """The mention a word stands for."""
+        word = sentence.words[i]
+        low = word.text.casefold()
+        if low in ("he", "she", "his", "her", "him", "himself", "herself"):
+            return self.person
+        if low in ("it", "its", "itself") or (
+            low == "they" and self.last is not None and self.last.kind == "organization"
+        ):
+            return self.last or self.topic
+        if (
+            self.topic is not None
+            and word.pos == "NOUN"
+            and self.topic_class
+            and word.lemma.casefold() == self.topic_class.split()[-1]
+        ):
+            before = [w.text.casefold() for w in sentence.words[max(0, i - 3) : i]]
+            if "the" in before or "this" in before:
+                return self.topic
+        return None
+
+    def learn(self, sentence: Sentence, found: Sequence[Found]) -> None:
+        """Remembers the subject of a sentence and what it is said to be."""
+        for f in found:
+            if f.predicate == IS_A and self.topic is None and f.subject.source != "phrase":
+                self.topic, self.topic_class = f.subject, f.class_word
+        subjects = [f.subject for f in found if f.subject.source != "phrase"]
+        if subjects:
+            self.last = min(subjects, key=lambda m: m.first)
+        people = [m for m in subjects if m.kind == "person"]
+        if people:
+            self.person = people[0]
+        elif (
+            self.last is not None and self.person is None and any(f.predicate in ("born in", "born on") for f in found)
+        ):
+            self.person = self.last
+
+
+def candidates(
+    chunk: Chunk, shift: int, sentences: Sequence[Sentence], memory: Memory, work: Work
+) -> Iterator[Candidate]:
+    """The open relations of a block of a chunk as candidates; with an ontology, those that it has a name for.
+
+    Args:
+        shift: where the block starts in the chunk. memory: of the chunk's blocks before.
+    """
+    names = memory.names
+    aliases = dict(acronyms(chunk.text))
+    for sentence in sentences:
+        mentions = find_mentions(sentence, names.table)
+        found = open_relations(sentence, mentions, lambda i, s=sentence: memory.resolve(s, i))  # type: ignore[misc]
+        memory.learn(sentence, found)
+        for f in found:
+            for relation, confidence in _relations(f, names):
+                made = _candidate(f, relation, confidence, chunk, sentence, shift, names, aliases)
+                if made is not None:
+                    yield made
+                else:
+                    work.by_chunk[chunk.id]["dropped: empty words"] = (
+                        work.by_chunk[chunk.id].get("dropped: empty words", 0) + 1
+                    )
+
+
+def _relations(found: Found, names: Names) -> list[tuple[str, float]]:
+    if names.ontology is None or not names.relations:
+        return [(found.predicate, found.confidence)]
+    hits = names.relations.get(found.predicate, ())
+    return [(name, found.confidence) for name in hits] or ([("", found.confidence)] if found.predicate == IS_A else [])
+
+
+def _candidate(found: Found, relation: str, confidence: float, chunk: Chunk, sentence: Sentence, shift: int, names: Names,
+               aliases: dict[str, str]) -> Candidate | None:  # fmt: skip
+    subject, target = found.subject.label, found.object.label
+    kind = found.class_word if found.predicate == IS_A else ""
+    for label in (subject, target):
+        if label.casefold() in EMPTY or (len(label) < 2 and not label.isdigit()) or not re.search(r"\w", label):
+            return None
+    start, end = sentence.words[0].start + shift, sentence.words[-1].end + shift
+    places = {
+        "subject_at": _at(sentence, found.subject, subject, shift),
+        "object_at": _at(sentence, found.object, target, shift),
+    }
+    more = {
+        "chunk": chunk.id,
+        "start": start,
+        "end": end,
+        "confidence": confidence,
+        **{k: v for k, v in places.items() if v is not None},
+    }
+    if (found.predicate == IS_A and not relation) or (found.predicate == IS_A and names.ontology is None):
+        if names.ontology is not None and not any(i in names.ontology.classes for i in names.ontology.find(kind)):
+            return None
+        return Candidate(subject, "", subject, kind, kind, aliases=_short(subject, aliases), **more)  # type: ignore[arg-type]
+    value: Literal | None = None
+    if found.object.kind in ("date", "number") or value_of(target) is not None:
+        date = iso_date(target)
+        value = (
+            Literal(date, XSD + {4: "gYear", 7: "gYearMonth", 10: "date"}[len(date)])
+            if date
+            else value_of(target) or Literal(target)
+        )
+    return Candidate(subject, relation, value if value is not None else target, found.subject.kind, found.object.kind if value is None else "",
+                     aliases=_short(subject, aliases), **more)  # type: ignore[arg-type]  # fmt: skip
+
+
+def _short(label: str, aliases: dict[str, str]) -> tuple[str, ...]:
+    return (aliases[label],) if label in aliases else ()
+
+
+def _at(sentence: Sentence, mention: Mention, label: str, shift: int) -> tuple[int, int] | None:
+    """Where a mention is in the chunk, when it is of this sentence."""
+    if mention.last <= len(sentence.words) and sentence.text(mention.first, mention.last) == label:
+        return sentence.words[mention.first].start + shift, sentence.words[mention.last - 1].end + shift
+    return None

@@ -1,0 +1,111 @@
+"""Rows of a document's tables as candidates: a row is an entity named by its key column, the other cells are what it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from interfuse.build.room import Candidate
+from interfuse.data.chunks import Chunk
+from interfuse.data.corpus import Element
+from interfuse.data.statements import XSD, Literal
+from interfuse.kit.language import singular
+from interfuse.kit.mentions import iso_date
+
+_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:[, ]\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?\Z")
+
+
+def value_of(text: str) -> Literal | None:
+    """A cell's text as a number, date, truth value or share, or None when it is words."""
+    bare = text.strip()
+    if bare.casefold() in ("true", "false", "yes", "no"):
+        return Literal("true" if bare.casefold() in ("true", "yes") else "false", XSD + "boolean")
+    if _NUMBER.match(bare):
+        digits = bare.replace(",", "").replace(" ", "").replace("−", "-")
+        return Literal(digits, XSD + ("integer" if re.fullmatch(r"[-+]?\d+", digits) else "decimal"))
+    date = iso_date(bare)
+    if date:
+        return Literal(date, XSD + {4: "gYear", 7: "gYearMonth", 10: "date"}[len(date)])
+    if re.fullmatch(r"[-+]?\d[\d.,]*\s*(?:%|[^\W\d_]{1,3}|°C|km²|m²)", bare) or re.fullmatch(
+        r"(?:https?://|\S+@)\S+", bare
+    ):
+        return Literal(bare)
+    return None
+
+
+def column_type(name: str) -> str:
+    """The class that a key column's name says: ``Cities`` and ``City name`` give ``city``."""
+    words = [
+        w
+        for w in re.findall(r"[^\W\d_]+", name.casefold())
+        if w not in ("name", "names", "id", "code", "the", "label", "title")
+    ]
+    return " ".join([*words[:-1], singular(words[-1])]) if words else ""
+
+
+def key_column(columns: list[str], rows: list[list[str]]) -> int:
+    """The column that names the rows: words, not numbers, mostly different; ``name`` first, else the leftmost."""
+    best, chosen = -1.0, 0
+    for c, name in enumerate(columns):
+        values = [r[c] for r in rows if c < len(r) and r[c]]
+        if not values:
+            continue
+        words = sum(value_of(v) is None and len(v) > 1 for v in values) / len(values)
+        different = len(set(values)) / len(values)
+        score = (
+            words * 2
+            + different
+            + len(values) / len(rows)
+            + 1.5 * bool(re.search(r"\bname\b|\btitle\b|\blabel\b", name.casefold()))
+            - 0.1 * c
+        )
+        if score > best:
+            best, chosen = score, c
+    return chosen
+
+
+def table_candidates(chunk: Chunk, mapping: Mapping[str, str] | None = None, *, kind: str = "") -> Iterator[Candidate]:
+    """Candidates of the rows of a chunk of a table.
+
+    Args:
+        mapping: column -> the name its relation shall have; ``key`` for the key column, an empty name leaves a column out.
+        kind: class of the rows; usually the key column's name says it.
+    """
+    elements = chunk.document.elements
+    names = list(chunk.columns)
+    if not any(names):
+        return
+    by_row: dict[int, list[Element]] = {
+        i: [] for i in chunk.blocks if elements[i].kind == "row" and elements[i].place != "header"
+    }
+    first = min(by_row, default=0)
+    table = elements[first].parent if by_row else -1
+    whole = [
+        i for i, e in enumerate(elements) if e.kind == "row" and e.parent == table and e.place != "header"
+    ]  # the key is chosen once per table
+    cells: dict[int, list[Element]] = {i: [] for i in whole}
+    for e in elements:
+        if e.kind == "cell" and e.parent in cells:
+            cells[e.parent].append(e)
+    given = dict(mapping or {})
+    named = [c for c in names if c]
+    grid = [[next((chunk.document.of(x) for x in row if x.column == c), "") for c in named] for row in cells.values()]
+    key = next((c for c in named if given.get(c) == "key"), named[key_column(named, grid)] if grid else named[0])
+    for i in by_row:
+        subject = next((x for x in cells[i] if x.column == key), None)
+        if subject is None:
+            continue
+        label = chunk.document.of(subject)
+        for cell in cells[i]:
+            relation = given.get(cell.column, cell.column.casefold())
+            if cell is subject or not relation or not cell.column:
+                continue
+            text = chunk.document.of(cell)
+            if text.casefold() in ("-", "–", "n/a", "na", "none", "null", "unknown", "?"):
+                continue
+            value = value_of(text)
+            yield Candidate(
+                label, relation, value if value is not None else text, kind or column_type(key), column_type(cell.column) if value is None else "",
+                confidence=0.95, chunk=chunk.id, start=elements[i].start - chunk.start, end=elements[i].end - chunk.start,
+                subject_at=(subject.start - chunk.start, subject.end - chunk.start), object_at=(cell.start - chunk.start, cell.end - chunk.start),
+            )  # fmt: skip
