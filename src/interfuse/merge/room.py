@@ -9,9 +9,11 @@ It knows no architectures: names and shapes come from the files.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,7 +228,10 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Streams the merge into ``folder`` as an ordinary model folder."""
     settings = _settings(call)
     work = call.ctx.scratch or folder
-    with prepared(call) as plan, calibrated(call, plan) as found_before:
+    with contextlib.ExitStack() as stack:
+        plan = stack.enter_context(prepared(call))
+        _refuse_full(work, layout_of(call, plan))
+        found_before = stack.enter_context(calibrated(call, plan))
         for remark in plan.remarks:
             call.ctx.log(remark)
         labels, layout = [m.fingerprint() for m in call.inputs["models"]], layout_of(call, plan)
@@ -262,6 +267,16 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         **found,
         **({"calibration": dict(found_before.report)} if found_before is not None else {}),
     }
+
+
+def _refuse_full(work: Path, layout: Mapping[str, Any]) -> None:
+    """Raises ``output.space`` before anything is read, computed or made, when the disk cannot hold the result. The writer looks
+    again; work that is gone on with has its room already."""
+    place = next(p for p in (work, *work.parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if _bytes(layout) > free and not any(work.glob("*.safetensors")):
+        raise InterfuseError("output.space", f"the weights need {_bytes(layout):,} bytes, the disk has {free:,}", where=str(work.parent),
+                             fix="Free some room or write elsewhere.")  # fmt: skip
 
 
 def _bytes(layout: Mapping[str, Any]) -> int:
@@ -335,7 +350,12 @@ def _job(
 
     def ready(flat: Sequence[Flat]) -> Any:
         base = flat[0] if bases else None
-        return traits["prepare"](Whole(name, shape, flat[bases:end], base, seed, labels, chosen, found), **own)
+        try:
+            return traits["prepare"](Whole(name, shape, flat[bases:end], base, seed, labels, chosen, found), **own)
+        except InterfuseError as error:
+            if error.where:
+                raise
+            raise InterfuseError(error.code, error.what, where=f"tensor {name}", fix=error.fix) from error
 
     scope = traits.get("scope", "element")
     if scope == "row" and len(shape) < 2:

@@ -1,0 +1,245 @@
+"""Whole merges met with bad input and bad luck: refused before work with names and remedies, or finished to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import interfuse
+from interfuse.core.errors import InterfuseError
+from tests.tiny_models import adapter, tiny
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faults")
+    return {name: tiny(folder, "llama", name) for name in ("base", "x", "y")}
+
+
+def copy_of(model, place, change=None):
+    """A copy of a model folder whose tensors ``change`` may alter in place."""
+    shutil.copytree(model, place)
+    if change is not None:
+        state = load_file(place / "model.safetensors")
+        change(state)
+        save_file(state, place / "model.safetensors", metadata={"format": "pt"})
+    return place
+
+
+def refused(tmp_path, code, method="ties", **given):
+    """The words of the refusal; nothing may be left at or beside the output."""
+    out = tmp_path / "refused" / "out"
+    out.parent.mkdir(exist_ok=True)
+    with pytest.raises(InterfuseError) as caught:
+        getattr(interfuse.merge, method)(out=out, **given)
+    assert caught.value.code == code, caught.value
+    assert [p.name for p in out.parent.iterdir() if not p.name.endswith(".lock")] == []
+    return str(caught.value)
+
+
+def test_the_first_mismatches_are_listed_with_a_remedy(models, tmp_path):
+    def widen(state):
+        for name in list(state):
+            if "mlp.up_proj" in name or "mlp.gate_proj" in name:
+                state[name] = torch.zeros(32, state[name].shape[1])
+            if "layers.3" in name and "q_proj" in name:
+                del state[name]
+        state["model.extra.weight"] = torch.zeros(3)
+
+    odd = copy_of(models["y"], tmp_path / "odd", widen)
+    said = refused(tmp_path, "input.shape", models=[models["x"], odd], base=models["base"])
+    assert "model.layers.0.mlp.gate_proj.weight: [24, 16] in" in said
+    assert "[32, 16] in odd" in said
+    assert said.count("; ") == 8
+    assert "and 1 more" in said
+    assert "one base" in said
+    lone = copy_of(models["y"], tmp_path / "lone", lambda s: s.pop("model.norm.weight"))
+    assert "model.norm.weight: missing in lone" in refused(
+        tmp_path, "input.shape", models=[models["x"], lone], base=models["base"]
+    )
+    more = copy_of(models["y"], tmp_path / "more", lambda s: s.update({"model.extra.weight": torch.zeros(3)}))
+    assert "model.extra.weight: only in more" in refused(
+        tmp_path, "input.shape", models=[models["x"], more], base=models["base"]
+    )
+    gpt = tiny(tmp_path, "gpt2", "x")
+    said = refused(tmp_path, "input.shape", models=[models["x"], gpt], base=models["base"])
+    assert "architectures differ: gpt2 and llama" in said or "architectures differ: llama and gpt2" in said
+    assert "distillation" in said
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "task-arithmetic", "tsv", "della", "slerp", "sce", "model-stock"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_named_by_its_tensor(models, method, value, tmp_path):
+    def spoil(state):
+        state["model.layers.2.mlp.down_proj.weight"][3, 5] = value
+
+    bad = copy_of(models["y"], tmp_path / "bad", spoil)
+    base = {} if method in ("linear", "slerp") else {"base": models["base"]}
+    assert "model.layers.2.mlp.down_proj.weight" in refused(
+        tmp_path, "input.nan", method.replace("-", "_"), models=[models["x"], bad], **base
+    )
+
+
+def test_missing_bases_numbers_out_of_range_and_rules_that_fit_nothing(models, tmp_path):
+    pair = [models["x"], models["y"]]
+    assert "--base" in refused(tmp_path, "param.missing", models=pair)
+    assert "density" in refused(tmp_path, "param.value", models=pair, base=models["base"], density=1.5)
+    said = refused(
+        tmp_path, "param.value", models=pair, base=models["base"], density=[{"filter": "self_atn", "value": 0.5}]
+    )
+    assert "self_attn" in said
+    assert "input.missing" in refused(
+        tmp_path, "input.missing", models=[models["x"], tmp_path / "nowhere"], base=models["base"]
+    )
+
+
+def header_of(text, length=None):
+    raw = text.encode()
+    return struct.pack("<Q", len(raw) if length is None else length) + raw
+
+
+ATTACKS = {
+    "a header longer than the file": header_of("{}", 1 << 40),
+    "a header that is no JSON": header_of("{" * 100),
+    "no header": b"\0" * 4,
+    "tensors that overlap": header_of(json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                                                   "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}})) + b"\0" * 12,
+    "a tensor beyond the end": header_of(json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}})) + b"\0" * 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_damaged_and_hostile_files_never_start_a_merge(models, attack, tmp_path):
+    bad = copy_of(models["y"], tmp_path / "bad")
+    (bad / "model.safetensors").write_bytes(ATTACKS[attack])
+    refused(tmp_path, "input.format", models=[models["x"], bad], base=models["base"])
+
+
+def test_torn_shards_and_pickles_never_start_a_merge(models, tmp_path):
+    state = load_file(models["y"] / "model.safetensors")
+    bad = copy_of(models["y"], tmp_path / "bad")
+    (bad / "model.safetensors").unlink()
+    names = sorted(state)
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    for shard, part in zip(shards, (names[::2], names[1::2]), strict=True):
+        save_file({n: state[n] for n in part}, bad / shard, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {n: shards[i % 2] for i, n in enumerate(names)}}
+    (bad / "model.safetensors.index.json").write_text(json.dumps(index))
+    sound = interfuse.merge.ties([models["x"], bad], base=models["base"], out=tmp_path / "sound").path
+    whole = interfuse.merge.ties([models["x"], models["y"]], base=models["base"], out=tmp_path / "whole").path
+    assert (sound / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    raw = (bad / shards[1]).read_bytes()
+    for length in (len(raw) - 1, len(raw) // 2, 4):
+        (bad / shards[1]).write_bytes(raw[:length])
+        assert shards[1] in refused(tmp_path, "input.format", models=[models["x"], bad], base=models["base"])
+    (bad / shards[1]).unlink()
+    assert shards[1] in refused(tmp_path, "input.missing", models=[models["x"], bad], base=models["base"])
+    for file in bad.glob("*.safetensors*"):
+        file.unlink()
+    (bad / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    said = refused(tmp_path, "unsafe.pickle", models=[models["x"], bad], base=models["base"])
+    assert "weights_only=True" in said
+
+
+def test_an_adapter_for_another_base_is_refused(models, tmp_path):
+    other = tiny(tmp_path, "llama", "wide", hidden_size=32)
+    adapter(other, tmp_path / "adapter", r=2, lora_alpha=4, target_modules=["q_proj"])
+    said = refused(
+        tmp_path, "input.shape", models=[models["x"], f"{models['base']}+{tmp_path / 'adapter'}"], base=models["base"]
+    )
+    assert "q_proj" in said
+
+
+def test_a_disk_too_small_is_told_before_any_number_is_computed(models, tmp_path, monkeypatch):
+    from interfuse.kit import streaming
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(streaming._Hand, "compute", lambda *_: pytest.fail("a number was computed"))
+    said = refused(tmp_path, "output.space", models=[models["x"], models["y"]], base=models["base"])
+    assert "the disk has 1,000" in said
+
+
+KILLED = """
+import os, signal, sys
+import torch
+import interfuse
+from interfuse.data import weight_writer
+from interfuse.merge import room, ties  # everything is imported before the first fork
+import interfuse.merge.finish, transformers
+
+for line in sys.stdin:  # one merge per line, in a child of this process, which itself starts no threads
+    base, x, y, out, limit = line.split()
+    child = os.fork()
+    if child == 0:
+        left = int(limit)
+        real = weight_writer._write_at
+
+        def write(fd, view, offset):
+            global left
+            if 0 <= left < len(view):
+                real(fd, view[:left], offset)
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= len(view) if left >= 0 else 0
+            real(fd, view, offset)
+
+        weight_writer._write_at = write
+        code = 1
+        try:
+            interfuse.merge.dare_ties([x, y], base=base, density=0.5, out=out, workers=1)
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def digests(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked and killed")
+def test_a_kill_at_any_byte_is_made_good(models, tmp_path):
+    """The process dies while it writes byte n of the weights; the next run ends with the bytes of an undisturbed one."""
+    root = Path(__file__).resolve().parents[2]
+    paths = os.pathsep.join([str(root / "src"), str(root)])
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdin=pipe, stdout=pipe, text=True, env=environment
+    ) as process:
+
+        def merge(out, limit=-1):
+            process.stdin.write(" ".join(map(str, (models["base"], models["x"], models["y"], out, limit))) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        assert merge(tmp_path / "whole" / "out") == 0
+        expected = digests(tmp_path / "whole" / "out")
+        size = (tmp_path / "whole" / "out" / "model.safetensors").stat().st_size
+        places = [0, 1, 7, 8, 9, 1000, 4000, *range(5000, size, size // 9), size - 2, size - 1]
+        killed = 0
+        for place in places:
+            out = tmp_path / f"killed-{place}" / "out"
+            out.parent.mkdir()
+            status = merge(out, place)
+            killed += status == -signal.SIGKILL
+            assert status in (0, -signal.SIGKILL)
+            assert out.exists() == (status == 0)
+            if status:
+                assert merge(out) == 0
+            assert digests(out) == expected, place
+            assert [p.name for p in out.parent.iterdir() if not p.name.endswith(".lock")] == ["out"]
+        assert killed >= len(places) - 3
+        process.stdin.close()
