@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from interfuse.kit.losses import cross_entropy
 from interfuse.kit.nets import is_auto, pair_layers, unpadded
+from interfuse.kit.sparse_losses import token_cross_entropy
 
 if TYPE_CHECKING:
     from interfuse.core.ctx import Ctx
@@ -45,6 +46,8 @@ class Needs:
             left out when it holds fewer.
         own_labels: the loss looks at each sample's own label, so that labels must not be mixed. mixes: the method mixes them.
         raw_logits: the teacher's logits are used as they are, so that probabilities will not do.
+        tokens: for causal language models only. The method prepares what the teachers say itself (see ``token_targets``), so that
+            they may read other tokens; they run on batches only where ``live`` says so.
     """
 
     labels: bool = False
@@ -58,6 +61,7 @@ class Needs:
     own_labels: bool = False
     mixes: bool = False
     raw_logits: bool = False
+    tokens: bool = False
 
 
 @dataclass
@@ -104,7 +108,8 @@ class Run:
     """One training: models, data and extra modules, handed to every hook.
 
     ``student_shapes`` and ``teacher_shapes`` (one table per teacher) hold the shape of every tapped layer without the batch,
-    (C, H, W), (N, D) or (D,), as the dry batch showed it: they are there in :meth:`Hooks.setup`.
+    (C, H, W), (N, D) or (D,), as the dry batch showed it: they are there in :meth:`Hooks.setup`. ``tensors`` is state of the method
+    that is saved with checkpoints; ``held`` is what it can make again in :meth:`Hooks.setup`.
     """
 
     ctx: Ctx
@@ -123,6 +128,7 @@ class Run:
     exported: list[str] = field(default_factory=list)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    held: dict[str, Any] = field(default_factory=dict)
     stored: list[Tensor] | None = None
     validation: Table | None = None
     student_taps: Taps | None = None
@@ -175,6 +181,9 @@ class Hooks:
     def needs(self) -> Needs:
         """What must be there before work starts."""
         return Needs(labels=True, teachers=(0, 0))
+
+    def check(self, call: Call) -> None:
+        """Refuses inputs that the method cannot use, by a coded error, before anything is loaded."""
 
     def choose(self, call: Call) -> tuple[Model, dict[str, Any]]:
         """The student to train, before anything is built, and facts for the manifest. Default: the given one."""
@@ -238,6 +247,8 @@ def hard_loss(views: Views, smoothing: float = 0.0) -> Tensor:
     """Cross entropy with the labels (or with mixed soft labels), per sample [B] or token [B, L]."""
     target = views.batch.soft if views.batch.soft is not None else views.labels
     assert target is not None, "needs().labels guarantees labels"
+    if views.student.ndim == 3 and not target.is_floating_point() and not smoothing:
+        return token_cross_entropy(views.student, target)  # a vocabulary is large: a few positions at a time
     return cross_entropy(views.student, target, label_smoothing=smoothing)
 
 

@@ -64,7 +64,8 @@ def _settings(call: Call) -> DistillSettings:
 
 def check(call: Call) -> None:
     """Refuses what cannot work, before any weight is read."""
-    needs = _hooks(call).needs()
+    hooks = _hooks(call)
+    needs = hooks.needs()
     student: Model = call.inputs["student"]
     teachers: list[Model] = call.inputs["teacher"]
     data: Table = call.inputs["data"]
@@ -77,6 +78,9 @@ def check(call: Call) -> None:
     if needs.labels and "label" not in data.columns and student.task != "causal-lm":
         raise InterfuseError("input.missing", f"{call.method.id} needs labels, the table has none", where=data.name,
                              fix="Declare the column: columns: {label: NAME}.")  # fmt: skip
+    if needs.tokens and student.task != "causal-lm":
+        raise InterfuseError("input.type", f"{call.method.id} is for causal language models, the student is for {student.task}",
+                             where=student.name)  # fmt: skip
     settings = _settings(call)
     if settings.batch_size < needs.batch:
         raise InterfuseError("param.value", f"{call.method.id} compares samples of a batch, which must hold at least {needs.batch}",
@@ -111,12 +115,13 @@ def check(call: Call) -> None:
         if (teacher.task == "causal-lm") != (student.task == "causal-lm"):
             raise InterfuseError("input.type", f"the teacher is for {teacher.task}, the student for {student.task}",
                                  where=f"{teacher.name}, {student.name}")  # fmt: skip
-        if None not in (teacher.labels, student.labels) and teacher.labels != student.labels:
+        if not needs.tokens and None not in (teacher.labels, student.labels) and teacher.labels != student.labels:
             code = "input.vocabulary" if student.task == "causal-lm" else "input.shape"
             raise InterfuseError(code, f"the teacher has {teacher.labels} classes, the student {student.labels}",
                                  where=f"{teacher.name}, {student.name}")  # fmt: skip
         Encoder(teacher, data)
     Encoder(student, data)
+    hooks.check(call)
 
 
 def _check_validation(call: Call, wanted: bool) -> None:
@@ -154,7 +159,7 @@ def estimate(call: Call) -> Cost:
 
 def _units(model: Model, data: Table, settings: DistillSettings) -> float:
     """Positions a model computes over one pass: patches, tokens or rows."""
-    if data.kind == "text":
+    if data.kind in ("text", "prompt", "messages"):
         return len(data) * settings.max_length / 4
     size, patch = model.config.get("image_size"), model.config.get("patch_size", 4)
     if isinstance(size, int) and isinstance(patch, int):
@@ -209,8 +214,9 @@ def start(call: Call, hooks: Hooks) -> Run:
     student = build(student_model, ctx, train=True).to(device)
     teachers = [build(t, ctx).to(device).eval().requires_grad_(False) for t in teacher_models]
     labels = torch.from_numpy(data.labels()) if "label" in data.columns else None
+    encoder = Encoder(student_model, data, settings.max_length)
     state = Run(ctx, settings, student, student_model, teachers, teacher_models, data,
-                Encoder(student_model, data, settings.max_length), [Encoder(t, data, settings.max_length) for t in teacher_models],
+                encoder, [Encoder(t, data, settings.max_length, encoder) for t in teacher_models],
                 labels, device, accelerator=accelerator, validation=call.inputs.get("validation"))  # fmt: skip
     if needs.student_features:
         state.student_taps = Taps(student, needs.student_features)
@@ -220,8 +226,10 @@ def start(call: Call, hooks: Hooks) -> Run:
     _least_batch(state, needs)
     per_epoch = -(-len(data) // (settings.batch_size * settings.accumulate))
     state.steps = per_epoch * settings.epochs
-    _dry_batch(state)
+    _dry_batch(state, same_shapes=not needs.tokens)
     _store_predictions(state, needs.live or bool(needs.teacher_features))
+    if needs.tokens and not needs.live:
+        state.stored = []  # the method has prepared what it needs of them: teachers do not run on batches
     with seeded(ctx.seed_for("setup")):
         hooks.setup(state)
     groups: list[dict[str, Any]] = [{"params": [p for p in student.parameters() if p.requires_grad]}]
@@ -244,7 +252,7 @@ def _least_batch(state: Run, needs: Needs) -> int:
     return max(needs.batch, 2 if norm else 1)
 
 
-def _dry_batch(state: Run) -> None:
+def _dry_batch(state: Run, *, same_shapes: bool = True) -> None:
     """One batch through every model without gradient: shapes and numbers are checked before the first epoch."""
     batch = make_batch(state, np.arange(min(2, len(state.data))), live=True)
     shape: torch.Size | None = None
@@ -268,7 +276,7 @@ def _dry_batch(state: Run) -> None:
                     where=f"{model.name}, {state.data.name}",
                 )
             shape = shape or logits.shape
-            if logits.shape != shape:
+            if same_shapes and logits.shape != shape:
                 raise InterfuseError(
                     "input.shape",
                     f"logits are {tuple(logits.shape[1:])}, the student's {tuple(shape[1:])}",
@@ -384,13 +392,16 @@ def _step(state: Run, hooks: Hooks, micro: list[NDArray[np.int64]], sums: dict[s
     optimizer.zero_grad(set_to_none=True)
     state.student.train()
     batches = [make_batch(state, positions) for positions in micro]
+    early = hooks.needs().tokens  # what is learnt may change with the texts, and is counted below
+    if early:
+        batches = [hooks.batch(state, b) for b in batches]
     total: float = sum(_count(b) for b in batches)
     if accelerator.num_processes > 1:
         total = (
             int(accelerator.reduce(torch.tensor(float(total), device=state.device), "sum")) / accelerator.num_processes
         )
     for batch in batches:
-        batch = hooks.batch(state, batch)
+        batch = batch if early else hooks.batch(state, batch)
         with accelerator.autocast():
             views = hooks.views(state, batch)
             terms, weights = hooks.terms(state, views), hooks.weights(state, views)

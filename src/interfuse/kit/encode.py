@@ -20,6 +20,8 @@ from interfuse.data.models import Model, build, device_of, open_tokenizer
 from interfuse.data.predictors import StoredPredictions
 from interfuse.data.tables import Table
 from interfuse.kit.threads import threads_for
+from interfuse.kit.token_rows import KINDS as TEXTS
+from interfuse.kit.token_rows import LEARNT, TokenRows, put_into_words, tokenise
 
 Batch = dict[str, torch.Tensor]
 #: encoded tables up to this many bytes are kept in memory
@@ -33,12 +35,16 @@ class Encoder:
     """Turns rows of one table into the inputs of one model; ``table`` rows are addressed by position 0..N-1.
 
     The result of :meth:`encode` has ``pixel_values`` [B, C, H, W], or ``input_ids`` and ``attention_mask`` [B, L], or ``x``
-    [B, D], all on the CPU.
+    [B, D], all on the CPU. For a causal language model there is also ``learnt`` [B, L], which is no input of the model.
+
+    ``words_of`` is the encoder whose tokenizer puts conversations into words: the student's, for a teacher's encoder.
     """
 
     model: Model
     table: Table
     max_length: int = 512
+    words_of: Encoder | None = field(default=None, repr=False)
+    _token_rows: TokenRows | None = field(default=None, repr=False)
     _tokenizer: Any = field(default=None, repr=False)
     _kept: Batch | None = field(default=None, repr=False)
 
@@ -46,7 +52,7 @@ class Encoder:
         if self.model.task == "predictions":
             return
         kind, task = self.table.kind, self.model.task
-        fits = {"image-classification": ("image",), "text-classification": ("text",), "causal-lm": ("text",), "masked-lm": ("text",),
+        fits = {"image-classification": ("image",), "text-classification": ("text",), "causal-lm": TEXTS, "masked-lm": ("text",),
                 "seq2seq-lm": ("text",)}.get(task, ("image", "features"))  # fmt: skip
         if kind not in fits:
             raise InterfuseError("input.type", f"the model is for {task}, the table holds {kind}", where=f"{self.model.name}, {self.table.name}",
@@ -61,6 +67,8 @@ class Encoder:
                     "rows": torch.from_numpy(stored.find(self.table.ids(), f"{self.model.name}, {self.table.name}"))
                 }
             return {"rows": self._kept["rows"][torch.from_numpy(np.ascontiguousarray(positions))]}
+        if self.model.task == "causal-lm":
+            return self.token_rows.batch(positions)
         if self._kept is None and self.table.kind != "text":
             sample = self._read(positions[:1])
             bytes_all = sum(t[0].numel() * t.element_size() for t in sample.values()) * len(self.table)
@@ -119,6 +127,19 @@ class Encoder:
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
     @property
+    def token_rows(self) -> TokenRows:
+        """All rows as tokens, for a causal language model; made once.
+
+        Raises:
+            InterfuseError: see :func:`~interfuse.kit.token_rows.put_into_words` and ``tokenise``.
+        """
+        if self._token_rows is None:
+            other = self.words_of
+            words = put_into_words(self.table, self.tokenizer) if other is None else other.token_rows.words
+            self._token_rows = tokenise(words, self.tokenizer, self.max_length, f"{self.model.name}, {self.table.name}")
+        return self._token_rows
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer.
 
@@ -139,15 +160,16 @@ class Encoder:
 def targets(model: Model, labels: torch.Tensor | None, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """What the model should say: class indices [B], or for a causal language model its own next tokens [B, L-1]."""
     if model.task == "causal-lm":
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        return torch.where(mask[:, 1:].bool(), ids[:, 1:], torch.full_like(ids[:, 1:], IGNORE))
+        ids = batch["input_ids"]
+        mask = batch[LEARNT] if LEARNT in batch else batch["attention_mask"].bool()
+        return torch.where(mask[:, 1:], ids[:, 1:], torch.full_like(ids[:, 1:], IGNORE))
     return labels
 
 
 def forward(module: torch.nn.Module, model: Model, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits: [B, K] of a classifier; [B, L-1, V] of a causal language model, position t predicting token t+1."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items() if k != LEARNT}
     if model.task in ("module", "predictions"):
         output = module(next(iter(batch.values())))
     else:

@@ -1,0 +1,547 @@
+"""Fusing language models by training, and federated clients: the experiments of the cards ``fusechat``, ``infigfusion``, ``knfu``.
+
+``real``: Gemma-3-270M is a source for SmolLM2-135M (other vocabulary), on claims with explanations (CREAK); held-out loss and accuracy
+against SFT on the same texts. ``tiny``: three tiny models with tokenizers and skills of their own are fused into a pivot, pairwise and
+merged, or at once; five seeds. ``digits`` and ``texts``: KnFu and its baselines under Dirichlet splits; five seeds. ``speed``: ratios
+of one run. Everything is scaled-down; seeds share splits between conditions, and comparisons are paired.
+
+    python benchmarks/distill_lm.py [real] [tiny] [digits] [texts] [speed]
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from record import save
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.rooms import Source, apply
+from interfuse.data.models import Model, build, open_model
+from interfuse.data.tables import from_dataset
+from interfuse.kit.encode import Encoder, forward
+from interfuse.kit.resample import paired_bootstrap, sign_flip
+
+PLACE = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+
+
+def compared(baseline: Sequence[float], candidate: Sequence[float], what: str = "seeds") -> dict[str, Any]:
+    """The mean paired difference, candidate minus baseline, with a 95 % bootstrap interval and a sign-flip p."""
+    rng = np.random.Generator(np.random.Philox(7))
+    found = paired_bootstrap(baseline, candidate, rng)
+    out = {"difference": found.estimate, "low": found.low, "high": found.high, "n": found.n, "of": what}
+    return out | ({"p": sign_flip(baseline, candidate, rng).p} if len(baseline) <= 30 else {})
+
+
+def judged(model: Model, table: Dataset, choices: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Per row: nats per byte of the response, whether every token of it is the most likely one, and whether the right one of
+    ``choices`` (responses that begin with it) is likelier than the others."""
+    ctx = Ctx()
+    module = build(model, ctx).eval()
+    losses, whole, right = [], [], []
+    encoder = Encoder(model, from_dataset(table, "held out"), 512)
+    rows = encoder.token_rows
+    tokenizer = encoder.tokenizer
+    first = [tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in choices]
+    assert len(set(first)) == len(first), "the choices begin with different tokens"
+    with torch.inference_mode():
+        order = sorted(range(len(rows)), key=lambda r: len(rows.readings[r]))
+        for start in range(0, len(order), 8):
+            part = order[start : start + 8]
+            batch = rows.batch(part)
+            logs = forward(module, model, batch).float().log_softmax(-1)
+            for line, row in enumerate(part):
+                at = torch.from_numpy(rows.counted[row])
+                following = batch["input_ids"][line, at + 1]
+                said = logs[line, at]
+                size = len(table[row]["response"].encode())
+                losses.append(-float(said.gather(1, following[:, None]).sum()) / size)
+                whole.append(bool((said.argmax(-1) == following).all()))
+                if choices:
+                    best = int(said[0, torch.tensor(first)].argmax())
+                    right.append(table[row]["response"].startswith(choices[best]))
+        back = np.argsort(np.array(order))
+    found = {"loss": np.array(losses)[back], "exact": np.array(whole, dtype=float)[back]}
+    return found | ({"accuracy": np.array(right, dtype=float)[back]} if choices else {})
+
+
+# ------------------------------------------------------------------------------------------------ two real models
+
+
+def claims(name: str, count: int) -> Dataset:
+    rows = [json.loads(line) for line in (PLACE / "creak" / name).read_text().splitlines()[:count]]
+    return Dataset.from_dict({
+        "prompt": [f"Claim: {r['sentence']}\nTrue or false? Answer:" for r in rows],
+        "response": [f" {r['label'].capitalize()}. {r['explanation']}" for r in rows],
+    })  # fmt: skip
+
+
+def real(train: int = 400, held: int = 300) -> None:
+    """SmolLM2 is the pivot, Gemma the source: one pass over the same texts for every condition."""
+    from real_models import gemma, smollm2
+
+    student, source = str(smollm2()), str(gemma())
+    table, test = claims("train.jsonl", train), claims("dev.jsonl", held)
+    settings: dict[str, Any] = {
+        "student": student, "data": table, "epochs": 1, "batch_size": 8, "accumulate": 2, "lr": 2e-5, "weight_decay": 0.0,
+        "warmup": 0.03, "max_length": 256, "teacher_cache": "disk", "seed": 0,
+    }  # fmt: skip
+    conditions: dict[str, tuple[str, dict[str, Any]]] = {
+        "SFT": ("sft", {}),
+        "FuseChat": ("fusechat", {"teacher": [source], "lm_weight": 0.9}),
+        "FuseChat, source always": ("fusechat", {"teacher": [source], "lm_weight": 0.9, "rule": "source"}),
+        "InfiGFusion": ("infigfusion", {"teacher": [source]}),
+        "lm-kd, prefix map": ("lm-kd", {"teacher": [source], "vocabulary": "prefix", "alpha": 0.3, "top_k": 10}),
+        "ULD": ("uld", {"teacher": [source], "top_k": 10, "weight": 0.5}),
+    }
+    choices = (" True", " False")
+    with tempfile.TemporaryDirectory(prefix="interfuse-lm-") as name:
+        folder = Path(name)
+        ctx = Ctx(cache=folder / "cache", seed=0)
+        found, facts, seconds = {}, {}, {}
+        for label, path in (("pivot", student), ("source", source)):
+            found[label] = judged(open_model(Source(path), ctx), test, choices)
+        for label, (method, more) in conditions.items():
+            began = time.perf_counter()
+            out = folder / method / str(len(found))
+            apply("distill/" + method, out=out, ctx=ctx, **settings, **more)
+            seconds[label] = time.perf_counter() - began
+            facts[label] = json.loads((out / "interfuse.json").read_text())["facts"]
+            found[label] = judged(open_model(Source(str(out)), ctx), test, choices)
+            print(
+                label,
+                {k: round(float(v.mean()), 4) for k, v in found[label].items()},
+                round(seconds[label]),
+                flush=True,
+            )
+            (out / "model.safetensors").unlink()
+            write_real(found, facts, seconds, train, held, settings)
+
+
+def write_real(found: dict[str, Any], facts: dict[str, Any], seconds: dict[str, float], train: int, held: int, settings: dict[str, Any]) -> None:  # fmt: skip
+    rows = {label: {k: float(v.mean()) for k, v in f.items()} for label, f in found.items()}
+    against = {
+        label: {k: compared(found["SFT"][k], f[k], "held-out texts") for k in ("loss", "accuracy")}
+        for label, f in found.items()
+        if label not in ("SFT", "source") and "SFT" in found
+    }
+    save("distill_lm_real", {
+        "what": "SmolLM2-135M-Instruct learns CREAK claims; Gemma-3-270M is the source; loss in nats per byte of the held-out responses, accuracy of True against False",
+        "texts": {"train": train, "held out": held}, "seeds": 1,
+        "settings": {k: v for k, v in settings.items() if k not in ("student", "data")},
+        "found": rows, "against SFT": against, "facts": {k: slim(v) for k, v in facts.items()}, "seconds": seconds,
+    })  # fmt: skip
+
+
+def slim(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        k: v
+        for k, v in facts.items()
+        if k in ("fusion", "teachers", "teacher caches", "weight of the graph term", "last_epoch")
+    }
+
+
+# ------------------------------------------------------------------------------------------------ tiny models
+
+LETTERS = "abcdefgh"
+
+
+def skill(name: str, rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+    """Prompts and answers: ``copy``, ``sort`` and ``reverse`` of five letters, or ``add``: a sum of two numbers below 50."""
+    rows = []
+    for _ in range(count):
+        if name == "add":
+            a, b = rng.integers(50, size=2)
+            rows.append((f"add {a} {b} =", f" {a + b}"))
+        else:
+            word = "".join(rng.choice(list(LETTERS), size=5))
+            answer = {"copy": word, "sort": "".join(sorted(word)), "reverse": word[::-1]}[name]
+            rows.append((f"{name} {word} =", f" {answer}"))
+    return rows
+
+
+SKILLS = ("sort", "reverse", "add")
+
+
+def tables(rows: Sequence[tuple[str, str]]) -> Dataset:
+    return Dataset.from_dict({"prompt": [p for p, _ in rows], "response": [r for _, r in rows]})
+
+
+def reader(folder: Path, merges: int, seed: int) -> Path:
+    """A byte-level tokenizer with so many merges, trained on texts of its own: vocabularies differ in size and content."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    rng = np.random.Generator(np.random.Philox(seed))
+    corpus = [p + r for name in ("copy", *SKILLS) for p, r in skill(name, rng, 400)]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])  # fmt: skip
+    core.decoder = decoders.ByteLevel()
+    alphabet = sorted({c for text in corpus for c in text.replace(" ", "Ġ")})
+    special = ["<pad>", "<s>", "</s>"]
+    core.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=len(alphabet) + 3 + merges, special_tokens=special, initial_alphabet=alphabet))  # fmt: skip
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def llama(tokenizer: Path, width: int = 64, layers: int = 2) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    size = len(AutoTokenizer.from_pretrained(tokenizer))
+    config = {
+        "model_type": "llama", "vocab_size": size, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+        "eos_token_id": 2, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return {"config": config, "task": "causal-lm", "tokenizer": str(tokenizer)}
+
+
+def tiny(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
+    """Specialists of other vocabularies into one pivot that knows a little of everything."""
+    scores: dict[str, list[dict[str, float]]] = {}
+    coverage: list[dict[str, Any]] = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory(prefix="interfuse-tiny-") as name:
+            one_tiny(seed, Path(name), scores, coverage)
+        write_tiny(scores, coverage)
+
+
+def one_tiny(
+    seed: int, folder: Path, scores: dict[str, list[dict[str, float]]], coverage: list[dict[str, Any]]
+) -> None:
+    rng = np.random.Generator(np.random.Philox(1000 + seed))
+    ctx = Ctx(seed=seed, cache=folder / "cache")
+    common: dict[str, Any] = {"ctx": ctx, "batch_size": 64, "lr": 3e-3, "max_length": 48, "teacher_cache": "disk"}
+    held = {s: tables(skill(s, rng, 150)) for s in SKILLS}
+    seen = {p for t in held.values() for p in t["prompt"]}
+
+    def fresh(name: str, count: int) -> list[tuple[str, str]]:
+        return [row for row in skill(name, rng, count) if row[0] not in seen]
+
+    pivot_reads = reader(folder / "pivot-reads", 0, seed)
+    mix = [row for s in SKILLS for row in fresh(s, 500)]
+    pivot = apply(
+        "distill/sft", student=llama(pivot_reads), data=tables(mix), epochs=12, out=folder / "pivot", **common
+    )
+    sources = []
+    for number, s in enumerate(SKILLS):
+        start = llama(reader(folder / f"reads-{s}", 12 + 10 * number, seed + number + 1), 96)
+        rows = fresh(s, 6000)
+        sources.append(
+            apply("distill/sft", student=start, data=tables(rows), epochs=6, out=folder / f"source-{s}", **common)
+        )
+    transfer = tables([row for s in SKILLS for row in fresh(s, 700)])
+    train = {**common, "lr": 1e-3, "epochs": 8, "student": str(pivot.path), "data": transfer}
+    folders = [str(s.path) for s in sources]
+    fuse = {"lm_weight": 0.5, "top_k": 10}
+    made: dict[str, Any] = {"pivot": pivot}
+    made["SFT"] = apply("distill/sft", out=folder / "sft", **train)
+    made["at once"] = apply("distill/fusechat", teacher=folders, out=folder / "once", **train, **fuse)
+    targets = []
+    for s, path in zip(SKILLS, folders, strict=True):
+        made[f"target {s}"] = apply("distill/fusechat", teacher=[path], out=folder / f"target-{s}", **train, **fuse)
+        targets.append(str(made[f"target {s}"].path))
+        facts = json.loads((folder / f"target-{s}" / "interfuse.json").read_text())["facts"]
+        coverage.append(
+            {
+                "seed": seed,
+                "skill": s,
+                **facts["fusion"]["texts won"],
+                "map": facts["teachers"][0]["map"]["matched share"],
+            }
+        )
+    for label, policy in (("target sort, exact map", "exact"), ("target sort, warped", "counted")):
+        more = {"vocabulary": policy, "align": "edits" if "warped" in label else "bytes"}
+        made[label] = apply(
+            "distill/fusechat", teacher=[folders[0]], out=folder / label.replace(" ", "-"), **train, **fuse, **more
+        )
+    made["InfiGFusion at once"] = apply("distill/infigfusion", teacher=folders, out=folder / "graph", **train)
+    made["ULD only"] = apply("distill/infigfusion", teacher=folders, gld=0.0, out=folder / "uldonly", **train)
+    made["GLD only"] = apply("distill/infigfusion", teacher=folders, uld=0.0, out=folder / "gldonly", **train)
+    base = str(pivot.path)
+    merges: dict[str, tuple[str, dict[str, Any]]] = {
+        "SCE": ("sce", {"select_topk": 1.0}), "SCE 0.1": ("sce", {"select_topk": 0.1}), "VaRM": ("varm", {}), "linear": ("linear", {}),
+        "task arithmetic": ("task-arithmetic", {"scale": 1 / 3}), "TIES": ("ties", {"density": 0.5}),
+        "DARE": ("dare-linear", {"density": 0.5, "weight": 1 / 3}),
+    }  # fmt: skip
+    for label, (method, more) in merges.items():
+        given = {"models": targets, **({} if method == "linear" else {"base": base})}
+        made[f"merged, {label}"] = apply(
+            "merge/" + method, out=folder / f"m-{method}-{len(made)}", ctx=ctx, **given, **more
+        )
+    for label, model in made.items():
+        row = {}
+        for s in SKILLS:
+            found = judged(open_model(Source({"model": str(model.path), "tokenizer": str(pivot_reads)}), ctx), held[s])
+            row |= {f"{s} exact": float(found["exact"].mean()), f"{s} loss": float(found["loss"].mean())}
+        row["exact"] = float(np.mean([row[f"{s} exact"] for s in SKILLS]))
+        row["loss"] = float(np.mean([row[f"{s} loss"] for s in SKILLS]))
+        scores.setdefault(label, []).append(row)
+    print(seed, {k: round(v[-1]["exact"], 3) for k, v in scores.items()}, flush=True)
+    for s, path in zip(SKILLS, folders, strict=True):
+        own = judged(open_model(Source(path), ctx), held[s])
+        scores.setdefault("source on its own skill", []).append({f"{s} exact": float(own["exact"].mean())})
+
+
+def write_tiny(scores: dict[str, list[dict[str, float]]], coverage: list[dict[str, Any]]) -> None:
+    def exact(label: str) -> list[float]:
+        return [row["exact"] for row in scores[label]]
+
+    pairs: list[tuple[str, str, str]] = [
+        ("merged, SCE", "SFT", "fuse then merge against SFT"), ("merged, SCE", "at once", "fuse then merge against fuse at once"),
+        ("at once", "SFT", "fuse at once against SFT"), ("merged, SCE", "merged, linear", "SCE against linear"),
+        ("merged, SCE", "merged, VaRM", "SCE against VaRM"), ("merged, SCE", "merged, TIES", "SCE against TIES"),
+        ("merged, SCE", "merged, DARE", "SCE against DARE"), ("merged, SCE", "merged, task arithmetic", "SCE against task arithmetic"),
+        ("target sort", "target sort, exact map", "counted map against exact map"), ("target sort", "SFT", "one source against SFT"),
+        ("InfiGFusion at once", "SFT", "InfiGFusion against SFT"), ("InfiGFusion at once", "ULD only", "with the graph term against ULD alone"),
+        ("GLD only", "SFT", "the graph term alone against SFT"),
+    ]  # fmt: skip
+    seeds = len(scores["SFT"])
+    best = [max(scores[f"target {s}"][n]["exact"] for s in SKILLS) for n in range(seeds)]
+    comparisons = {what: compared(exact(b), exact(a)) for a, b, what in pairs} if seeds > 1 else {}
+    if seeds > 1:
+        comparisons["fuse then merge against the best target"] = compared(best, exact("merged, SCE"))
+        for s in ("sort", "add"):
+            key = f"{s} exact"
+            comparisons[f"with the graph term against SFT, {s}"] = compared([r[key] for r in scores["SFT"]], [r[key] for r in scores["InfiGFusion at once"]])  # fmt: skip
+    save("distill_lm_tiny", {
+        "what": "2-layer models of width 64 (pivot) and 96 (sources, byte-level BPE of other sizes): share of answers right in every token, mean of three skills",
+        "seeds": seeds, "mean": {k: {m: float(np.mean([r[m] for r in rows if m in r])) for m in sorted({m for r in rows for m in r})} for k, rows in scores.items()},
+        "per seed, exact": {k: [r["exact"] for r in rows] for k, rows in scores.items() if "exact" in rows[0]},
+        "comparisons": comparisons, "coverage": coverage,
+    })  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ clients
+
+
+def small_models() -> list[dict[str, Any]]:
+    vit = {"model_type": "vit", "num_channels": 1, "image_size": 8, "patch_size": 2, "hidden_size": 24, "num_hidden_layers": 1,
+           "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 10}  # fmt: skip
+    convnext = {"model_type": "convnext", "num_channels": 1, "image_size": 8, "patch_size": 2, "num_stages": 2,
+                "hidden_sizes": [16, 32], "depths": [1, 1], "num_labels": 10}  # fmt: skip
+    return [{"config": vit}, {"config": convnext}]
+
+
+class Perceptron(torch.nn.Module):
+    """64 pixels, 48 units, ten classes; every seed starts from weights of its own."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.body = torch.nn.Sequential(
+                torch.nn.Flatten(), torch.nn.Linear(64, 48), torch.nn.ReLU(), torch.nn.Linear(48, 10)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.body(x)
+        return found
+
+
+def one_fleet(method: str, folder: Path, **given: Any) -> tuple[float, float]:
+    """ALMA and the mean accuracy on all clients' tests after the last round."""
+    out = folder / "fleet"
+    apply("distill/knfu", aggregate=method, out=out, force=True, **given)
+    facts = json.loads((out / "interfuse.json").read_text())["facts"]
+    return facts["alma"], facts["accuracy on all clients' tests"]
+
+
+def digits(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
+    """Ten clients on scikit-learn's digits: concentration x private size x who teaches."""
+    found: dict[str, dict[str, list[float]]] = {}
+    began = time.perf_counter()
+    for alpha in (0.1, 1.0, 10.0):
+        for size, held in ((20, 0.5), (60, 0.25), (120, 1 / 7)):
+            cell = f"alpha {alpha:g}, {size} private"
+            found[cell] = {}
+            for seed in seeds:
+                for method in ("local", "fedmd", "knfu", "fedavg"):
+                    with tempfile.TemporaryDirectory(prefix="interfuse-fleet-") as name:
+                        alma, every = one_fleet(
+                            method, Path(name), student=Perceptron(seed), data={"data": "sklearn:digits"}, clients=10, dirichlet=alpha,
+                            private=size, held=held, epochs=10, local_epochs=5, tune_epochs=2, lr=3e-3, seed=seed, schedule="constant", warmup=0.0)  # fmt: skip
+                    found[cell].setdefault(method, []).append(alma)
+                    found[cell].setdefault(f"{method}, all tests", []).append(every)
+            print(
+                cell,
+                {m: round(float(np.mean(v)), 3) for m, v in found[cell].items()},
+                round(time.perf_counter() - began),
+                flush=True,
+            )
+            write_fleet("distill_knfu_digits", "scikit-learn's digits, ten clients (MLP of 48 units), 5 rounds of 5 local and 2 tuning epochs; ALMA", found)  # fmt: skip
+
+
+def texts(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
+    """Five clients with tokenizers of their own on seven intents of banking77: only predictions travel."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    with (PLACE / "banking77" / "train.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = sorted({r["category"] for r in rows})[:7]
+    rows = [r for r in rows if r["category"] in names]
+    table = Dataset.from_dict({"text": [r["text"] for r in rows], "label": [r["category"] for r in rows]})
+    with tempfile.TemporaryDirectory(prefix="interfuse-texts-") as name:
+        folder, readers = Path(name), []
+        for number, size in enumerate((300, 500, 800)):
+            core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+            core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+            core.train_from_iterator(
+                table["text"], trainers.WordPieceTrainer(vocab_size=size, special_tokens=["[PAD]", "[UNK]", "[CLS]"])
+            )
+            place = folder / f"reader-{number}"
+            PreTrainedTokenizerFast(
+                tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
+            ).save_pretrained(place)
+            bert = {"model_type": "bert", "vocab_size": core.get_vocab_size(), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "num_labels": len(names)}  # fmt: skip
+            readers.append({"config": bert, "task": "text-classification", "tokenizer": str(place)})
+        found: dict[str, dict[str, list[float]]] = {}
+        for alpha in (0.1, 1.0, 10.0):
+            cell = f"alpha {alpha:g}"
+            found[cell] = {}
+            for seed in seeds:
+                for method in ("local", "fedmd", "knfu"):
+                    alma, every = one_fleet(
+                        method, folder / f"{alpha}-{seed}-{method}", student=readers[0], teacher=readers[1:], data=table, clients=6, dirichlet=alpha,
+                        private=60, held=0.25, epochs=6, local_epochs=5, tune_epochs=2, lr=3e-3, batch_size=32, seed=seed, schedule="constant", warmup=0.0, max_length=48)  # fmt: skip
+                    found[cell].setdefault(method, []).append(alma)
+                    found[cell].setdefault(f"{method}, all tests", []).append(every)
+            print(cell, {m: round(float(np.mean(v)), 3) for m, v in found[cell].items()}, flush=True)
+            write_fleet("distill_knfu_texts", "seven intents of banking77, six clients with three tokenizers (BERT of one layer, width 32), 3 rounds; ALMA", found)  # fmt: skip
+
+
+def write_fleet(name: str, what: str, found: dict[str, dict[str, list[float]]]) -> None:
+    cells = {}
+    for cell, by in found.items():
+        pairs = [(a, b) for a, b in (("local", "knfu"), ("fedmd", "knfu"), ("fedavg", "knfu")) if a in by and b in by]
+        cells[cell] = {
+            "mean": {m: float(np.mean(v)) for m, v in by.items()},
+            "per seed": by,
+            "knfu against": {a: compared(by[a], by[b]) for a, b in pairs},
+        }
+    save(name, {"what": what, "seeds": max(len(v) for by in found.values() for v in by.values()), "cells": cells})
+
+
+# ------------------------------------------------------------------------------------------------ speed
+
+
+def timed(work: Callable[[], Any], times: int = 7) -> float:
+    work()
+    out = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        out.append(time.perf_counter() - began)
+    return float(np.median(out))
+
+
+def speed() -> None:
+    """Ratios of one run: the cached step and the graph term against a plain step of SmolLM2; alignment of real texts."""
+    from real_models import gemma, smollm2
+    from transformers import AutoTokenizer
+
+    from interfuse.kit.graph_logits import Kept, gld_loss
+    from interfuse.kit.lexicon import lexicon
+    from interfuse.kit.sparse_losses import sparse_cross_entropy, token_cross_entropy
+    from interfuse.kit.token_align import align, align_by_edits, read
+    from interfuse.kit.token_map import vocabulary_map
+
+    torch.set_num_threads(1)
+    ctx = Ctx()
+    module = build(open_model(Source(str(smollm2())), ctx), ctx, train=True)
+    g = torch.Generator().manual_seed(0)
+    length, k, vocabulary = 512, 10, 49_152
+    ids = torch.randint(vocabulary, (1, length), generator=g)
+    labels = ids[:, 1:]
+    kept = torch.randint(vocabulary, (1, length - 1, k), generator=g)
+    logp = torch.rand(1, length - 1, k, generator=g).log_softmax(-1)
+    theirs = Kept(torch.randint(262_144, (450, k), generator=g), 20 * torch.rand(450, k, generator=g))
+    mask = torch.ones_like(labels, dtype=torch.bool)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6, fused=True)
+
+    def step(kind: str) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        logits = module(input_ids=ids).logits[:, :-1]
+        loss = token_cross_entropy(logits, labels).mean()
+        if kind == "cached":
+            loss = 0.9 * loss + 0.1 * sparse_cross_entropy(logits, kept, logp, mask=mask).mean()
+        if kind == "torch":
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss.backward()
+        optimizer.step()
+
+    rows: dict[str, list[float]] = {"plain": [], "cached": [], "torch": []}
+    for kind in rows:
+        step(kind)
+    for _ in range(5):  # turn by turn, so that a slower machine is slower for all
+        for kind, out in rows.items():
+            began = time.perf_counter()
+            step(kind)
+            out.append(time.perf_counter() - began)
+    seconds = {kind: float(np.median(v)) for kind, v in rows.items()}
+    logits = torch.randn(1, length - 1, vocabulary, generator=g, requires_grad=True)
+
+    def graph() -> None:
+        top = logits.topk(k, dim=-1)
+        value = gld_loss(Kept(top.indices.flatten(0, 1), top.values.flatten(0, 1)), theirs, vocabulary, 262_144)
+        value.backward()
+        logits.grad = None
+
+    seconds["graph term, forward and backward"] = timed(graph)
+    a, b = AutoTokenizer.from_pretrained(smollm2()), AutoTokenizer.from_pretrained(gemma())
+    la, lb = lexicon(a), lexicon(b)
+    lines = [json.loads(row) for row in (PLACE / "creak" / "train.jsonl").read_text().splitlines()[:3000]]
+    words = [
+        " ".join(r["sentence"] + " " + r["explanation"] for r in lines[i : i + 6]) for i in range(0, len(lines), 6)
+    ]
+    mine, other = read(a, la, words), read(b, lb, words)
+    tokens = sum(len(r) for r in mine)
+    pairs = list(zip(mine, other, strict=True))
+    whole = timed(lambda: [align(x, y) for x, y in zip(read(a, la, words), read(b, lb, words), strict=True)], 3)
+    spans = timed(lambda: [align(x, y) for x, y in pairs], 3)
+    warped = timed(lambda: [align_by_edits(x.ids, y.ids, la, lb) for x, y in pairs[:40]], 3)
+    short = sum(len(x) for x, _ in pairs[:40])
+    mapping = timed(lambda: vocabulary_map(lb, la), 1)
+    report = [align(x, y).report() for x, y in pairs]
+    save("distill_lm_speed", {
+        "what": "SmolLM2-135M, one text of 512 tokens, float32, one thread; alignment of SmolLM2's tokens with Gemma's on CREAK texts",
+        "seconds": seconds,
+        "cached step / plain step": seconds["cached"] / seconds["plain"],
+        "plain step / torch's own loss": seconds["plain"] / seconds["torch"],
+        "graph term / plain step": seconds["graph term, forward and backward"] / seconds["plain"],
+        "tokens": tokens,
+        "tokens per second, aligned by bytes": tokens / spans,
+        "tokens per second, read by both tokenizers and aligned": tokens / whole,
+        "tokens per second, warped": short / warped,
+        "seconds for the map of 262,144 to 49,152 tokens": mapping,
+        "positions that agree": float(np.mean([r["synchronous"] for r in report])),
+        "one to one": float(np.mean([r["one to one"] for r in report])),
+    })  # fmt: skip
+    print({k: round(v, 4) for k, v in seconds.items()}, tokens / spans, tokens / whole, short / warped)
+
+
+if __name__ == "__main__":
+    parts: dict[str, Callable[[], None]] = {
+        "digits": digits,
+        "texts": texts,
+        "tiny": tiny,
+        "speed": speed,
+        "real": real,
+    }
+    for word in sys.argv[1:] or list(parts):
+        parts[word]()
