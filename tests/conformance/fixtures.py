@@ -146,6 +146,23 @@ def text_table(path: Path, change: str = "") -> str:
     return str(file)
 
 
+def prompt_table(path: Path, change: str = "") -> str:
+    """A parquet file of 60 sentences cut into prompt and response, whole or with a fault."""
+    from datasets import Dataset
+
+    file = path / f"prompts{'-' + change if change else ''}.parquet"
+    if not file.is_file():
+        body, _ = tiny_texts.sentences(60)
+        ids = [f"s{i}" for i in range(60)]
+        if change == "twice":
+            ids[41] = ids[5]
+        words = [text.split(" ", 1) for text in body]
+        rows = Dataset.from_dict({"prompt": [w[0] for w in words], "response": [" " + w[1] for w in words], "id": ids})
+        path.mkdir(parents=True, exist_ok=True)
+        (rows.select(range(change == "one")) if change in ("empty", "one") else rows).to_parquet(file)
+    return str(file)
+
+
 @dataclass(frozen=True)
 class Reading:
     """A kind of examples: tiny configurations that read it, what they are for, a table, the classes, the field to widen."""
@@ -162,6 +179,7 @@ READINGS: dict[str, Reading] = {
     "images": Reading(VISION, "image-classification", "AutoModelForImageClassification", image_table, tuple("012345")),
     "texts": Reading({"bert": tiny_texts.BERT}, "text-classification", "AutoModelForSequenceClassification", text_table, ("no", "yes")),
     "tokens": Reading({"llama": tiny_texts.LLAMA}, "causal-lm", "AutoModelForCausalLM", text_table, ("no", "yes"), "vocab_size"),
+    "prompts": Reading({"llama": tiny_texts.LLAMA}, "causal-lm", "AutoModelForCausalLM", prompt_table, (), "vocab_size"),
 }  # fmt: skip
 
 

@@ -158,3 +158,32 @@ def knfu_loss(seen: Seen, **params: Any) -> Said:
         alone = sum(o == n for o in owner)
         local[b] = -math.log(_softmax(seen.student[b])[seen.labels[b]]) * len(owner) / alone
     return {"local": local, "tune": np.zeros(len(owner))}
+
+
+def gkd_loss(seen: Seen, *, beta: float, tau: float, **params: Any) -> Said:
+    assert seen.labels is not None
+    out = np.zeros(seen.labels.shape)
+    for b, t in np.ndindex(*out.shape):
+        if seen.labels[b, t] != -100:
+            p, q = _softmax(seen.teachers[0][b, t] / tau), _softmax(seen.student[b, t] / tau)
+            out[b, t] = tau**2 * _divergence("js", p, q, beta, 0, 0, 0)
+    return {"kd": out}
+
+
+def seqkd_loss(seen: Seen, **params: Any) -> Said:
+    return {"ce": _ce(seen)}
+
+
+def dpo_loss(seen: Seen, *, objective: str, beta: float, candidates: int, **params: Any) -> Said:
+    labels, out = seen.extra["words"], []
+    for b in range(len(labels) // candidates):
+        total, mean = [], []
+        for n in range(b * candidates, (b + 1) * candidates):
+            logs = [math.log(_softmax(seen.student[n, t])[y]) for t, y in enumerate(labels[n]) if y != -100]
+            total.append(sum(logs) - float(seen.extra["reference"][n]))
+            mean.append(sum(logs) / len(logs))
+        if objective == "dpo":
+            out.append(math.log(1 + math.exp(-beta * (total[0] - total[-1]))))
+        else:
+            out.append(-sum(mean[k] - math.log(sum(math.exp(m) for m in mean[k:])) for k in range(candidates - 1)))
+    return {objective: np.array(out)}

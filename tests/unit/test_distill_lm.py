@@ -581,3 +581,88 @@ def test_rows_are_cut_and_keep_their_ends() -> None:
     batch = whole.batch([0, 2])
     assert batch["input_ids"].shape == batch["learnt"].shape
     assert int(batch["attention_mask"].sum()) == len(whole.readings[0]) + len(whole.readings[2])
+
+
+# -- answers that models write ---------------------------------------------------------------------------------------------
+
+
+def test_the_teachers_answers_are_learnt_and_asked_once(folder: Path, tmp_path: Path) -> None:
+    ctx = Ctx(seed=3, cache=tmp_path)
+    given = {
+        "student": lm(folder, "bytes"),
+        "teacher": [lm(folder, "marker", 1)],
+        "data": pairs(),
+        "max_new_tokens": 6,
+        "temperature": 1.0,
+    }
+    run, hooks = started("seqkd", ctx, **given)
+    words = [w.text for w in run.held["rows"].words]
+    assert all(
+        w.startswith(p) and len(w) > len(p)
+        for w, p in zip(words, [pairs()["prompt"][r] for r in run.held["known"]], strict=True)
+    )
+    batch = hooks.batch(run, engine.make_batch(run, np.arange(1)))
+    learnt = batch.labels[0][batch.labels[0] != -100]
+    assert run.encoder.tokenizer.decode(learnt).replace("</s>", "") in words[0]
+    with mock.patch("interfuse.data.local_lm.LocalLM.generate", side_effect=AssertionError("asked twice")):
+        again, _ = started("seqkd", ctx, **given)
+    assert [w.text for w in again.held["rows"].words] == words
+    with pytest.raises(InterfuseError, match=r"input\.missing"):
+        started("seqkd", ctx, **{**given, "data": texts()})
+
+
+def test_a_ranking_prefers_what_the_teacher_finds_likelier(folder: Path, tmp_path: Path) -> None:
+    from interfuse.data.local_lm import LocalLM
+
+    teacher = lm(folder, "marker", 1)
+    given = {
+        "student": lm(folder, "bytes"),
+        "teacher": [teacher],
+        "data": pairs(),
+        "max_new_tokens": 6,
+        "candidates": 3,
+    }
+    run, hooks = started("dpo", Ctx(seed=3, cache=tmp_path), **given)
+    rows = run.held["rows"]
+    judge = LocalLM(teacher)
+    for row, number in run.held["known"].items():
+        prompt = pairs()["prompt"][row]
+        answers = [w.text[len(prompt) :] for w in rows.words[3 * number : 3 * number + 3]]
+        means = [s.logprob / s.tokens for s in judge.score([(prompt, a) for a in answers])]
+        assert means == sorted(means, reverse=True)
+    run.student.eval()
+    order = hooks.select(run, np.arange(3))
+    views = hooks.views(run, hooks.batch(run, engine.make_batch(run, order)))
+    start = hooks.terms(run, views)["dpo"]
+    torch.testing.assert_close(
+        start, torch.full_like(start, np.log(2)), rtol=1e-4, atol=1e-4
+    )  # the student is the reference
+    for objective in ("rrhf", "pro"):
+        run2, hooks2 = started("dpo", Ctx(seed=3, cache=tmp_path), **given, objective=objective)
+        found = hooks2.terms(run2, hooks2.views(run2, hooks2.batch(run2, engine.make_batch(run2, order))))
+        assert all(bool(torch.isfinite(v).all()) and float(v.min()) >= 0 for v in found.values())
+
+
+def test_the_student_writes_and_the_teacher_judges(folder: Path) -> None:
+    given = {"student": lm(folder, "bytes"), "teacher": [lm(folder, "bytes", 1)], "max_new_tokens": 5}
+    run, hooks = started("gkd", **given, data=pairs(), on_policy=1.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        batch = hooks.batch(run, engine.make_batch(run, np.arange(3)))
+    assert batch.extra["on policy"]
+    tok = run.encoder.tokenizer
+    for line, row in enumerate(range(3)):
+        rows = run.encoder.token_rows
+        begin = int(rows.learnt[row].argmax())
+        assert (batch.student["input_ids"][line, :begin].numpy() == rows.readings[row].ids[:begin]).all()
+        learnt = batch.labels[line] != -100
+        assert 1 <= int(learnt.sum()) <= 5
+        assert int(learnt[: begin - 1].sum()) == 0
+    assert torch.equal(batch.teachers[0]["input_ids"], batch.student["input_ids"])
+    ends = batch.student["input_ids"] == tok.eos_token_id
+    assert int(ends.sum(1).max()) <= 1
+    off, hooks0 = started("gkd", **given, data=texts(), on_policy=0.0)
+    batch = engine.make_batch(off, np.arange(2))
+    assert hooks0.batch(off, batch) is batch
+    own = losses_of("gkd", student=given["student"], teacher=[given["student"]], data=texts(), on_policy=0.0)["kd"]
+    assert float(own.abs().max()) < 2e-6
