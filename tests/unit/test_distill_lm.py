@@ -666,3 +666,45 @@ def test_the_student_writes_and_the_teacher_judges(folder: Path) -> None:
     assert hooks0.batch(off, batch) is batch
     own = losses_of("gkd", student=given["student"], teacher=[given["student"]], data=texts(), on_policy=0.0)["kd"]
     assert float(own.abs().max()) < 2e-6
+
+
+@pytest.mark.slow
+def test_the_loss_of_preferences_is_that_of_trl(folder: Path, tmp_path: Path) -> None:
+    """The same pairs through ``trl.DPOTrainer``; the student has moved away from its reference."""
+    trl = pytest.importorskip("trl")
+    from transformers import AutoTokenizer
+
+    from interfuse.distill.dpo import DPO
+    from interfuse.distill.hooks import Batch, Views
+    from interfuse.kit.encode import forward, targets
+    from interfuse.kit.token_rows import Words
+
+    student, reference = lm(folder, "bytes"), lm(folder, "bytes")
+    assert student.module is not None
+    assert reference.module is not None
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in student.module.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=g))
+    rows = {"prompt": ["The cat", "One plus"], "chosen": [" sees a bird", " two"], "rejected": [" runs", " is three"]}
+    tok = AutoTokenizer.from_pretrained(student.tokenizer)
+    config = trl.DPOConfig(output_dir=str(tmp_path), beta=0.1, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False, disable_dropout=True)  # fmt: skip
+    trainer = trl.DPOTrainer(model=student.module, ref_model=reference.module, args=config, train_dataset=Dataset.from_dict(rows), processing_class=tok)  # fmt: skip
+    theirs = trainer.compute_loss(student.module, next(iter(trainer.get_train_dataloader())))
+    words = [
+        Words(p + a, ((len(p), len(p + a)),), True)
+        for p, *answers in zip(rows["prompt"], rows["chosen"], rows["rejected"], strict=True)
+        for a in answers
+    ]
+    batch = tokenise(words, tok, 64, "pairs").batch(range(4))
+    labels = targets(student, None, batch)
+    assert labels is not None
+    with torch.no_grad():
+        ref = -torch.nn.functional.cross_entropy(
+            forward(reference.module, reference, batch).transpose(1, 2), labels, reduction="none"
+        ).sum(-1)
+        found = forward(student.module, student, batch)
+    views = Views(Batch(np.arange(2), batch, [], None, extra={"words": labels, "reference": ref}), found, [])
+    ours = DPO(beta=0.1).terms(mock.Mock(), views)["dpo"].mean()
+    assert abs(float(ours) - np.log(2)) > 0.1
+    assert float(ours) == pytest.approx(float(theirs.detach()), rel=1e-4)
