@@ -611,6 +611,21 @@ def test_the_teachers_answers_are_learnt_and_asked_once(folder: Path, tmp_path: 
         started("seqkd", ctx, **{**given, "data": texts()})
 
 
+def test_a_teacher_elsewhere_is_priced_before_it_is_asked(folder: Path, tmp_path: Path) -> None:
+    replies = [{"prompt": p, "replies": [r]} for p, r in zip(pairs()["prompt"], [" sees", "", " sings"], strict=True)]
+    (tmp_path / "said.jsonl").write_text("\n".join(json.dumps(r) for r in replies))
+    given = {"student": lm(folder, "bytes"), "data": pairs(), "served": f"replies:{tmp_path / 'said.jsonl'}"}
+    run, hooks = started("seqkd", Ctx(seed=3, cache=tmp_path), **given)
+    assert [w.text for w in run.held["rows"].words] == ["The cat  sees", "She  sings"]
+    assert run.facts["answers"]["empty"] == 1
+    assert hooks.select(run, np.arange(3)).tolist() == [0, 2]
+    served = {"endpoint": "http://localhost:9/v1", "model": "m"}
+    call = prepare(load_room("distill"), load("distill/seqkd"), {**given, "served": served}, Ctx())
+    assert load_room("distill").estimate(call).calls == 3
+    with pytest.raises(InterfuseError, match=r"param\.value"):
+        started("seqkd", **given, teacher=[lm(folder, "marker")])
+
+
 def test_a_ranking_prefers_what_the_teacher_finds_likelier(folder: Path, tmp_path: Path) -> None:
     from interfuse.data.local_lm import LocalLM
 

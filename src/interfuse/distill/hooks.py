@@ -185,6 +185,10 @@ class Hooks:
     def check(self, call: Call) -> None:
         """Refuses inputs that the method cannot use, by a coded error, before anything is loaded."""
 
+    def calls(self, call: Call) -> int:
+        """How many calls of an endpoint the work will need at most."""
+        return 0
+
     def choose(self, call: Call) -> tuple[Model, dict[str, Any]]:
         """The student to train, before anything is built, and facts for the manifest. Default: the given one."""
         return call.inputs["student"], {}

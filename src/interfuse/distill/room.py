@@ -152,7 +152,7 @@ def estimate(call: Call) -> Cost:
     return Cost(
         4 * sum(teachers),
         4 * student,
-        0,
+        _hooks(call).calls(call),
         round(work / ASSUMED_FLOPS + 0.004 * settings.epochs * len(data) / settings.batch_size, 1),
     )
 

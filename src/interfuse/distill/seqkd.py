@@ -10,10 +10,9 @@ from pydantic import Field
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
-from interfuse.core.rooms import Call
-from interfuse.data.lm import cached
+from interfuse.core.rooms import Call, Source
+from interfuse.data.lm import LM, cached, open_lm
 from interfuse.data.local_lm import LocalLM
-from interfuse.data.models import Model
 from interfuse.data.tables import Table
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run
 from interfuse.kit.encode import targets
@@ -34,9 +33,18 @@ class SeqKD(Hooks):
         float, Field(ge=0, description="of the teacher when it writes; 0 is its most likely word each time")
     ] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1, description="share of the probability that is sampled from")] = 1.0
+    served: Annotated[
+        dict[str, str] | str | None,
+        Field(
+            description="a teacher elsewhere instead of a model: {endpoint: URL, model: NAME, key_env: VARIABLE}, or replies:FILE.jsonl"
+        ),
+    ] = None
 
     def needs(self) -> Needs:
-        return Needs(labels=True, teachers=(1, 1), tokens=True)
+        return Needs(labels=True, teachers=(1, 1) if self.served is None else (0, 0), tokens=True)
+
+    def calls(self, call: Call) -> int:
+        return 0 if self.served is None or isinstance(self.served, str) else len(call.inputs["data"])
 
     def check(self, call: Call) -> None:
         data: Table = call.inputs["data"]
@@ -45,10 +53,9 @@ class SeqKD(Hooks):
                                  fix="Declare a column: columns: {prompt: NAME}, or messages.")  # fmt: skip
 
     def setup(self, run: Run) -> None:
-        teacher: Model = run.teacher_models[0]
         run.teachers = []
         prompts = prompts_of(run.data)
-        lm = cached(LocalLM(teacher, run.ctx), run.ctx)
+        lm = cached(self._teacher(run), run.ctx)
         replies = lm.generate(prompts, max_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p,
                               seed=run.ctx.seed_for("answers"), ctx=run.ctx)  # fmt: skip
         words, known = [], []
@@ -60,12 +67,15 @@ class SeqKD(Hooks):
             words.append(Words(before + text, ((len(before), len(before) + len(text)),), True))
             known.append(row)
         if not words:
-            raise InterfuseError("input.empty", "the teacher answers nothing at all", where=teacher.name,
+            raise InterfuseError("input.empty", "the teacher answers nothing at all", where=lm.name,
                                  fix="Look at its answers; raise max_new_tokens, or give prompts in the form it knows.")  # fmt: skip
-        run.held["rows"] = tokenise(words, run.encoder.tokenizer, run.settings.max_length, f"{teacher.name}'s answers")
+        run.held["rows"] = tokenise(words, run.encoder.tokenizer, run.settings.max_length, f"{lm.name}'s answers")
         run.held["known"] = {row: number for number, row in enumerate(known)}
         run.facts["answers"] = {"kept": len(words), "empty": len(prompts) - len(words),
                                 "mean tokens": round(sum(len(m.nonzero()[0]) for m in run.held["rows"].learnt) / len(words), 1)}  # fmt: skip
+
+    def _teacher(self, run: Run) -> LM:
+        return LocalLM(run.teacher_models[0], run.ctx) if self.served is None else open_lm(Source(self.served), run.ctx)
 
     def _rendered(self, run: Run, messages: Any) -> str:
         return str(run.encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
