@@ -237,3 +237,51 @@ def test_clients_of_two_architectures(tmp_path: Path) -> None:
         for p in (tmp_path / "a", tmp_path / "a/clients/0", tmp_path / "a/clients/2")
     ]
     assert kinds == ["resnet", "vit", "vit"]
+
+
+def test_flower_is_asked_for_by_name() -> None:
+    from importlib.util import find_spec
+
+    from interfuse.kit.flower import strategy
+
+    if find_spec("flwr") is not None:
+        pytest.skip("flwr is installed")
+    with pytest.raises(InterfuseError, match=r"needs\.package") as caught:
+        strategy()
+    assert "distill/knfu" in caught.value.fix
+
+
+def test_flower_answers_every_client_with_its_own_targets() -> None:
+    flwr = pytest.importorskip("flwr")
+    from flwr.common import Code, FitRes, Status, ndarrays_to_parameters, parameters_to_ndarrays
+
+    from interfuse.kit.flower import strategy
+
+    assert flwr.__version__
+
+    class Client:
+        def __init__(self, cid: str) -> None:
+            self.cid = cid
+
+    class Manager:
+        def __init__(self) -> None:
+            self.clients = {f"c{n}": Client(f"c{n}") for n in range(4)}
+
+        def wait_for(self, count: int) -> bool:
+            return len(self.clients) >= count
+
+        def all(self) -> dict[str, Client]:
+            return self.clients
+
+    said, server, manager = random_predictions(), strategy(beta=10.0), Manager()
+    begin = server.initialize_parameters(manager)
+    assert all(parameters_to_ndarrays(i.parameters) == [] for _, i in server.configure_fit(1, begin, manager))
+    results = [
+        (c, FitRes(Status(Code.OK, ""), ndarrays_to_parameters([said[c.cid]]), 1, {})) for c in manager.clients.values()
+    ]
+    server.aggregate_fit(1, results, [])
+    want = fuse(said, beta=10.0)
+    for client, given in server.configure_fit(2, begin, manager):
+        (array,) = parameters_to_ndarrays(given.parameters)
+        np.testing.assert_allclose(array, want.targets[want.clients.index(client.cid)])
+    assert server.aggregate_fit(2, [], []) == (None, {})
