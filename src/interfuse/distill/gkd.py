@@ -87,8 +87,8 @@ class GKD(Hooks):
         student.train(training)
         written = []
         for line in out[:, width:].cpu().numpy():
-            ends = np.flatnonzero(line == eos) if eos is not None else []
-            written.append(line[: int(ends[0]) + 1] if len(ends) else line)
+            ends: list[int] = np.flatnonzero(line == eos).tolist() if eos is not None else []
+            written.append(line[: ends[0] + 1] if len(ends) else line)
         return written
 
     def terms(self, run: Run, views: Views) -> dict[str, torch.Tensor]:
