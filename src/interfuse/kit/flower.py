@@ -1,12 +1,14 @@
 """Clients on several machines: the server of KnFu as a strategy of Flower (the optional package ``flwr``).
 
 A client's ``fit`` trains on its private examples, sends its class probabilities on the shared examples as its one array [m, C], and
-takes its personal targets from the next round's parameters to tune on. The strategy holds no data and no model: it calls
+takes its personal targets from the next round's parameters to tune on. ``flwr`` is no extra of this package: it asks for older
+versions of packages used here, so it is installed by who wants it. The strategy holds no data and no model: it calls
 :func:`interfuse.kit.federated.fuse`. In a simulation on one machine use ``distill/knfu`` instead.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -29,20 +31,20 @@ def strategy(*, least: int = 2, **options: Any) -> Any:
         InterfuseError: ``needs.package`` without ``flwr``.
     """
     try:
-        from flwr.common import FitIns, ndarrays_to_parameters, parameters_to_ndarrays
-        from flwr.server.strategy import Strategy
+        common: Any = importlib.import_module("flwr.common")
+        base: Any = importlib.import_module("flwr.server.strategy").Strategy
     except ImportError as error:
         raise InterfuseError("needs.package", "clients on several machines need Flower", where="flwr",
                              fix="pip install flwr, or simulate the clients here with distill/knfu.") from error  # fmt: skip
 
-    class Knowledge(Strategy):  # type: ignore[misc]
+    class Knowledge(base):  # type: ignore[misc]
         """Predictions in, personal targets out."""
 
         def __init__(self) -> None:
             self.fused: Fused | None = None
 
         def initialize_parameters(self, client_manager: Any) -> Any:
-            return ndarrays_to_parameters([])
+            return common.ndarrays_to_parameters([])
 
         def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> list[tuple[Any, Any]]:
             client_manager.wait_for(least)
@@ -50,13 +52,13 @@ def strategy(*, least: int = 2, **options: Any) -> Any:
             out = []
             for name, client in sorted(client_manager.all().items()):
                 mine = [self.fused.targets[place[name]]] if self.fused is not None and name in place else []
-                out.append((client, FitIns(ndarrays_to_parameters(mine), {"round": server_round})))
+                out.append((client, common.FitIns(common.ndarrays_to_parameters(mine), {"round": server_round})))
             return out
 
         def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> tuple[Any, dict[str, Any]]:
             sent: dict[str, np.ndarray] = {}
             for client, said in results:
-                arrays = parameters_to_ndarrays(said.parameters)
+                arrays = common.parameters_to_ndarrays(said.parameters)
                 if len(arrays) != 1:
                     raise InterfuseError(
                         "input.shape",
@@ -67,7 +69,7 @@ def strategy(*, least: int = 2, **options: Any) -> Any:
             if not sent:
                 return None, {}
             self.fused = fuse(sent, **options)
-            return ndarrays_to_parameters([]), {"clients": len(sent)}
+            return common.ndarrays_to_parameters([]), {"clients": len(sent)}
 
         def configure_evaluate(self, server_round: int, parameters: Any, client_manager: Any) -> list[Any]:
             return []
