@@ -117,7 +117,13 @@ def explain(path: Path, *, by: str = "") -> str:
     ]
     tops = [n for n in rows[0] if n.startswith("top ")]
     detail = [
-        [r["prompt"], r["step"], r["token"], *(round(float(r[n]), 4) for n in numbers), *(_words(r[n]) for n in tops)]
+        [
+            r["prompt"],
+            r["step"],
+            _shown(str(r["token"])),
+            *(round(float(r[n]), 4) for n in numbers),
+            *(_words(r[n]) for n in tops),
+        ]
         for r in rows[:400]
     ]
     left_out = len(texts) - len(pictures)
