@@ -24,8 +24,20 @@ from interfuse.core.ctx import Ctx
 from interfuse.decode.fused import fuse
 
 LETTERS = "abcdefghijklmnopqrst"
-LARGE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
-SMALL = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+LARGE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+SMALL = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 FACTS, STEPS, TUNE = 160, 2000, 250
 NOUNS, VERBS = ["mond", "lief", "traa", "kost"], ["sees", "has", "finds"]
 
@@ -92,7 +104,9 @@ def experiment(seed: int) -> dict[str, Any]:
             "expert": match([("model", own)], "mixture", task),
             **{f"fixed {a}": match(pair, "proxy-tuning", task, alpha=a) for a in (0.5, 1.0, 1.5)},
             "dynamic": match(pair, "dynamic-logits-fusion", task),
-            "dynamic, both experts": match([("model", large), ("base", small), *both], "dynamic-logits-fusion", task, steps.append),
+            "dynamic, both experts": match(
+                [("model", large), ("base", small), *both], "dynamic-logits-fusion", task, steps.append
+            ),
             "fixed 1.0, both experts": match([("model", large), ("base", small), *both], "static-arithmetic", task),
             "ceiling": match([("model", tuned[f"ceiling {task}"])], "mixture", task),
         }
@@ -105,8 +119,24 @@ def experiment(seed: int) -> dict[str, Any]:
     for row in table.values():
         row["mean"] = (row["A"] + row["B"]) / 2
     kept = knows(large, tokenizer, names[FACTS // 2 :], facts), knows(small, tokenizer, names[FACTS // 2 :], facts)
-    print(seed, {k: round(v["mean"], 3) for k, v in table.items()}, chosen, kept, losses, round(time.perf_counter() - began), "s", flush=True)
-    return {"seed": seed, "table": table, "chosen": chosen, "alpha": strengths, "facts known": {"large": kept[0], "small": kept[1]}, "losses": losses}
+    print(
+        seed,
+        {k: round(v["mean"], 3) for k, v in table.items()},
+        chosen,
+        kept,
+        losses,
+        round(time.perf_counter() - began),
+        "s",
+        flush=True,
+    )
+    return {
+        "seed": seed,
+        "table": table,
+        "chosen": chosen,
+        "alpha": strengths,
+        "facts known": {"large": kept[0], "small": kept[1]},
+        "losses": losses,
+    }
 
 
 def knows(model: Any, tokenizer: Any, names: list[str], facts: dict[str, str]) -> float:
@@ -119,7 +149,11 @@ def interval(values: list[float], rng: np.random.Generator) -> dict[str, Any]:
     """Mean with a 95 % bootstrap interval over seeds."""
     v = np.array(values)
     means = v[rng.integers(len(v), size=(5000, len(v)))].mean(axis=1)
-    return {"mean": float(v.mean()), "interval": [float(x) for x in np.quantile(means, (0.025, 0.975))], "values": [float(x) for x in v]}
+    return {
+        "mean": float(v.mean()),
+        "interval": [float(x) for x in np.quantile(means, (0.025, 0.975))],
+        "values": [float(x) for x in v],
+    }
 
 
 def main() -> None:
@@ -128,12 +162,19 @@ def main() -> None:
     began = time.perf_counter()
     runs = [experiment(seed) for seed in seeds]
     rng = Ctx(seed=0).rng("bootstrap")
-    conditions = {name: {t: interval([r["table"][name][t] for r in runs], rng) for t in ("A", "B", "mean")} for name in runs[0]["table"]}
+    conditions = {
+        name: {t: interval([r["table"][name][t] for r in runs], rng) for t in ("A", "B", "mean")}
+        for name in runs[0]["table"]
+    }
 
     def paired(one: str, other: str) -> dict[str, Any]:
         return interval([r["table"][one]["mean"] - r["table"][other]["mean"] for r in runs], rng)
 
-    gap = [(r["table"]["dynamic"]["mean"] - r["table"]["large"]["mean"]) / (r["table"]["ceiling"]["mean"] - r["table"]["large"]["mean"]) for r in runs]
+    gap = [
+        (r["table"]["dynamic"]["mean"] - r["table"]["large"]["mean"])
+        / (r["table"]["ceiling"]["mean"] - r["table"]["large"]["mean"])
+        for r in runs
+    ]
     best = [max(r["table"][f"fixed {a}"]["mean"] for a in (0.5, 1.0, 1.5)) for r in runs]
     save("decode-dynamic", {
         "what": "tiny models, scaled-down; exact match in the new form", "large": LARGE, "small": SMALL, "facts": FACTS, "seeds": seeds,

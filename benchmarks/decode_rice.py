@@ -72,7 +72,9 @@ def experiment(seed: int) -> dict[str, Any]:
     prompts = [q for q, _, _ in test]
     drawn = ctx.rng("transcripts")
     asked = [item(drawn, 4 if i % 2 else 2)[0] for i in range(300)]
-    said = replies(fuse("mixture", [("model", model, tokenizer)], rows=100), asked, max_tokens=48, temperature=1.0, seed=seed)
+    said = replies(
+        fuse("mixture", [("model", model, tokenizer)], rows=100), asked, max_tokens=48, temperature=1.0, seed=seed
+    )
     texts = [f"{q}{s}." for q, s in zip(asked, said, strict=True)]
     runs: dict[str, Any] = {"seed": seed, "loss": loss, "conditions": {}}
 
@@ -86,20 +88,31 @@ def experiment(seed: int) -> dict[str, Any]:
                 "length": float(np.mean(lengths)), "collapse": float(np.mean([not e for e in ended]))}  # fmt: skip
 
     for position in ("input", "predict"):
-        counts = count_routing(model, tokenizer, texts, list(MARKERS), MOE["num_experts"], shift=int(position == "predict"))
+        counts = count_routing(
+            model, tokenizer, texts, list(MARKERS), MOE["num_experts"], shift=int(position == "predict")
+        )
         table = [r for r in table_of(counts, MARKERS) if r["active"] >= 20]
         found = sorted(table, key=lambda r: -r["score"])[:COUNT]
         runs[f"found, {position}"] = [[r["layer"], r["expert"], round(r["score"], 3)] for r in found]
         runs[f"permutation p, {position}"] = shuffled(counts, ctx.rng("shuffle"))
         chosen = {f"npmi, {position}": [[r["layer"], r["expert"]] for r in found]}
         if position == "input":
-            chosen["random"] = [[table[i]["layer"], table[i]["expert"]] for i in ctx.rng("random").permutation(len(table))[:COUNT]]
+            chosen["random"] = [
+                [table[i]["layer"], table[i]["expert"]] for i in ctx.rng("random").permutation(len(table))[:COUNT]
+            ]
             chosen["used"] = [[r["layer"], r["expert"]] for r in sorted(table, key=lambda r: -r["active"])[:COUNT]]
         for name, experts in chosen.items():
             for beta in BETAS:
                 runs["conditions"][f"{name}, {beta:g}"] = measure(experts, beta)
     short = {k: {m: round(x, 2) for m, x in v.items()} for k, v in runs["conditions"].items()}
-    print(seed, round(loss, 3), {k: v for k, v in runs.items() if k not in ("conditions", "loss")}, round(time.perf_counter() - began), "s", flush=True)
+    print(
+        seed,
+        round(loss, 3),
+        {k: v for k, v in runs.items() if k not in ("conditions", "loss")},
+        round(time.perf_counter() - began),
+        "s",
+        flush=True,
+    )
     for k, v in short.items():
         print("  ", k, v, flush=True)
     return runs
@@ -112,13 +125,19 @@ def main() -> None:
     runs = [experiment(seed) for seed in seeds]
     rng = Ctx(seed=0).rng("bootstrap")
     names = list(runs[0]["conditions"])
-    conditions = {n: {m: interval([r["conditions"][n][m] for r in runs], rng) for m in ("think", "exact", "length", "collapse")} for n in names}
+    conditions = {
+        n: {m: interval([r["conditions"][n][m] for r in runs], rng) for m in ("think", "exact", "length", "collapse")}
+        for n in names
+    }
 
     def moved(run: dict[str, Any], kind: str, beta: float, what: str) -> float:
         return run["conditions"][f"{kind}, {beta:g}"][what] - run["conditions"][f"{kind}, 1"][what]
 
     def against(kind: str, control: str, what: str) -> dict[str, Any]:
-        return {f"{b:g}": interval([abs(moved(r, kind, b, what)) - abs(moved(r, control, b, what)) for r in runs], rng) for b in BETAS[1:]}
+        return {
+            f"{b:g}": interval([abs(moved(r, kind, b, what)) - abs(moved(r, control, b, what)) for r in runs], rng)
+            for b in BETAS[1:]
+        }
 
     save("decode-rice", {
         "what": "tiny mixture of experts, scaled-down; sampled at temperature 1", "model": MOE, "items": ITEMS, "seeds": seeds,

@@ -41,7 +41,9 @@ def train(model: Any, tokenizer: Any, lines: Callable[[np.random.Generator], str
     """Trains on lines packed into rows of equal width; the rate falls by a cosine. Gives the mean loss of the last 50 steps."""
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda i: min(1.0, (i + 1) / 50) * 0.5 * (1 + np.cos(np.pi * i / steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda i: min(1.0, (i + 1) / 50) * 0.5 * (1 + np.cos(np.pi * i / steps))
+    )
     losses, pool = [], list[int]()
     for _ in range(steps):
         while len(pool) < rows * width:

@@ -52,14 +52,16 @@ def ck_plug(
 ) -> Combined:
     """``F = alpha log p + (1 - alpha) (log r - log p)`` on the candidates where the confidence gain ``H(p) - H(r)`` is below the gate
     (equations 3 to 6), else ``r``; ``p`` is read without the context, ``r`` with it. auto: ``alpha = H(r) / (H(p) + H(r))`` (equation 7)."""
-    r, p = finite_logs(step.model.log_softmax(dim=1)), finite_logs(step.need_plain().log_softmax(dim=1))
+    r, p = step.model.log_softmax(dim=1), step.need_plain().log_softmax(dim=1)
     head = torch.zeros_like(r, dtype=torch.bool)
     for side in (r, p):  # the authors' relative_top_filter
         top = side.topk(min(k, side.shape[1]), dim=1).values
         head |= side >= torch.minimum(top[:, -1], top[:, 0] + math.log(relative_top))[:, None]
-    head &= ~torch.isneginf(step.model)
+    places = head.any(dim=0).nonzero().squeeze(1)  # the candidates of any text: a few of the vocabulary
+    head_r, head_p = finite_logs(r[:, places]), finite_logs(p[:, places])
+    chosen = head[:, places] & ~torch.isneginf(step.model[:, places])  # [B, C]
     if entropies == "head":
-        h_p, h_r = (entropy(x.masked_fill(~head, -math.inf).log_softmax(dim=1)) for x in (p, r))
+        h_p, h_r = (entropy(x.masked_fill(~chosen, -math.inf).log_softmax(dim=1)) for x in (head_p, head_r))
     else:
         h_p, h_r = entropy(p), entropy(r)
     gain = h_p - h_r
@@ -70,9 +72,12 @@ def ck_plug(
         share = torch.where(total > 0, h_r / total.clamp_min(1e-9), 0.5)
     else:
         share = torch.full_like(gain, float(alpha))
-    mixed = (1 - share)[:, None] * r + (2 * share - 1)[:, None] * p  # = alpha log p + (1 - alpha) (log r - log p)
-    scores = torch.where(conflict[:, None], mixed.masked_fill(~head, -math.inf), step.model)
-    if restrict == "always":
-        scores = scores.masked_fill(~head, -math.inf)
+    mixed = (1 - share)[:, None] * head_r + (2 * share - 1)[
+        :, None
+    ] * head_p  # = alpha log p + (1 - alpha) (log r - log p)
+    closed = conflict | (restrict == "always")
+    scores = step.model.masked_fill(closed[:, None], -math.inf)
+    here = torch.where(conflict[:, None], mixed, step.model[:, places])
+    scores[:, places] = torch.where(chosen | ~closed[:, None], here, -math.inf)
     trace = {"H_param": h_p, "H_rag": h_r, "gain": gain, "intervened": conflict.float(), "alpha": share}
     return Combined(scores, trace)

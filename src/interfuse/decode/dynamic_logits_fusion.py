@@ -11,7 +11,7 @@ from pydantic import Field
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.decode.room import Combined, Step
-from interfuse.kit.logits import change, divergence, log_partitions
+from interfuse.kit.logits import change, log_partitions
 
 #: the paper's search, 0 to 2 by 0.1
 GRID = [i / 10 for i in range(21)]
@@ -48,16 +48,17 @@ def dynamic_logits_fusion(
     if limits is not None and len(limits) != len(step.experts):
         raise InterfuseError("param.value", f"limits has {len(limits)} numbers for {len(step.experts)} experts")
     large, small = model.log_softmax(dim=1), base.log_softmax(dim=1)
-    probs = large.exp()
+    probs, before = large.exp(), small.exp()
     grid = torch.tensor(alphas, device=model.device)
     changes, wanted = [], []  # d_t [B, V]; (KL(Q_t || Q), KL(Q || Q_t)) [B] each
     for expert in step.experts:
         tuned = expert.log_softmax(dim=1)
-        changes.append(change(tuned, small))
-        wanted.append((divergence(tuned, small), divergence(small, tuned)))
+        d = change(tuned, small)
+        changes.append(d)
+        wanted.append((torch.linalg.vecdot(tuned.exp(), d), -torch.linalg.vecdot(before, d)))
     losses = []
     for t, d in enumerate(changes):
-        mean = (probs * d).sum(dim=1)  # E_P[d] [B]
+        mean = torch.linalg.vecdot(probs, d)  # E_P[d] [B]
         parts, means = log_partitions(large, probs, d - mean[:, None], alphas)  # of d less its mean: [G, B] each
         forward, backward = grid[:, None] * means - parts, parts  # KL(P~ || P), KL(P || P~)
         loss = torch.stack([(forward - a) ** 2 + (backward - b) ** 2 for a, b in wanted]).sum(dim=0)  # J [G, B]

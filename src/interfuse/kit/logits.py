@@ -11,6 +11,8 @@ from interfuse.core.errors import InterfuseError
 
 #: stands for a log-probability of -inf where arithmetic would make NaN of it
 LOW = -1e4
+#: tokens that are worked on at once, so that they stay in a processor's cache
+BLOCK = 65_536
 
 
 def finite_logs(logs: torch.Tensor) -> torch.Tensor:
@@ -20,18 +22,16 @@ def finite_logs(logs: torch.Tensor) -> torch.Tensor:
 
 def change(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """``tuned - base``, 0 where both exclude a token, bounded where one does. Of raw logits the constants are kept."""
+    difference = tuned - base
+    if bool(torch.isfinite(difference.sum())):  # one pass over the vocabulary in place of four
+        return difference
     out = torch.isneginf(tuned) & torch.isneginf(base)
-    return (tuned - base).masked_fill(out, 0.0).clamp(LOW, -LOW)
+    return difference.masked_fill(out, 0.0).clamp(LOW, -LOW)
 
 
 def entropy(logs: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of log-probabilities, [B]."""
     return -(logs.exp() * finite_logs(logs)).sum(dim=1)
-
-
-def divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """``KL(p || q)`` in nats of log-probabilities, [B]; tokens that both exclude count nothing."""
-    return (p.exp() * (finite_logs(p) - finite_logs(q))).sum(dim=1)
 
 
 def per_expert(value: float | Sequence[float], count: int, name: str) -> list[float]:
@@ -61,16 +61,23 @@ def log_partitions(
     """
     step = alphas[1] - alphas[0] if len(alphas) > 1 else 0.0
     even = all(math.isclose(a, alphas[0] + i * step, abs_tol=1e-9) for i, a in enumerate(alphas))
-    if even and bool((logs + alphas[-1] * d).amax() < 80.0) and bool((step * d).amax() < 80.0):
-        weights = probs * (alphas[0] * d).exp() if alphas[0] != 0 else probs.clone()
-        factor = (step * d).exp()
-        both = torch.stack([torch.ones_like(d), d], dim=1)  # [B, 2, V]
-        sums = []
-        for i in range(len(alphas)):
-            if i:
-                weights.mul_(factor)
-            sums.append(torch.bmm(both, weights[:, :, None]).squeeze(2))  # sum w, sum w d
-        table = torch.stack(sums)  # [G, B, 2]
+    if even and bool(d.amax() < 80.0 / max(alphas[-1], 1e-9)):
+        size, sums = d.shape[1], list[torch.Tensor]()
+        table = d.new_zeros(len(alphas), len(d), 2)  # sum w, sum w d
+        for start in range(0, size, BLOCK):
+            part = d[:, start : start + BLOCK]
+            weights = (
+                probs[:, start : start + BLOCK] * (alphas[0] * part).exp()
+                if alphas[0] != 0
+                else probs[:, start : start + BLOCK].clone()
+            )
+            factor, both = (step * part).exp(), torch.stack([torch.ones_like(part), part], dim=1)  # [B, 2, n]
+            sums = []
+            for i in range(len(alphas)):
+                if i:
+                    weights.mul_(factor)
+                sums.append(torch.bmm(both, weights[:, :, None]).squeeze(2))
+            table += torch.stack(sums)
         return table[..., 0].log(), table[..., 1] / table[..., 0]
     parts, means = [], []
     for alpha in alphas:

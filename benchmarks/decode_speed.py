@@ -1,0 +1,160 @@
+"""What fusing costs at decoding time: ratios within one run, on one thread.
+
+- a fused step of three streams (dynamic logits fusion) against the sum of the three models' single steps,
+- the combiner's share of that step at vocabularies of 49 thousand and 262 thousand,
+- CK-PLUG's two prompts in one batch against plain generation, per token.
+
+Models have random weights of real shapes (SmolLM2-135M's layers, fewer of them where said): speed does not depend on what they know.
+
+    python benchmarks/decode_speed.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from record import save
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.method import load
+from interfuse.data.seeding import seeded
+from interfuse.decode.engine import Engine, Streams, Text
+from interfuse.decode.fused import load_streams, make_engine
+from interfuse.decode.room import settings_of
+from interfuse.decode.streams import Tape
+
+SMOL = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "tie_word_embeddings": True, "max_position_embeddings": 1024, "eos_token_id": None, "bos_token_id": None,
+        "pad_token_id": 0}  # fmt: skip
+PROMPT, STEPS, ROUNDS = 64, 16, 4
+
+
+class Words:
+    """The least of a tokenizer that the loop needs."""
+
+    eos_token_id, pad_token_id, chat_template = None, 0, None
+
+    def decode(self, ids: Any, **rest: Any) -> str:
+        return ""
+
+
+def model(seed: int, vocabulary: int) -> Any:
+    with seeded(seed):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**SMOL, "vocab_size": vocabulary})).eval()
+
+
+def engine(slug: str, modules: list[Any], **params: Any) -> Engine:
+    method = load(slug, room="decode")
+    roles = ["model", "base", "expert"][: len(modules)]
+    checked = method.check(params)
+    return make_engine(
+        load_streams([(r, r, m, Words()) for r, m in zip(roles, modules, strict=True)], method, settings_of(checked)),
+        method,
+        checked,
+    )
+
+
+def timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def fused_steps(made: Engine, ids: list[list[int]]) -> tuple[float, float]:
+    """Seconds of a fused step and of the combiner within it."""
+    streams = Streams(made, [[row] for row in ids])
+    logits, text, combine = streams.start(), Text(0, 0, PROMPT), 0.0
+    began = time.perf_counter()
+    for number in range(STEPS):
+        start = time.perf_counter()
+        scores = made.combined(logits, None, number).scores
+        combine += time.perf_counter() - start
+        token = scores.argmax(dim=1)
+        float(scores[0, token[0]] - scores[0].logsumexp(dim=0))
+        text.ids.append(int(token))
+        logits = streams.push(token, [text])
+    return (time.perf_counter() - began) / STEPS, combine / STEPS
+
+
+def single_steps(made: Engine, w: int, ids: list[int]) -> float:
+    """Seconds of one model's step by ``generate``-like greedy decoding with its cache."""
+    tape = Tape(made.weights[w])
+    logits = tape.start([ids])
+
+    def work() -> None:
+        nonlocal logits
+        for _ in range(STEPS):
+            logits = tape.feed(logits.argmax(dim=1)[:, None])
+
+    return timed(work) / STEPS
+
+
+def generate_steps(module: Any, ids: list[int]) -> float:
+    """Seconds per token of ``model.generate``, the prompt's pass taken off."""
+    batch, mask = torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long)
+
+    def run(tokens: int) -> float:
+        return timed(
+            lambda: module.generate(
+                input_ids=batch, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=0
+            )
+        )
+
+    few = run(1)
+    return (run(STEPS + 1) - few) / STEPS
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rng, figures = Ctx(seed=0).rng("prompt"), dict[str, Any]()
+    for vocabulary in (49_152, 262_144):
+        modules = [model(i, vocabulary) for i in range(3)]
+        made = engine("dynamic-logits-fusion", modules)
+        ids = rng.integers(5, vocabulary, size=PROMPT).tolist()
+        rows: dict[str, list[float]] = {"ratio": [], "share": [], "fused ms": [], "sum ms": [], "combiner ms": []}
+        for _ in range(ROUNDS):
+            alone = sum(single_steps(made, w, ids) for w in range(3))
+            fused, combine = fused_steps(made, [ids] * 3)
+            rows["ratio"].append(fused / alone)
+            rows["share"].append(combine / fused)
+            rows["fused ms"].append(1000 * fused)
+            rows["sum ms"].append(1000 * alone)
+            rows["combiner ms"].append(1000 * combine)
+        figures[f"three streams, {vocabulary} tokens"] = {k: spread(v) for k, v in rows.items()}
+        print(vocabulary, {k: round(spread(v)["median"], 4) for k, v in rows.items()}, flush=True)
+        if vocabulary == 49_152:
+            plug = engine("ck-plug", modules[:1])
+            longer = rng.integers(5, vocabulary, size=PROMPT).tolist()
+            pairs: dict[str, list[float]] = {"ratio": [], "against generate": [], "share": []}
+            for _ in range(ROUNDS):
+                alone = single_steps(plug, 0, ids)
+                by_generate = generate_steps(modules[0], ids)
+                fused, combine = fused_steps(plug, [longer + ids, ids])
+                pairs["ratio"].append(fused / alone)
+                pairs["against generate"].append(fused / by_generate)
+                pairs["share"].append(combine / fused)
+            figures["ck-plug, two prompts in one batch"] = {k: spread(v) for k, v in pairs.items()}
+            print({k: round(spread(v)["median"], 4) for k, v in pairs.items()}, flush=True)
+    save(
+        "decode-speed",
+        {
+            "what": "SmolLM2-135M shapes, float32, one thread, one text",
+            "prompt": PROMPT,
+            "steps": STEPS,
+            "rounds": ROUNDS,
+            **figures,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
