@@ -29,7 +29,6 @@ from interfuse.decode.texts import TextStreams
 from interfuse.decode.trace import Trace, explain, tokens_svg
 from interfuse.decode.vocabularies import (
     Projection,
-    first_tokens,
     fit_vocabularies,
     onto_main,
     read_tokens,
@@ -308,9 +307,6 @@ def test_surfaces_are_what_decoding_gives(two_vocabularies: list[str], place: Pa
                 b"".join(known[i] or b"" for i in tokenizer(text, add_special_tokens=False)["input_ids"])
                 == text.encode()
             )
-    ids, whole = first_tokens([b"abc", b"ab", b"xyz", None], [b"a", b"ab", None])
-    assert ids.tolist() == [1, 1, -1, -1]
-    assert whole.tolist() == [False, True, False, False]
 
 
 def test_a_projection_keeps_what_it_can(two_vocabularies: list[str]) -> None:

@@ -9,13 +9,13 @@ token there. Main tokens about which a stream can say nothing keep the main mode
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from interfuse.core.errors import InterfuseError
@@ -23,6 +23,8 @@ from interfuse.core.safe import read_text
 from interfuse.data.models import Model, tokenizer_folder
 from interfuse.data.vocabulary import read_ids
 from interfuse.decode.room import DecodeSettings
+from interfuse.kit.lexicon import lexicon
+from interfuse.kit.token_map import vocabulary_map
 
 #: below this share of a stream's mass that has a main token, its opinion is called doubtful
 DOUBTFUL = 0.8
@@ -140,61 +142,12 @@ def widen_logits(logits: torch.Tensor, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(logits, (0, width - have), value=NONE)
 
 
-@functools.cache
-def _byte_of() -> dict[str, int]:
-    """Characters of byte-level vocabularies and the bytes they stand for (GPT-2's table)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
-
-
 def surfaces(tokenizer: Any) -> list[bytes | None]:
-    """The bytes that each id adds to a text, by id; None for special tokens and ids of no token.
-
-    Byte-level, SentencePiece-like, WordPiece and whole-word vocabularies are understood.
-    """
-    core = json.loads(tokenizer.backend_tokenizer.to_str())
-    decoder = json.dumps(core.get("decoder") or {})
-    special = frozenset(tokenizer.all_special_tokens)
-    added = frozenset(str(row["content"]) for row in core.get("added_tokens") or ())
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    found: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
-    table = _byte_of()
-    for token, i in vocabulary.items():
-        if token in special:
-            continue
-        if token in added:
-            found[i] = token.encode()
-        elif '"ByteLevel"' in decoder:
-            found[i] = bytes(table[c] for c in token) if all(c in table for c in token) else None
-        elif "▁" in decoder or '"Metaspace"' in decoder:
-            one = token.startswith("<0x") and token.endswith(">") and len(token) == 6
-            found[i] = bytes([int(token[3:5], 16)]) if one else token.replace("▁", " ").encode()
-        elif '"WordPiece"' in decoder:
-            found[i] = token[2:].encode() if token.startswith("##") else b" " + token.encode()
-        else:
-            found[i] = b" " + token.encode()  # whole words, which decoding joins by spaces
-    return found
-
-
-def first_tokens(wanted: Sequence[bytes | None], known: Sequence[bytes | None]) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each wanted text the id of the longest known token it begins with, and whether that is all of it.
-
-    Returns:
-        ids [N] (int64, -1 where there is none), whole [N] (bool).
-    """
-    table = {text: i for i, text in reversed(list(enumerate(known))) if text}
-    longest = max(map(len, table), default=0)
-    ids, whole = [], []
-    for text in wanted:
-        place = -1
-        if text:
-            for end in range(min(len(text), longest), 0, -1):
-                if (place := table.get(text[:end], -1)) >= 0:
-                    break
-        ids.append(place)
-        whole.append(place >= 0 and text == known[place])
-    return torch.tensor(ids), torch.tensor(whole)
+    """The bytes that each id adds to a text, by id; None for special tokens and ids of no token."""
+    lex = lexicon(tokenizer)
+    return [
+        None if special or not text else text for text, special in zip(lex.surfaces, lex.special.tolist(), strict=True)
+    ]
 
 
 @dataclass
@@ -214,18 +167,17 @@ class Projection:
 
     @classmethod
     def between(cls, main: Any, other: Any, kind: Literal["map", "union"], width: int, k: int = 20) -> Projection:
-        """The projection between two tokenizers; end tokens are matched to each other.
+        """The projection between two tokenizers; special tokens are matched by their role.
 
         Args:
             width: columns of the main model's logits.
         """
-        mine, theirs = surfaces(main), surfaces(other)
-        mine += [None] * (width - len(mine))
-        forward, _ = first_tokens(theirs, mine[:width])
-        back, _ = first_tokens(mine[:width], theirs)
-        if main.eos_token_id is not None and other.eos_token_id is not None:
-            forward[other.eos_token_id], back[main.eos_token_id] = main.eos_token_id, other.eos_token_id
-        return cls(kind, forward, back, k)
+        mine, theirs = lexicon(main), lexicon(other)
+        back = np.full(width, -1, dtype=np.int64)
+        found = vocabulary_map(mine, theirs).first[:width]
+        back[: len(found)] = found
+        forward = vocabulary_map(theirs, mine).first
+        return cls(kind, torch.from_numpy(np.where(forward < width, forward, -1)), torch.from_numpy(back), k)
 
     def coverage(self) -> float:
         """The share of the main tokens about which the stream has an opinion."""
