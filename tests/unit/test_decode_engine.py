@@ -298,6 +298,23 @@ def test_a_shared_beginning_is_computed_once(models: dict[str, Any], tokenizer: 
         torch.testing.assert_close(small.start(rows), apart.start(rows, share=False), atol=1e-4, rtol=1e-4)
 
 
+def test_few_rows_are_quick_and_the_model_is_left_alone(models: dict[str, Any]) -> None:
+    """Two to six rows are multiplied in another order: the same logits, and nothing stays on the model."""
+    from interfuse.decode.streams import few_rows
+
+    for kind in KINDS:
+        weights, ids = Weights.of(models[kind], kind), torch.arange(3, 12).view(3, 3)
+        with torch.no_grad():
+            for rows in (ids[:1, :2], ids[:2, :1], ids[:2], ids[:3, :1]):
+                plain = models[kind](input_ids=rows).logits
+                with few_rows(weights, rows.numel()):
+                    torch.testing.assert_close(models[kind](input_ids=rows).logits, plain, atol=1e-5, rtol=1e-4)
+                with pytest.raises(RuntimeError, match="stop"), few_rows(weights, 2):
+                    raise RuntimeError("stop")
+        assert not any("forward" in vars(m) for m in models[kind].modules())
+    assert len(Weights.of(models["llama"], "x").thin) == 15
+
+
 def test_what_is_refused(models: dict[str, Any], tokenizer: Any) -> None:
     made = engine("ck-plug", models, tokenizer)
 

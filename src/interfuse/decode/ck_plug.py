@@ -13,6 +13,9 @@ from interfuse.core.method import method
 from interfuse.decode.room import Combined, Step
 from interfuse.kit.logits import entropy, finite_logs
 
+#: nats by which the gate must be passed: two readings of one prompt differ by rounding, and that is no conflict
+SLACK = 1e-5
+
 
 def _valid(params: dict[str, Any]) -> None:
     alpha = params["alpha"]
@@ -66,7 +69,12 @@ def ck_plug(
         h_p, h_r = entropy(p), entropy(r)
     gain = h_p - h_r
     every = torch.ones_like(gain, dtype=torch.bool)
-    conflict = {"absolute": gain < threshold, "relative": gain + e * h_r < 0, "always": every, "never": ~every}[gate]
+    conflict = {
+        "absolute": gain < threshold - SLACK,
+        "relative": gain + e * h_r < -SLACK,
+        "always": every,
+        "never": ~every,
+    }[gate]
     if alpha == "auto":
         total = h_p + h_r
         share = torch.where(total > 0, h_r / total.clamp_min(1e-9), 0.5)
