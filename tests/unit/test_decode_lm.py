@@ -171,6 +171,26 @@ def test_sources_that_moved_or_changed(place: Path, tmp_path: Path) -> None:
     assert kept.name == "cad"
 
 
+def test_in_a_recipe(place: Path, tmp_path: Path) -> None:
+    """A merge's result is an expert, the fused model a step's result; done steps are not made again, and the folder opens."""
+    for name in ("small", "expert"):
+        speaker(place, name)
+    (place / "fused.yaml").write_text(
+        "interfuse: 1\nsources: {large: large, small: small, tuned: expert}\nsteps:\n"
+        "  merged: {use: merge/linear, models: [tuned, small], weight: [0.7, 0.3]}\n"
+        "  fused: {use: decode/dynamic-logits-fusion, model: large, base: small, experts: [merged]}\n"
+    )
+    speaker(place, "large")
+    done = interfuse.run(str(place / "fused.yaml"), out=tmp_path / "run")
+    folder = next(p.parent for p in (tmp_path / "run").rglob("fused-lm.json"))
+    assert done
+    lm = open_lm(Source(str(folder)), Ctx())
+    assert lm.generate(["the cat"], max_tokens=3)[0][0].tokens > 0
+    stamp = (folder / "fused-lm.json").stat().st_mtime_ns
+    interfuse.run(str(place / "fused.yaml"), out=tmp_path / "run")
+    assert (folder / "fused-lm.json").stat().st_mtime_ns == stamp
+
+
 def test_steered_and_exported(place: Path, tmp_path: Path) -> None:
     """The exported checkpoint answers, without hooks, like the steered model; a profile is taken up again."""
     folder = speaker(place, "mixture", **MIXTURE)

@@ -149,6 +149,8 @@ class Engine:
         self.combine, self.settings, self.evidence = combine, settings, evidence
         self.steer = steer or contextlib.nullcontext
         self.counts, self.timing = Counts(), Timing()
+        #: called with one line before texts are made
+        self.log: Callable[[str], None] = lambda line: None
         self.width = int(self.weights[0].module.get_output_embeddings().weight.shape[0])
 
     @property
@@ -221,17 +223,13 @@ class Engine:
         for voice in self.voices:
             module = self.weights[voice.weights].module
             config = module.config.get_text_config()
-            heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-            size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-            total += (
-                2
-                * int(config.num_hidden_layers)
-                * heads
-                * size
-                * tokens
-                * rows
-                * next(module.parameters()).element_size()
-            )
+            heads = getattr(config, "num_attention_heads", None)
+            if not heads:
+                continue  # it keeps a state of fixed size
+            kept = int(getattr(config, "num_key_value_heads", None) or heads)
+            size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+            width = 2 * int(config.num_hidden_layers) * kept * size * next(module.parameters()).element_size()
+            total += width * tokens * rows
         return total
 
     # -------------------------------------------------------------------------------------------- decoding
@@ -246,6 +244,11 @@ class Engine:
         encoded = self.encode(prompts)
         self.fits(encoded, options.max_tokens)
         texts = self._texts(prompts, encoded, options)
+        at_once = min(len(texts), self.settings.rows)
+        size = self.cache_bytes(max(len(ids) for rows in encoded for ids in rows) + options.max_tokens, at_once)
+        self.log(
+            f"{at_once} texts at once in {len(self.voices)} streams: keys and values take up to {size / 1e6:.1f} MB"
+        )
         for start in range(0, len(texts), self.settings.rows):
             part = texts[start : start + self.settings.rows]
             yield from self._batch([[rows[t.prompt] for t in part] for rows in encoded], part, options)

@@ -296,7 +296,9 @@ class FusedLM:
         """The loop over its streams, loaded when first asked for."""
         file = self.path / FACTS
         facts: dict[str, Any] = json.loads(read_text(file)) if file.is_file() else {}
-        return make_engine(self._streams, self.method, self.params, facts)
+        made = make_engine(self._streams, self.method, self.params, facts)
+        made.log = self.ctx.log
+        return made
 
     def with_params(self, **changes: Any) -> FusedLM:
         """The same streams under other parameters of the combiner; nothing is loaded again.

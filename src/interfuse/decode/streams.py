@@ -65,11 +65,18 @@ class Weights:
 
     @property
     def plain_cache(self) -> bool:
-        """Whether every layer attends to everything before it, so that a cache may have gaps and be cut."""
+        """Whether every layer attends to everything before it, so that a cache may have gaps."""
+        return self.reach is None
+
+    @property
+    def reach(self) -> int | None:
+        """Up to so many tokens a cache can be cut back: None without a limit, a sliding window's width, 0 for caches of another kind."""
         config = self.module.config.get_text_config()
         kinds = getattr(config, "layer_types", None) or []
+        if any(k not in ("full_attention", "sliding_attention") for k in kinds):
+            return 0
         sliding = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        return all(k == "full_attention" for k in kinds) if kinds else sliding is None
+        return int(sliding) if sliding and (not kinds or "sliding_attention" in kinds) else None
 
 
 def _thin(module: Any) -> tuple[tuple[dict[str, Any], Any], ...]:

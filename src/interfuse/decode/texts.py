@@ -37,7 +37,7 @@ class TextStreams:
     def __init__(
         self, weights: Weights, tokenizer: Any, surfaces: Sequence[bytes | None], counts: Counts, chunk: int
     ) -> None:
-        if not weights.plain_cache:
+        if weights.reach == 0:
             raise InterfuseError("needs.capability", "a stream of another vocabulary must be able to take tokens back, and this model's "
                                  "cache cannot", where=weights.name, fix="Use it as the main model.")  # fmt: skip
         self.weights, self.tokenizer, self.surfaces = weights, tokenizer, surfaces
@@ -87,9 +87,9 @@ class TextStreams:
             same -= 1  # the last token is read again, for its logits
         if same < 0:
             return  # nothing was made yet that it could read
-        window = self.weights.window
+        window = min((w for w in (self.weights.window, self.weights.reach) if w is not None), default=None)
         if window is not None and reader.tape.mask.shape[1] + len(ids) - len(reader.ids) > window:
-            raise InterfuseError("input.limit", f"the text is longer than the {window} tokens that the stream reads", where=self.weights.name,
+            raise InterfuseError("input.limit", f"the text is longer than the {window} tokens up to which the stream can follow it", where=self.weights.name,
                                  fix="Lower max_tokens.")  # fmt: skip
         reader.tape.cut(len(reader.ids) - same)
         reader.logits = reader.tape.feed(torch.tensor([ids[same:]], device=self.weights.device))
