@@ -5,7 +5,7 @@ relation. Measured over ``alpha``: how often the reply holds the context's answe
 MR = ParR / (ParR + ConR), with bootstrap intervals over the facts. Beside it plain reading of the context, auto, the gate left out,
 CAD and AdaCAD.
 
-    INTERFUSE_SHARED_DATA=... python benchmarks/decode_ck_plug.py MODEL [FACTS]
+    INTERFUSE_SHARED_DATA=... python benchmarks/decode_ck_plug.py [MODEL [FACTS]]
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from real_models import smollm2
 from record import save
 from scipy.stats import spearmanr
 
@@ -85,7 +86,10 @@ def ask(lm: FusedLM, prompts: list[Any], trace: Any = None) -> list[str]:
 
 
 def main() -> None:
-    folder, wanted = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 200
+    folder, wanted = (
+        str(sys.argv[1] if len(sys.argv) > 1 else smollm2()),
+        int(sys.argv[2]) if len(sys.argv) > 2 else 200,
+    )
     rng, began = Ctx(seed=0).rng("facts"), time.perf_counter()
     settings = {"templates": "none", "rows": 24}
     lm: FusedLM = apply("decode/ck-plug", model=folder, **settings)
