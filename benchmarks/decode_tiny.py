@@ -37,7 +37,7 @@ def new_model(seed: int, tokenizer: Any, **fields: Any) -> Any:
 
 
 def train(model: Any, tokenizer: Any, lines: Callable[[np.random.Generator], str], rng: np.random.Generator, *, steps: int, lr: float,
-          rows: int = 32, width: int = 64, router: float = 0.0) -> float:  # fmt: skip
+          rows: int = 16, width: int = 64, router: float = 0.0) -> float:  # fmt: skip
     """Trains on lines packed into rows of equal width; the rate falls by a cosine. Gives the mean loss of the last 50 steps."""
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)

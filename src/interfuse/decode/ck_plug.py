@@ -55,18 +55,18 @@ def ck_plug(
 ) -> Combined:
     """``F = alpha log p + (1 - alpha) (log r - log p)`` on the candidates where the confidence gain ``H(p) - H(r)`` is below the gate
     (equations 3 to 6), else ``r``; ``p`` is read without the context, ``r`` with it. auto: ``alpha = H(r) / (H(p) + H(r))`` (equation 7)."""
-    r, p = step.model.log_softmax(dim=1), step.need_plain().log_softmax(dim=1)
+    r, p = step.model, step.need_plain()  # logits: the candidates do not depend on their constants
     head = torch.zeros_like(r, dtype=torch.bool)
     for side in (r, p):  # the authors' relative_top_filter
         top = side.topk(min(k, side.shape[1]), dim=1).values
         head |= side >= torch.minimum(top[:, -1], top[:, 0] + math.log(relative_top))[:, None]
     places = head.any(dim=0).nonzero().squeeze(1)  # the candidates of any text: a few of the vocabulary
-    head_r, head_p = finite_logs(r[:, places]), finite_logs(p[:, places])
+    head_r, head_p = (finite_logs(x[:, places] - x.logsumexp(dim=1, keepdim=True)) for x in (r, p))
     chosen = head[:, places] & ~torch.isneginf(step.model[:, places])  # [B, C]
     if entropies == "head":
         h_p, h_r = (entropy(x.masked_fill(~chosen, -math.inf).log_softmax(dim=1)) for x in (head_p, head_r))
     else:
-        h_p, h_r = entropy(p), entropy(r)
+        h_p, h_r = entropy(p.log_softmax(dim=1)), entropy(r.log_softmax(dim=1))
     gain = h_p - h_r
     every = torch.ones_like(gain, dtype=torch.bool)
     conflict = {
