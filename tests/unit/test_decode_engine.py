@@ -323,6 +323,9 @@ def test_what_is_refused(models: dict[str, Any], tokenizer: Any) -> None:
             texts(made, prompts, Options(**options))
         return caught.value.code
 
+    state = transformers.AutoConfig.for_model("mamba", vocab_size=26, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(InterfuseError, match="no cache"):
+        fuse("mixture", [("model", transformers.AutoModelForCausalLM.from_config(state), tokenizer)])
     assert code([""]) == "input.empty"
     assert code([[]]) == "input.empty"
     assert code([3]) == "input.type"

@@ -47,7 +47,11 @@ class Weights:
 
     @classmethod
     def of(cls, module: Any, name: str) -> Weights:
-        """Reads what is needed from the module's configuration."""
+        """Reads what is needed from the module's configuration.
+
+        Raises:
+            InterfuseError: ``needs.capability`` for models without a cache of keys and values.
+        """
         config = (
             module.config.get_text_config()
             if callable(getattr(module.config, "get_text_config", None))
@@ -56,6 +60,9 @@ class Weights:
         window = next((int(v) for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
                        if isinstance(v := getattr(config, key, None), int)), None)  # fmt: skip
         names = inspect.signature(module.forward).parameters
+        if "past_key_values" not in names:
+            raise InterfuseError("needs.capability", f"{type(module).__name__} keeps no cache of keys and values", where=name,
+                                 fix="Use a model with attention; mixed ones, part attention and part state, are fine.")  # fmt: skip
         return cls(module, name, window, frozenset(names), _thin(module))
 
     @property
@@ -221,7 +228,7 @@ class Tape:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keeps these rows, in this order."""
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)  # every kind of layer can; it takes fewer or more rows too
         self.mask = self.mask[rows]
 
     def cut(self, tokens: int) -> None:
