@@ -397,6 +397,58 @@ def test_models_of_two_vocabularies_write_together(two_vocabularies: list[str], 
         StreamLogitsProcessor(lm.engine)
 
 
+def test_bytes_are_exact(two_vocabularies: list[str], tmp_path: Path) -> None:
+    """The probability of a text, byte by byte, is the sum over all its spellings in tokens; two models of any vocabularies mix."""
+    import math
+
+    fine, coarse = two_vocabularies
+    module, tokenizer = loaded(coarse)
+    known = surfaces(tokenizer)
+    able = torch.tensor([i for i, s in enumerate(known) if s] + [1])
+
+    def spellings(rest: bytes) -> Iterator[list[int]]:
+        if not rest:
+            yield []
+        for i, surface in enumerate(known):
+            if surface and rest.startswith(surface):
+                yield from ([i, *more] for more in spellings(rest[len(surface) :]))
+
+    lm = interfuse.decode.mixture(coarse, vocabulary="bytes", out=tmp_path / "alone")
+    text, total = " sees d", 0.0
+    prompt = lm.engine.encode(["the cat"])[0][0]
+    found = list(spellings(text.encode()))
+    assert len(found) > 3
+    for ids in found:
+        with torch.no_grad():
+            logits = module(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 :].double()
+        logs = logits - logits[:, able].logsumexp(dim=1, keepdim=True)
+        total += math.exp(sum(float(logs[k, t]) for k, t in enumerate(ids)))
+    # the mass of all that goes on from the text, not only of what ends there
+    whole = lm.score([("the cat", text)])[0]
+    assert whole.tokens == len(text)
+    ends = sum(float(v) for v in lm.engine.score([[prompt]], [[*text.encode(), 256]])[0])
+    with_end = 0.0
+    for ids in found:
+        with torch.no_grad():
+            logits = module(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 :].double()
+        logs = logits - logits[:, able].logsumexp(dim=1, keepdim=True)
+        with_end += math.exp(sum(float(logs[k, t]) for k, t in enumerate([*ids, 1])))
+    assert ends == pytest.approx(math.log(with_end), abs=1e-4)
+    assert whole.logprob >= math.log(total) - 1e-6, "tokens that go past the text count too"
+    both = interfuse.decode.mixture(fine, experts=[coarse], vocabulary="bytes", out=tmp_path / "both")
+    made = both.generate(["the cat", "one bird"], max_tokens=6)
+    assert [m[0] for m in made] == [both.generate([p], max_tokens=6)[0][0] for p in ("the cat", "one bird")]
+    parts = [
+        x.score([("the cat", text)])[0].token_logprobs for x in (lm, interfuse.decode.mixture(fine, vocabulary="bytes"))
+    ]
+    mixed = both.score([("the cat", text)])[0].token_logprobs
+    assert mixed == pytest.approx(
+        [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in zip(*parts, strict=True)], abs=1e-4
+    )
+    with pytest.raises(InterfuseError, match="bytes are drawn"):
+        both.generate(["the cat"], repetition_penalty=1.2)
+
+
 def _near(a: Any, b: Any) -> bool:
     return all(x[0].text == y[0].text and abs(x[0].logprob - y[0].logprob) < 1e-3 for x, y in zip(a, b, strict=True))
 

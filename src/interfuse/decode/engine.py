@@ -18,6 +18,7 @@ import torch
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import fingerprint
+from interfuse.decode.bytewise import END, ByteReader, ByteVocabulary
 from interfuse.decode.prompts import Contexts, ids_of, texts_of
 from interfuse.decode.room import Combined, DecodeSettings, Step
 from interfuse.decode.streams import Counts, Tape, Weights, pad
@@ -151,7 +152,9 @@ class Engine:
         self.counts, self.timing = Counts(), Timing()
         #: called with one line before texts are made
         self.log: Callable[[str], None] = lambda line: None
-        self.width = int(self.weights[0].module.get_output_embeddings().weight.shape[0])
+        #: whether streams are combined byte by byte: tokens of texts are then bytes, and 256 is their end
+        self.bytewise = settings.vocabulary == "bytes"
+        self.width = END + 1 if self.bytewise else int(self.weights[0].module.get_output_embeddings().weight.shape[0])
 
     @property
     def tokenizer(self) -> Any:
@@ -167,17 +170,26 @@ class Engine:
     @functools.cached_property
     def ends(self) -> frozenset[int]:
         """Ids of the main vocabulary that end a text: the end tokens of every stream that shares its vocabulary."""
-        found: list[int] = []
-        for voice in self.voices:
-            if voice.projection is None:
-                module, tokenizer = self.weights[voice.weights].module, self.tokenizers[voice.weights]
-                for value in (
-                    module.generation_config.eos_token_id,
-                    module.config.eos_token_id,
-                    tokenizer.eos_token_id,
-                ):
-                    found += [value] if isinstance(value, int) else list(value or ())
-        return frozenset(found)
+        if self.bytewise:
+            return frozenset([END])
+        return frozenset(i for v in self.voices if v.projection is None for i in self.own_ends(v.weights))
+
+    def own_ends(self, weights: int) -> list[int]:
+        """Ids of a model's own vocabulary that end a text."""
+        module, tokenizer, found = self.weights[weights].module, self.tokenizers[weights], list[int]()
+        for value in (module.generation_config.eos_token_id, module.config.eos_token_id, tokenizer.eos_token_id):
+            found += [value] if isinstance(value, int) else list(value or ())
+        return sorted(dict.fromkeys(found))
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of tokens, or of bytes, of the main vocabulary."""
+        if self.bytewise:
+            return bytes(i for i in ids if i < END).decode("utf-8", errors="replace")
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def open_streams(self, rows: list[list[list[int]]]) -> Streams | ByteStreams:
+        """The voices of a batch: token ids of every prompt, ``[voice][text]``."""
+        return ByteStreams(self, rows) if self.bytewise else Streams(self, rows)
 
     # -------------------------------------------------------------------------------------------- prompts
 
@@ -241,6 +253,9 @@ class Engine:
             InterfuseError: ``input.nan`` naming stream and step, ``input.limit``, or those of :meth:`encode`.
         """
         options.check()
+        if self.bytewise and (options.processors or options.repetition_penalty != 1.0):
+            raise InterfuseError("needs.capability", "processors of tokens have no meaning where bytes are drawn",
+                                 fix="Leave processors and repetition_penalty out, or choose vocabulary: union.")  # fmt: skip
         encoded = self.encode(prompts)
         self.fits(encoded, options.max_tokens)
         texts = self._texts(prompts, encoded, options)
@@ -271,7 +286,7 @@ class Engine:
     def _batch(self, rows: list[list[list[int]]], texts: list[Text], options: Options) -> Iterator[Event]:
         began = time.perf_counter()
         with self.steer():
-            streams = Streams(self, rows)
+            streams = self.open_streams(rows)
             logits = streams.start()
         self.timing.prefill += time.perf_counter() - began
         processors = _processors(options)
@@ -325,7 +340,7 @@ class Engine:
         text.ids.append(token)
         if options.stop:
             length = max(len(s.encode()) for s in options.stop) + 4
-            tail = self.tokenizer.decode(text.ids[-length:], skip_special_tokens=True)
+            tail = self.spell(text.ids[-length:])
             if any(s in tail for s in options.stop):
                 text.finish, text.cut = "stop", True
                 return
@@ -334,7 +349,7 @@ class Engine:
 
     def words(self, text: Text, stop: Sequence[str] = ()) -> str:
         """The text that was made, up to the first stop string."""
-        found = str(self.tokenizer.decode(text.ids, skip_special_tokens=True))
+        found = self.spell(text.ids)
         places = [found.find(s) for s in stop if s in found]
         return found[: min(places)] if places else found
 
@@ -358,6 +373,9 @@ class Engine:
             )
         )
 
+    def _one(self, token: int) -> str:
+        return self.spell([token]) if self.bytewise else str(self.tokenizer.decode([token]))
+
     def _trace(self, options: Options, live: Sequence[Text], number: int, combined: Combined, logits: Sequence[torch.Tensor],
                chosen: Sequence[int], logprobs: Sequence[float], matched: Mapping[int, torch.Tensor]) -> None:  # fmt: skip
         assert options.trace is not None
@@ -371,11 +389,11 @@ class Engine:
             if text.finish:
                 continue
             row: dict[str, Any] = {"prompt": text.prompt, "sample": text.sample, "step": number, "token_id": chosen[r],
-                                   "token": self.tokenizer.decode([chosen[r]]), "logprob": logprobs[r]}  # fmt: skip
+                                   "token": self._one(chosen[r]), "logprob": logprobs[r]}  # fmt: skip
             row |= {name: value[r] for name, value in numbers.items()}
             for voice, top in zip(self.voices, tops, strict=True):
                 row[f"top {voice.name}"] = [
-                    {"token": self.tokenizer.decode([i]), "logprob": value}
+                    {"token": self._one(i), "logprob": value}
                     for i, value in zip(top.indices[r].tolist(), top.values[r].tolist(), strict=True)
                 ]
             options.trace(row)
@@ -393,7 +411,7 @@ class Engine:
         found: list[list[float]] = []
         with self.steer():
             for i, ids in enumerate(wanted):
-                if any(v.projection is not None for v in self.voices):
+                if self.bytewise or any(v.projection is not None for v in self.voices):
                     found.append(self._force([[rows[i]] for rows in encoded], ids))
                     continue
                 evidence = self._evidence([[rows[i]] for rows in encoded])
@@ -414,7 +432,7 @@ class Engine:
 
     def _force(self, rows: list[list[list[int]]], ids: Sequence[int]) -> list[float]:
         """The same, one step after the other, for streams that read tokens of their own."""
-        streams = Streams(self, rows)
+        streams = self.open_streams(rows)
         logits, text, found = streams.start(), Text(0, 0, len(rows[0][0])), []
         for number, token in enumerate(ids):
             scores = self.combined(logits, streams.evidence, number).scores
@@ -506,6 +524,44 @@ class Streams:
         silent = [self.readers[v].silent() if v in self.readers else None for v in range(len(voices))]
         found, self.matched = onto_main(values, [v.projection for v in voices], silent, width)
         return found
+
+
+class ByteStreams:
+    """The voices of one batch of texts, each reading byte by byte; has the interface of :class:`Streams`."""
+
+    def __init__(self, engine: Engine, rows: list[list[list[int]]]) -> None:
+        self.engine, self.rows, self.count = engine, rows, len(rows[0])
+        self.evidence: torch.Tensor | None = None
+        self.matched: dict[int, torch.Tensor] = {}
+        self.readers: list[list[ByteReader]] = []  # [voice][text]
+
+    def start(self) -> list[torch.Tensor]:
+        """Reads the prompts; gives log-probabilities of the next byte, one tensor [B, 257] per voice."""
+        engine = self.engine
+        known = [ByteVocabulary(surfaces(t), engine.own_ends(w)) for w, t in enumerate(engine.tokenizers)]
+        self.readers = [
+            [ByteReader(engine.weights[v.weights], known[v.weights], ids, engine.counts) for ids in rows]
+            for v, rows in zip(engine.voices, self.rows, strict=True)
+        ]
+        self.evidence = engine._evidence(self.rows)
+        return self._next()
+
+    def push(self, tokens: torch.Tensor, live: Sequence[Text]) -> list[torch.Tensor]:
+        """Every voice reads the bytes [B]; gives the next log-probabilities."""
+        for row in self.readers:
+            for reader, byte in zip(row, tokens.tolist(), strict=True):
+                if byte < END:  # a finished text reads nothing more
+                    reader.push(byte)
+        return self._next()
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps these texts."""
+        self.readers = [[row[r] for r in rows.tolist()] for row in self.readers]
+        if self.evidence is not None:
+            self.evidence = self.evidence[rows]
+
+    def _next(self) -> list[torch.Tensor]:
+        return [torch.stack([reader.distribution() for reader in row]) for row in self.readers]
 
 
 def _processors(options: Options) -> Any:

@@ -363,6 +363,8 @@ class FusedLM:
         """Every voice's prompt, and the main tokens that hold a character of the continuation."""
         encoded = [rows[0] for rows in self.engine.encode([prompt])]
         tokenizer = self.engine.tokenizer
+        if self.engine.bytewise:
+            return encoded, list(text.encode())
         if not isinstance(prompt, str) or any(v.projection is not None for v in self.engine.voices):
             ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
             return encoded, ids

@@ -34,7 +34,7 @@ class StreamLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, engine: Engine, prompts: Sequence[Any] | None = None, *, pad: int | None = None) -> None:
-        if any(v.projection is not None for v in engine.voices):
+        if engine.bytewise or any(v.projection is not None for v in engine.voices):
             raise InterfuseError("needs.capability", "streams of another vocabulary read texts of their own",
                                  fix="Use generate() of the fused model.")  # fmt: skip
         if prompts is None and any(v.role == "plain" for v in engine.voices):

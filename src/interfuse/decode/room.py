@@ -35,10 +35,10 @@ class DecodeSettings:
     """Settings of every method of the room; they are kept in the artifact."""
 
     vocabulary: Annotated[
-        Literal["auto", "same", "map", "union"],
+        Literal["auto", "same", "map", "union", "bytes"],
         Field(
             description="how streams of other tokenizers are read: same (refused), map (token map), union (the likeliest "
-            "tokens of every stream); auto is same, else union"
+            "tokens of every stream), bytes (exact next bytes, slow, a reference); auto is same, else union"
         ),
     ] = "auto"
     union_k: Annotated[int, Field(ge=1, le=1000, description="with union: likeliest tokens taken from each stream")] = (

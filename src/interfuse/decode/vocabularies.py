@@ -115,8 +115,8 @@ def fit_vocabularies(
         if role == "expert" and bases and same_tokens(bases[0], tokens):
             raise InterfuseError("input.vocabulary", f"the expert and the base differ: {same_tokens(bases[0], tokens)}", where=tokens.name,
                                  fix="An expert is a fine-tuned copy of the base.")  # fmt: skip
-        if not why:
-            found.append("same")
+        if not why or (settings.vocabulary == "bytes" and tokens.folder is not None):
+            found.append("same")  # bytes are the same for all
         elif settings.vocabulary == "same":
             raise InterfuseError(
                 "input.vocabulary", why, where=tokens.name, fix="Allow it with vocabulary: union or map."
