@@ -6,12 +6,13 @@
 
 Models have random weights of real shapes (SmolLM2-135M's layers, fewer of them where said): speed does not depend on what they know.
 
-    python benchmarks/decode_speed.py
+    python benchmarks/decode_speed.py [prompts] [streams]
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -113,12 +114,14 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+WHAT = {"what": "SmolLM2-135M shapes, one thread, one text", "prompt": PROMPT, "steps": STEPS, "rounds": ROUNDS}
+
+
+def three_streams() -> None:
+    """Dynamic logits fusion in float32, with two sizes of vocabulary."""
     rng, figures = Ctx(seed=0).rng("prompt"), dict[str, Any]()
     for vocabulary in (49_152, 262_144):
-        modules = [model(i, vocabulary) for i in range(3)]
-        made = engine("dynamic-logits-fusion", modules)
+        made = engine("dynamic-logits-fusion", [model(i, vocabulary) for i in range(3)])
         ids = rng.integers(5, vocabulary, size=PROMPT).tolist()
         rows: dict[str, list[float]] = {"ratio": [], "share": [], "fused ms": [], "sum ms": [], "combiner ms": []}
         for _ in range(ROUNDS):
@@ -131,32 +134,37 @@ def main() -> None:
             rows["combiner ms"].append(1000 * combine)
         figures[f"three streams, {vocabulary} tokens"] = {k: spread(v) for k, v in rows.items()}
         print(vocabulary, {k: round(spread(v)["median"], 4) for k, v in rows.items()}, flush=True)
-        if vocabulary == 49_152:
-            for kind in (torch.float32, torch.bfloat16):
-                module = modules[0].to(kind)
-                plug, longer = engine("ck-plug", [module]), rng.integers(5, vocabulary, size=PROMPT).tolist()
-                pairs: dict[str, list[float]] = {"ratio": [], "against generate": [], "share": [], "fused ms": []}
-                for _ in range(ROUNDS):
-                    alone = single_steps(plug, 0, ids)
-                    by_generate = generate_steps(module, ids)
-                    fused, combine = fused_steps(plug, [longer + ids, ids])
-                    pairs["ratio"].append(fused / alone)
-                    pairs["against generate"].append(fused / by_generate)
-                    pairs["share"].append(combine / fused)
-                    pairs["fused ms"].append(1000 * fused)
-                name = f"ck-plug, two prompts in one batch, {str(kind).split('.')[1]}"
-                figures[name] = {k: spread(v) for k, v in pairs.items()}
-                print(name, {k: round(spread(v)["median"], 4) for k, v in pairs.items()}, flush=True)
-    save(
-        "decode-speed",
-        {
-            "what": "SmolLM2-135M shapes, float32 unless said, one thread, one text",
-            "prompt": PROMPT,
-            "steps": STEPS,
-            "rounds": ROUNDS,
-            **figures,
-        },
-    )
+    save("decode-speed", {**WHAT, **figures})
+
+
+def two_prompts() -> None:
+    """CK-PLUG, the prompt with its context twice as long, in both types."""
+    rng, figures, module = Ctx(seed=0).rng("prompt"), dict[str, Any](), model(0, 49_152)
+    ids, longer = (rng.integers(5, 49_152, size=PROMPT).tolist() for _ in range(2))
+    for kind in (torch.float32, torch.bfloat16):
+        module = module.to(kind)
+        plug = engine("ck-plug", [module])
+        rows: dict[str, list[float]] = {"ratio": [], "against generate": [], "share": [], "fused ms": []}
+        for _ in range(2 * ROUNDS):
+            alone, by_generate = single_steps(plug, 0, ids), generate_steps(module, ids)
+            fused, combine = fused_steps(plug, [longer + ids, ids])
+            rows["ratio"].append(fused / alone)
+            rows["against generate"].append(fused / by_generate)
+            rows["share"].append(combine / fused)
+            rows["fused ms"].append(1000 * fused)
+        name = f"two prompts in one batch, {str(kind).split('.')[1]}"
+        figures[name] = {k: spread(v) for k, v in rows.items()}
+        print(name, {k: round(spread(v)["median"], 4) for k, v in rows.items()}, flush=True)
+    save("decode-speed-prompts", {**WHAT, **figures})
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parts = sys.argv[1:] or ["prompts", "streams"]
+    if "prompts" in parts:
+        two_prompts()
+    if "streams" in parts:
+        three_streams()
 
 
 if __name__ == "__main__":
