@@ -140,3 +140,7 @@ case("build/mechgpt", inputs="passages", passage=40, held_share=0.3, oracle="pas
 case("build/astro-kg", inputs="papers", most_share=1.0, count=10, draws=20, oracle="papers")
 case("build/offline", inputs="documents", random=False)
 case("build/distant-supervision", inputs="documents", table=True, random=False)
+case("build/lm-extract", inputs="documents", lm="extract", random=False)
+case("build/docs2kg", inputs="documents", random=False, oracle="section_of")
+case("build/graphusion", inputs="documents", seeds=20, topics=2, random=False, na={"resume_equals_one_go": "without a language model it takes seconds, and a model's replies are kept by content"}, oracle="settled_relations")
+case("build/kag", inputs="documents", random=False, oracle="walk_shares")

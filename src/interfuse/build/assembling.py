@@ -18,15 +18,32 @@ CLASS = NS + "class:"
 GUESSES = ("person", "organization", "place", "group", "work", "event", "product", "language")
 
 
+def document_iri(document: str) -> str:
+    """The IRI of a document."""
+    return f"{NS}document:{document}"
+
+
+def element_iri(element: str) -> str:
+    """The IRI of an element of a document."""
+    return f"{NS}element:{element}"
+
+
+def chunk_iri(chunk: str) -> str:
+    """The IRI of a chunk."""
+    return f"{NS}chunk:{chunk}"
+
+
 class Assembler:
     """Makes the statements of candidates: the statement itself, and the labels and types of its two ends, all with its evidence.
 
     Args:
-        chunks: by id. homonyms: whether the type is part of an entity's name.
+        chunks: by id. index: ``element`` or ``chunk``: what the text's own nodes are that point to every entity found in them, and back.
+            homonyms: whether the type is part of an entity's name.
     """
 
     def __init__(self, call: Call, chunks: Mapping[str, Chunk], *, homonyms: bool = False) -> None:
         self.chunks, self.homonyms = chunks, homonyms
+        self.index = str(call.method.traits.get("index", ""))
         self.method = f"{call.method.id}@{call.method.version()}"
         lm, self.ontology = call.inputs["lm"], call.inputs["ontology"]
         self.model = str(lm.name) if lm is not None else ""
@@ -83,8 +100,20 @@ class Assembler:
                 found.confidence, found.kind, found.status, evidence=proof,
             )  # fmt: skip
         yield from self._about(subject, found.subject, found.subject_type, found, proof)
-        if isinstance(target, str):
+        if isinstance(target, str) and target != subject:
             yield from self._about(target, str(found.object), found.object_type, found, proof)
+        if self.index and found.chunk and proof:
+            place = (
+                chunk_iri(found.chunk)
+                if self.index == "chunk"
+                else element_iri(proof[0].element)
+                if proof[0].element
+                else ""
+            )
+            for entity in dict.fromkeys((subject, *((target,) if isinstance(target, str) else ()))) if place else ():
+                if self.index == "chunk":
+                    yield Statement(entity, relation_id("source"), place, status=found.status, evidence=proof)
+                yield Statement(place, relation_id("mentions"), entity, status=found.status, evidence=proof)
         for alias in found.aliases:
             yield Statement(subject, ALIAS, Literal(alias), status=found.status, evidence=proof)
 

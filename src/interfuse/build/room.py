@@ -9,6 +9,9 @@ A method is a function ``method(work, *, parameters) -> Iterator[Candidate | Sta
 - ``masked``: the language model may be a masked one, a :class:`~interfuse.data.models.Model` then instead of an ``LM``;
 - ``random``: what it finds in a chunk depends on the seed;
 - ``prepare``: a function ``(work, *, parameters)`` that is called once before the first chunk is read; see ``Work.ready``;
+- ``document``: a function ``(work, document, chunks, *, parameters)`` that gives further statements of each document, such as its layout;
+- ``finish``: a function ``(graph, work, *, parameters)`` that gives statements which follow from the whole graph, at the end;
+- ``index``: ``element`` or ``chunk``: nodes of the text that point to the entities found in them;
 - ``link``: whether names are linked over documents (usually when ``per`` is ``"chunk"``); ``extends``: whether an earlier graph
   that is given becomes part of the new one (likewise);
 - ``parts``: modules besides its own whose change makes kept results stale.
@@ -239,7 +242,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Adds what was found, links names, and looks whether the ontology's contracts hold."""
     facts: dict[str, Any] = {}
-    checked = work.ontology is not None and settings.contracts != "off"
+    checked = call.inputs["ontology"] is not None and settings.contracts != "off"
     if checked and settings.contracts == "enforce":
         from interfuse.kit.contracts import gate
         from interfuse.kit.shapes import shapes_of
@@ -253,6 +256,8 @@ def _finish(
 
         linked = link_graph(graph, ontology=work.ontology)
         facts["names linked"] = len(linked.merges())
+    if "finish" in call.method.traits:
+        graph.add(list(call.method.traits["finish"](graph, work, **own_params(call))))
     if checked:
         from interfuse.kit.shapes import shapes_of, validate
 
@@ -282,7 +287,10 @@ def _by_chunk(
                 file = document.name.split("!/")[0]
                 bar.advance(float(file != last), document.name)
                 last = file
-                for chunk in split(document, settings.chunk_tokens):
+                own = list(split(document, settings.chunk_tokens))
+                if "document" in call.method.traits:
+                    yield from call.method.traits["document"](work, document, own, **own_params(call))
+                for chunk in own:
                     chunks[chunk.id] = chunk
                     work.count("chunks")
                     there = chunk.key in kept.rows

@@ -81,8 +81,113 @@ def killed_before_saving() -> Iterator[None]:
         yield
 
 
+#: what a model says of the texts
+SAID = {
+    "Oslo is the capital": {
+        "subject": "Oslo",
+        "relation": "capital of",
+        "object": "Norway",
+        "quote": "Oslo is the capital of Norway",
+    },
+    "Grieg": {"subject": "Edvard Grieg", "relation": "born in", "object": "Bergen", "quote": "was born in Bergen"},
+    "World Health": {
+        "subject": "World Health Organization",
+        "relation": "agency of",
+        "object": "United Nations",
+        "quote": "an agency of the United Nations",
+    },
+}
+
+
+def recorded(path: Path, folder: Path) -> str:
+    """Replies for every chunk of a folder's prose."""
+    from interfuse.build.asking import prompt_of
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.rooms import Source
+    from interfuse.data.chunks import split
+    from interfuse.data.corpus import open_corpus
+
+    file = path / "replies.jsonl"
+    if not file.is_file():
+        lines = []
+        for document in open_corpus(Source(str(folder)), Ctx()).documents():
+            for chunk in split(document, 400):
+                if not any(chunk.columns):
+                    rows = [row for key, row in SAID.items() if key in chunk.text]
+                    lines.append(
+                        json.dumps(
+                            {
+                                "prompt": prompt_of(chunk, None),
+                                "replies": ["Here you are: " + json.dumps({"statements": rows})],
+                            }
+                        )
+                    )
+        one = open_corpus(Source({"a.txt": TEXTS[0]}), Ctx())
+        lines += [
+            json.dumps({"prompt": prompt_of(c, None), "replies": ['{"statements": []}']})
+            for d in one.documents()
+            for c in split(d, 400)
+        ]
+        file.write_text("\n".join(lines))
+    return f"replies:{file}"
+
+
 #: slug -> what an oracle is compared with
 COMPARED: dict[str, Callable[[Mapping[str, Any], Callable[..., Any]], list[tuple[str, Any, Any]]]] = {}
+
+
+def compared(slug: str) -> Callable[[Any], Any]:
+    """Marks the function that sets a method's arithmetic beside its oracle."""
+
+    def mark(function: Any) -> Any:
+        COMPARED[slug] = function
+        return function
+
+    return mark
+
+
+@compared("docs2kg")
+def _sections(given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    from interfuse.build.docs2kg import sections
+
+    rng = np.random.default_rng(5)
+    cases = [
+        [1, 2, 0, 2, 0, 1],
+        [0, 0],
+        [3, 1, 0, 2, 3, 0, 0, 2, 0],
+        *(rng.integers(0, 5, 30).tolist() for _ in range(20)),
+    ]
+    return [(f"levels {case}", sections(case), oracle(case)) for case in cases]
+
+
+@compared("graphusion")
+def _relations(given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    from interfuse.kit.triple_fusion import Claim, settle
+
+    rng = np.random.default_rng(6)
+    names, relations = "abcdef", ["Used-for", "Part-of", "Compare"]
+    claims = [("x", "Used-for", "y", 0.9), ("x", "Used-for", "y", 0.6), ("x", "Evaluate-for", "y", 0.8)]
+    claims += [(str(names[i]), relations[k], str(names[j]), float(c)) for i, j, k, c in zip(*rng.integers(0, 6, (2, 120)), rng.integers(0, 3, 120), rng.integers(1, 100, 120) / 100, strict=True) if i != j]  # fmt: skip
+    settled = settle([Claim(*c) for c in claims], symmetric=["Compare"], delta=0.5)
+    stay = [*settled.kept, *settled.contested]
+    said = oracle(claims, ["Compare"], 0.5)
+    pairs = []
+    for pair, kept in said.items():
+        ours = sorted(f"{h} {r} {t}" for h, r, t in stay if tuple(sorted((h, t))) == pair)
+        pairs.append((str(pair), len(ours), len(kept)))
+        assert ours == kept, (pair, ours, kept)
+    return pairs
+
+
+@compared("kag")
+def _shares(given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    from interfuse.kit.graph_walks import personalised_pagerank
+
+    rng = np.random.default_rng(7)
+    edges = [tuple(map(int, e)) for e in rng.integers(0, 11, (25, 2)) if e[0] != e[1]]
+    path = ([(0, 1), (1, 2), (2, 3)], [1.0, 0, 0, 0])
+    return [("a path", personalised_pagerank(4, *path, damping=0.1), oracle(4, *path, 0.1)),
+            *((f"damping {d}", personalised_pagerank(12, edges, [1.0, 2.0] + [0.0] * 10, damping=d), oracle(12, edges, [1.0, 2.0] + [0.0] * 10, d)) for d in (0.1, 0.85))]  # fmt: skip
 
 
 def documents(case: Case, path: Path) -> Scene:
@@ -93,6 +198,8 @@ def documents(case: Case, path: Path) -> Scene:
     if given.pop("table", False):
         given["table"] = {"data": sentences_table(place)}
     given = {"documents": str(folder), **given}
+    if given.get("lm") == "extract":
+        given["lm"] = recorded(place, folder)
     empty, one = place / "empty", place / "one"
     empty.mkdir(exist_ok=True)
     one.mkdir(exist_ok=True)

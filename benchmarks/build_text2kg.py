@@ -1,0 +1,180 @@
+"""Text2KGBench (tekgen half): extraction without a language model, ten ontologies, against naive baselines.
+
+Run: ``python -m benchmarks.build_text2kg [ONTOLOGY ...]``; INTERFUSE_SHARED_DATA names the folder with ``text2kgbench-tekgen``.
+Figures are the benchmark's own: per sentence precision, recall and F1 over triples in lower case without blanks and underscores, averaged
+over sentences that have gold triples or predictions; ontology conformance is the share of triples whose relation is the ontology's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.record import save
+from interfuse.kit.distant import Example, examples_of, extract, train
+from interfuse.kit.language import Parser, Sentence, open_parser
+from interfuse.kit.mentions import find_mentions
+from interfuse.kit.open_relations import open_relations
+from tests.shared_data import PLACE
+
+Triple = tuple[str, str, str]
+DATA = PLACE / "text2kgbench-tekgen"
+
+
+def normal(text: str) -> str:
+    return re.sub(r"(_|\s+)", "", text).lower()
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def as_written(label: str, relation: str) -> str:
+    """A year as the benchmark writes dates."""
+    year = re.fullmatch(r"\d{4}", label)
+    return f"01 January {label}" if year and re.search(r"date|inception|time", relation) else label
+
+
+def scored(predicted: list[list[Triple]], rows: list[dict[str, Any]], relations: set[str]) -> dict[str, Any]:
+    """Macro figures with 95 % bootstrap intervals over sentences, micro figures, conformance."""
+    per: list[tuple[float, float, float]] = []
+    right = given = wanted = conform = 0
+    for triples, row in zip(predicted, rows, strict=True):
+        ours = {tuple(map(normal, t)) for t in triples}
+        gold = {(normal(t["sub"]), normal(t["rel"]), normal(t["obj"])) for t in row["triples"]}
+        conform += sum(t[1] in relations for t in ours)
+        given, wanted, right = given + len(ours), wanted + len(gold), right + len(ours & gold)
+        if gold:
+            p, r = (len(ours & gold) / len(ours) if ours else 0.0), len(ours & gold) / len(gold)
+            per.append((p, r, 2 * p * r / (p + r) if p + r else 0.0))
+    values = np.array(per)
+    rng = np.random.Generator(np.random.Philox(7))
+    draws = np.stack([values[rng.integers(0, len(values), len(values))].mean(axis=0) for _ in range(1000)])
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    micro_p, micro_r = right / max(given, 1), right / max(wanted, 1)
+    return {
+        "sentences": len(per), **{n: {"value": values[:, i].mean(), "low": low[i], "high": high[i]} for i, n in enumerate(("precision", "recall", "f1"))},
+        "micro": {"precision": micro_p, "recall": micro_r, "f1": 2 * micro_p * micro_r / max(micro_p + micro_r, 1e-9)},
+        "predicted": given, "gold": wanted, "conformance": conform / max(given, 1),
+    }  # fmt: skip
+
+
+def naive(parsed: list[list[Sentence]], examples: list[Example], relations: list[str]) -> list[list[Triple]]:
+    """Named entities and noun chunks: the first is the subject, each other one an object; the relation is the one whose words are in
+    the sentence, else the commonest in training for objects of that kind of name."""
+    common = Counter(r for e in examples for _, r, _ in e.triples)
+    usual = {"date": next((r for r, _ in common.most_common() if re.search(r"date|inception|time", r)), "")}
+    fallback = common.most_common(1)[0][0]
+    made = []
+    for sentences in parsed:
+        out: list[Triple] = []
+        for s in sentences:
+            mentions = [m for m in find_mentions(s) if m.source in ("name", "phrase")]
+            low = " ".join(w.lemma.casefold() for w in s.words)
+            named = [r for r in relations if all(w in low for w in r.casefold().split())]
+            for m in mentions[1:]:
+                relation = named[0] if named else usual.get(m.kind) or fallback
+                out.append((mentions[0].label, relation, as_written(m.label, relation)))
+        made.append(out)
+    return made
+
+
+def open_triples(parsed: list[list[Sentence]], words: dict[str, tuple[str, ...]]) -> list[list[Triple]]:
+    """The rules of ``build offline`` with the ontology's names and paraphrases."""
+    made = []
+    for sentences in parsed:
+        out: list[Triple] = []
+        for s in sentences:
+            for f in open_relations(s, find_mentions(s)):
+                out += [(f.subject.label, r, as_written(f.object.label, r)) for r in words.get(f.predicate, ())]
+        made.append(out)
+    return made
+
+
+def words_of(relations: list[str]) -> dict[str, tuple[str, ...]]:
+    from interfuse.build.reading import PARAPHRASES
+
+    found: dict[str, list[str]] = {}
+    for r in relations:
+        for word in (r.casefold(), *PARAPHRASES.get(r.casefold().strip(), ())):
+            found.setdefault(word, []).append(r)
+            found.setdefault(f"{word} of", []).append(r)
+    return {k: tuple(v) for k, v in found.items()}
+
+
+def learnt(parser: Parser, extractor: Any, rows: list[dict[str, Any]]) -> list[list[Triple]]:
+    found = extract(extractor, parser, [r["sent"] for r in rows], threshold=extractor.threshold)
+    return [[(x.subject.label, x.name, as_written(x.label, x.name)) for _, many in one for x in many] for one in found]
+
+
+def main() -> None:
+    wanted = sys.argv[1:]
+    parser = open_parser("auto")
+    list(parser.parse(["A sentence to start with."]))
+    tables: dict[str, dict[str, Any]] = {}
+    pooled: dict[str, tuple[list[Any], list[Any]]] = {}
+    seconds = {"train": 0.0, "learnt": 0.0, "tokens": 0.0}
+    allowed: set[str] = set()
+    for file in sorted((DATA / "ontologies").glob("*.json"), key=lambda p: int(p.name.split("_")[0])):
+        name = file.name.replace("_ontology.json", "")
+        if wanted and name not in wanted:
+            continue
+        relations = sorted({r["label"].strip() for r in json.loads(file.read_text())["relations"]})
+        known = {normal(r) for r in relations}
+        allowed |= known
+        test, unseen = (
+            rows_of(DATA / f"ground_truth/ont_{name}_ground_truth.jsonl"),
+            rows_of(DATA / f"unseen_ground_truth/ont_{name}_unseen_ground_truth.jsonl"),
+        )
+        checked = set((DATA / f"manually_verified/selected_ont_{name}.txt").read_text().split())
+        examples = examples_of(rows_of(DATA / f"train/ont_{name}_train.jsonl"))
+        began = time.process_time()
+        extractor = train(examples, parser)
+        seconds["train"] += time.process_time() - began
+        parsed = list(parser.parse([r["sent"] for r in test]))
+        began = time.process_time()
+        ours = learnt(parser, extractor, test)
+        seconds["learnt"] += time.process_time() - began
+        seconds["tokens"] += sum(len(s.words) for one in parsed for s in one)
+        systems = {
+            "learnt": ours,
+            "rules": open_triples(parsed, words_of(relations)),
+            "naive": naive(parsed, examples, relations),
+        }
+        row: dict[str, Any] = {"train sentences": len(examples), "threshold": extractor.threshold}
+        for system, predicted in systems.items():
+            row[system] = scored(predicted, test, known)
+            for key, keep in (("all", lambda r: True), ("hand-checked", lambda r, checked=checked: r["id"] in checked)):
+                both = pooled.setdefault(f"{system}, {key}", ([], []))
+                both[0].extend(p for p, r in zip(predicted, test, strict=True) if keep(r))
+                both[1].extend(r for r in test if keep(r))
+        both = pooled.setdefault("learnt, unseen", ([], []))
+        both[0].extend(learnt(parser, extractor, unseen))
+        both[1].extend(unseen)
+        tables[name] = row
+        print(name, {s: round(row[s]["f1"]["value"], 3) for s in systems}, flush=True)
+    overall = {key: scored(p, r, allowed) for key, (p, r) in pooled.items()}
+    save("build_text2kg", {
+        "what": "Text2KGBench tekgen, macro over sentences with gold triples; year-only dates are written as the benchmark writes them",
+        "parser": parser.name, "overall": overall, "ontologies": tables,
+        "train seconds of processor time": seconds["train"], "tokens": seconds["tokens"],
+        "tokens per second of processor time, parsing and extraction": seconds["tokens"] / max(seconds["learnt"], 1e-9),
+    })  # fmt: skip
+    for key, row in overall.items():
+        print(
+            key,
+            {k: round(row[k]["value"], 3) for k in ("precision", "recall", "f1")},
+            "conformance",
+            round(row["conformance"], 3),
+        )
+
+
+if __name__ == "__main__":
+    main()

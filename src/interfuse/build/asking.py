@@ -1,0 +1,191 @@
+"""Asking a language model about chunks: prompts with fences, replies mended record by record, quotations found or dropped, all counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from interfuse.build.room import Candidate, Work
+from interfuse.build.tables import value_of
+from interfuse.core.rooms import Call, Cost
+from interfuse.data.chunks import Chunk, sentences, token_count
+from interfuse.data.ontology import Ontology
+from interfuse.kit.document_prompts import about_document, corrected
+from interfuse.kit.mended_replies import records
+from interfuse.kit.quotes import find_quote
+
+FIELDS = ("subject", "relation", "object", "subject_type", "object_type", "quote")
+NEEDED = ("subject", "relation", "object")
+#: what a model is made to answer with, where its server can
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"statements": {"type": "array", "items": {
+        "type": "object", "properties": {f: {"type": "string"} for f in FIELDS}, "required": [*NEEDED, "quote"]}}},
+    "required": ["statements"],
+}  # fmt: skip
+TASK = (
+    "You read documents and write down what they state, as JSON: {\"statements\": [{\"subject\": ..., \"subject_type\": ..., \"relation\": ..., "
+    "\"object\": ..., \"object_type\": ..., \"quote\": ...}]}. Subject and object are names as the document writes them, never pronouns. "
+    "\"quote\" is copied from the document, word for word: the shortest passage that states it. Write only what is stated. "
+    "When nothing is stated, answer {\"statements\": []}."
+)  # fmt: skip
+
+
+def ontology_words(ontology: Ontology | None, limit: int = 6000) -> str:
+    """An ontology for a prompt: its relations with domain and range, and its classes."""
+    if ontology is None:
+        return ""
+    lines = ["Use only these relations (subject type -> object type):"]
+    for p in ontology.properties.values():
+        domain = " or ".join(ontology.label(d) for d in p.domain) or "anything"
+        target = " or ".join(ontology.label(r) for r in p.range) or "anything"
+        lines.append(
+            f"- {p.label or ontology.label(p.iri)}: {domain} -> {target}"
+            + (f" ({p.comment[:120]})" if p.comment else "")
+        )
+    if ontology.classes:
+        lines.append("Types: " + ", ".join(ontology.label(c) for c in ontology.classes))
+    return "\n".join(lines)[:limit]
+
+
+def prompt_of(chunk: Chunk, ontology: Ontology | None, task: str = TASK) -> list[dict[str, str]]:
+    """The messages for one chunk."""
+    before = ontology_words(ontology)
+    place = " > ".join(chunk.headings[-3:])
+    context = f"The document stands under the titles: {place}" if place else ""
+    return about_document(
+        task, chunk.text, before="\n\n".join(p for p in (before, context) if p), after="The statements, as JSON:"
+    )
+
+
+def ask(work: Work, prompts: Mapping[str, Sequence[Mapping[str, str]]], read: Callable[[str, str], tuple[list[Any], list[str]]], *,
+        max_tokens: int, tries: int, temperature: float = 0.0, schema: Mapping[str, Any] | None = SCHEMA) -> dict[str, tuple[list[Any], str]]:  # fmt: skip
+    """Asks the model once per name, and again with what was wrong where nothing could be used.
+
+    Args:
+        prompts: by name. read: (name, reply) -> (what it holds, problems; none: it is done).
+
+    Returns:
+        by name, what was read and the hash of the prompt that gave it. A reply that could not be used is not kept in the cache.
+
+    Raises:
+        InterfuseError: ``budget.spent``, ``endpoint.failed`` or ``input.limit``.
+    """
+    from interfuse.data.lm import cached
+
+    assert work.lm is not None
+    lm = cached(work.lm, work.ctx)
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": work.ctx.seed_for("ask") % 2**31 if temperature else 0,
+        "schema": schema,
+    }
+    waiting = {name: [dict(m) for m in messages] for name, messages in prompts.items()}
+    done: dict[str, tuple[list[Any], str]] = {}
+    for number in range(1, tries + 1):
+        if not waiting:
+            break
+        names = list(waiting)
+        replies = lm.generate([waiting[n] for n in names], ctx=work.ctx, **options)
+        again: dict[str, list[dict[str, str]]] = {}
+        for name, (reply, *_) in zip(names, replies, strict=True):
+            found, problems = read(name, reply.text)
+            digest = hashlib.sha256(
+                json.dumps(waiting[name], ensure_ascii=False).encode("utf-8", "replace")
+            ).hexdigest()[:16]
+            if problems and not found:
+                lm.forget(waiting[name], **options)
+                again[name] = corrected(waiting[name], reply.text, problems)
+                _count(work, name, "replies that could not be used")
+            if not problems or found or number == tries:
+                done[name] = (found, digest)
+        waiting = {n: m for n, m in again.items() if n not in done}
+    return done
+
+
+def _count(work: Work, chunk: str, what: str, amount: float = 1) -> None:
+    row = work.by_chunk.get(chunk, work.tally)
+    row[what] = row.get(what, 0) + amount
+
+
+def extract_chunks(
+    work: Work, *, max_tokens: int, tries: int, nearly: float, task: str = TASK, status: str = "stated"
+) -> Iterator[Candidate]:
+    """Statements of the chunks, each grounded in a quotation that stands in its chunk."""
+    by_id = {c.id: c for c in work.chunks}
+
+    def read(name: str, reply: str) -> tuple[list[Any], list[str]]:
+        found = records(reply, FIELDS, needed=NEEDED)
+        for what, amount in (("records lost in replies", found.lost), ("records mended", found.mended)):
+            if amount:
+                _count(work, name, what, amount)
+        empty = not found.rows and not found.lost and "statements" in reply and "[]" in reply.replace(" ", "")
+        return found.rows, [] if found.rows or empty else [
+            'no statement could be read from it; the form is {"statements": [{...}]}'
+        ]
+
+    answers = ask(
+        work, {c.id: prompt_of(c, work.ontology, task) for c in work.chunks}, read, max_tokens=max_tokens, tries=tries
+    )
+    for name, (rows, digest) in answers.items():
+        for row in rows:
+            made = grounded(by_id[name], row, nearly, work.ontology, digest, status)
+            if isinstance(made, str):
+                _count(work, name, f"dropped: {made}")
+            else:
+                yield made
+
+
+def grounded(
+    chunk: Chunk,
+    row: Mapping[str, Any],
+    nearly: float,
+    ontology: Ontology | None,
+    prompt: str = "",
+    status: str = "stated",
+) -> Candidate | str:
+    """A record as a candidate, or why it is dropped: its quotation must stand in the chunk, its relation in the ontology."""
+    words = {k: str(row.get(k) or "").strip() for k in FIELDS}
+    if any(len(words[k]) > 300 for k in NEEDED) or words["subject"].casefold() == words["object"].casefold():
+        return "no statement"
+    place = find_quote(chunk.text, words["quote"], nearly=nearly) if words["quote"] else None
+    if place is None:
+        place = _sentence_with(chunk.text, words["subject"], words["object"])
+        if place is None:
+            return "the quotation is not in the text"
+    relation = words["relation"]
+    if ontology is not None:
+        known = [i for i in ontology.find(relation.replace("_", " ")) if i in ontology.properties]
+        if not known and relation not in ontology.properties:
+            return "a relation that the ontology does not have"
+    value = value_of(words["object"])
+    return Candidate(
+        words["subject"], relation.replace("_", " "), value if value is not None else words["object"], words["subject_type"].casefold(),
+        "" if value is not None else words["object_type"].casefold(), confidence=round(0.9 * place[2], 4), chunk=chunk.id, start=place[0], end=place[1],
+        prompt=prompt, status=status,
+    )  # fmt: skip
+
+
+def _sentence_with(text: str, subject: str, target: str) -> tuple[int, int, float] | None:
+    """The first sentence that holds both words."""
+    for start, end in sentences(text):
+        low = text[start:end].casefold()
+        if subject.casefold() in low and target.casefold() in low:
+            return start, end, 0.8
+    return None
+
+
+def cost_of_asking(call: Call, params: Mapping[str, Any]) -> Cost:
+    """Calls that a build will make at most, from the bytes of the documents: one per chunk."""
+    corpus = call.inputs["documents"]
+    size = sum(f.size for f in corpus.files) if corpus is not None else 0
+    calls = max(1, round(size / 5 / call.params["chunk_tokens"]))
+    return Cost(calls=calls, seconds=float(calls))
+
+
+def tokens_of(chunk: Chunk) -> int:
+    """Words and marks of a chunk."""
+    return token_count(chunk.text)

@@ -1,0 +1,385 @@
+"""Graphusion (Yang et al. 2024): concepts by topics, triples around each, and one fusion over all documents."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from interfuse.build.asking import FIELDS, ask, cost_of_asking
+from interfuse.build.reading import Memory, Names, prose
+from interfuse.build.room import Candidate, Work
+from interfuse.core.errors import InterfuseError
+from interfuse.core.method import method
+from interfuse.core.rooms import Call, Cost
+from interfuse.data.chunks import Chunk, split
+from interfuse.data.statements import Evidence, Literal, relation_id
+from interfuse.kit.document_prompts import about_document
+from interfuse.kit.language import Sentence, open_parser
+from interfuse.kit.linking import Mention, link
+from interfuse.kit.mended_replies import records
+from interfuse.kit.mentions import EMPTY, acronyms, find_mentions
+from interfuse.kit.open_relations import IS_A, open_relations
+from interfuse.kit.triple_fusion import Claim, class_tf_idf, infer, settle
+
+#: the paper's relations: symmetric, transitive, and the words by which rules find them ("<" turns the ends round)
+RELATIONS: dict[str, dict[str, Any]] = {
+    "Compare": {"symmetric": True, "words": ["compare with", "compared with", "compared to", "compare to", "outperform", "differ from"]},
+    "Part-of": {"transitive": True, "words": ["part of", "component of", "belong to", "<consist of", "<contain", "<include", "<comprise", "step of"]},
+    "Conjunction": {"symmetric": True, "words": ["combine with", "combined with", "use with", "used with"]},
+    "Evaluate-for": {"words": ["evaluate", "measure", "metric for", "evaluated on", "<evaluated by", "<evaluated with", "<measured by", "measure of"]},
+    "Is-a-Prerequisite-of": {"transitive": True, "words": ["prerequisite of", "prerequisite for", "basis of", "foundation of", "basis for", "needed for",
+                             "required for", "<require", "<based on", "<build on", "<rely on", "<depend on", "precede"]},
+    "Used-for": {"words": ["used for", "used in", "use for", "applied to", "apply to", "method for", "technique for", "algorithm for", "solve", "improve", "<use"]},
+    "Hyponym-Of": {"transitive": True, "words": [IS_A, "type of", "kind of", "form of", "variant of", "instance of", "example of"]},
+}  # fmt: skip
+TASK = (
+    "You build a graph of concepts. Given texts about the concept {seed!r}, write the relations between concepts that they state, as JSON "
+    '{{"statements": [{{"subject": ..., "relation": ..., "object": ..., "quote": ...}}]}}. Relations, with their direction:\n{relations}\n'
+    "Use only these. The direction matters, except for symmetric ones. Concepts are short noun phrases. Without such a relation: "
+    '{{"statements": []}}.'
+)
+FUSE = (
+    "You fuse two lists of triples about {seed!r}. Keep one name for the same concept, the more meaningful one; at most one relation between two "
+    "concepts, settled by the texts; add triples between concepts that are not linked yet when the texts support them. Relations:\n{relations}\n"
+    'Answer as JSON {{"statements": [{{"subject": ..., "relation": ..., "object": ...}}]}}.'
+)
+
+
+def seeds_of(parsed: Sequence[Sequence[Sentence]], count: int, topics: int, seed: int) -> list[tuple[str, float]]:
+    """Concepts worth having: the phrases of one to four words with most weight in a topic.
+
+    Topics are clusters (k-means) of documents by TF-IDF reduced by SVD; weights are class TF-IDF. A phrase within a longer one that
+    has at least 80 % of its count is left out.
+    """
+    phrases = [Counter(p for s in one for p in _phrases(s)) for one in parsed]
+    if len(phrases) > 2 * topics and topics > 1:
+        from sklearn.cluster import KMeans
+        from sklearn.decomposition import TruncatedSVD
+        from sklearn.feature_extraction.text import TfidfTransformer
+
+        names = sorted({p for one in phrases for p in one})
+        place = {p: i for i, p in enumerate(names)}
+        counts = np.zeros((len(phrases), max(len(names), 2)))
+        for row, one in enumerate(phrases):
+            for p, n in one.items():
+                counts[row, place[p]] = n
+        weighted = TfidfTransformer().fit_transform(counts)
+        size = min(20, len(phrases) - 1, counts.shape[1] - 1)
+        reduced = TruncatedSVD(max(1, size), random_state=seed % 2**31).fit_transform(weighted)
+        groups = KMeans(topics, n_init=3, random_state=seed % 2**31).fit_predict(reduced).tolist()
+    else:
+        groups = list(range(len(phrases)))
+    classes: dict[int, Counter[str]] = {}
+    for group, one in zip(groups, phrases, strict=True):
+        classes.setdefault(group, Counter()).update(one)
+    total: Counter[str] = Counter()
+    for one in phrases:
+        total.update(one)
+    best: dict[str, float] = {}
+    for weights in class_tf_idf([classes[g] for g in sorted(classes)]):
+        for phrase, weight in weights.items():
+            best[phrase] = max(best.get(phrase, 0.0), weight)
+    chosen = [
+        p
+        for p in best
+        if not any(f" {p} " in f" {q} " and p != q and total[q] >= 0.8 * total[p] for q in best if len(q) > len(p))
+    ]
+    return sorted(((p, best[p]) for p in chosen), key=lambda x: (-x[1], x[0]))[:count]
+
+
+def _phrases(sentence: Sentence) -> Iterator[str]:
+    for m in find_mentions(sentence):
+        if m.kind not in ("date", "number") and m.last - m.first <= 4:
+            words = sentence.words[m.first : m.last]
+            label = " ".join(
+                w.text
+                if w.pos == "PROPN"
+                else (w.lemma if w.pos == "NOUN" and k == len(words) - 1 else w.text).casefold()
+                for k, w in enumerate(words)
+            )
+            if label.casefold() not in EMPTY and len(label) > 2:
+                yield label
+
+
+def _told(relations: Mapping[str, Mapping[str, Any]]) -> str:
+    return "\n".join(
+        f"- {n}{' (symmetric)' if r.get('symmetric') else ''}{': ' + str(r['definition']) if r.get('definition') else ''}"
+        for n, r in relations.items()
+    )
+
+
+def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
+    if call.inputs["lm"] is None:
+        return Cost()
+    return Cost(calls=2 * int(params["seeds"])) if cost_of_asking(call, params).calls else Cost()
+
+
+@method(per="whole", needs=("documents",), random=True, link=False, extends=True, cost=_cost)
+def graphusion(
+    work: Work,
+    *,
+    relations: Annotated[
+        dict[str, dict[str, Any]] | None,
+        Field(
+            description="relation -> {symmetric, transitive, words (by which rules find it; < turns the ends), definition}; empty: the paper's seven"
+        ),
+    ] = None,
+    seeds: Annotated[int, Field(ge=1, le=10_000, description="concepts that are looked at")] = 100,
+    topics: Annotated[int, Field(ge=1, le=1000, description="clusters of documents from which concepts are taken")] = 8,
+    delta: Annotated[
+        float,
+        Field(ge=0, description="support that the stronger of two relations must have more; else both are contested"),
+    ] = 0.5,
+    merge: Annotated[bool, Field(description="names of one concept are joined over all documents")] = True,
+    settle_conflicts: Annotated[bool, Field(description="at most one relation between two concepts")] = True,
+    novel: Annotated[bool, Field(description="relations that follow by transitive ones are added, as inferred")] = True,
+    context: Annotated[
+        int, Field(ge=200, description="characters of text shown to the language model per concept")
+    ] = 14_500,
+    max_tokens: Annotated[int, Field(ge=16, le=100_000, description="tokens of one reply at most")] = 1500,
+) -> Iterator[Candidate]:
+    """Concepts by topics, candidate triplets (by the language model, or by rules), and global fusion: names are merged, conflicts are
+    settled by support, and what follows is added.
+
+    Raises:
+        InterfuseError: ``param.value`` for relations that are none, ``input.empty`` without concepts, ``budget.spent``.
+    """
+    known = relations or RELATIONS
+    symmetric = [n for n, r in known.items() if r.get("symmetric")]
+    chunks = [c for d in work.documents() for c in split(d)]
+    places = [(c, a, b) for c in chunks for a, b in prose(c)]
+    parser = open_parser()
+    parsed = list(parser.parse([c.text[a:b] for c, a, b in places]))
+    found = seeds_of(parsed, seeds, topics, work.ctx.seed_for("topics"))
+    if not found:
+        raise InterfuseError(
+            "input.empty", "the documents hold no concepts", fix="Are they in English? Scanned pages hold no text."
+        )
+    work.save(
+        "seeds.json",
+        json.dumps([{"concept": c, "weight": round(w, 4)} for c, w in found], indent=1, ensure_ascii=False),
+    )
+    claims = (
+        _by_model(work, chunks, [c for c, _ in found], known, context, max_tokens)
+        if work.lm is not None
+        else _by_rules(places, parsed, known)
+    )
+    work.count("candidate triplets", len(claims))
+    called, merges = _canonical(claims, chunks) if merge else ({}, [])
+    canonical = [
+        (Claim(called.get(c.head, c.head), c.relation, called.get(c.tail, c.tail), c.confidence, 1.0, e.document), e)
+        for c, e in claims
+    ]
+    canonical = [(c, e) for c, e in canonical if c.head != c.tail]
+    log: list[dict[str, Any]] = [{"what": "merged", "from": a, "to": b} for a, b in merges]
+    proofs: dict[tuple[str, str, str], list[Evidence]] = {}
+    for c, e in canonical:
+        head, tail = sorted((c.head, c.tail)) if c.relation in symmetric else (c.head, c.tail)
+        proofs.setdefault((head, c.relation, tail), []).append(e)
+    settled = settle(
+        [c for c, _ in canonical],
+        symmetric=symmetric,
+        delta=delta if settle_conflicts else 0.0,
+        single=settle_conflicts,
+    )
+    if not settle_conflicts:
+        settled.kept.update(settled.contested)
+        settled.kept.update(dict.fromkeys(settled.lost, 0.0))
+        settled.contested.clear()
+        settled.lost.clear()
+    if novel:
+        infer(settled, [n for n, r in known.items() if r.get("transitive")])
+    log += [{"what": "lost", "triple": list(k), "to": list(w)} for k, w in sorted(settled.lost.items())]
+    log += [
+        {"what": "contested", "triple": list(k), "support": round(v, 4)} for k, v in sorted(settled.contested.items())
+    ]
+    work.save("fusion.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in log))
+    for name, many in (
+        ("kept", settled.kept),
+        ("contested", settled.contested),
+        ("lost", settled.lost),
+        ("inferred", settled.inferred),
+    ):
+        work.count(f"triplets {name}", len(many))
+    work.count("names merged", len(merges))
+    aliases: dict[str, list[str]] = {}
+    for a, b in merges:
+        aliases.setdefault(b, []).append(a)
+    for status, many in (("stated", settled.kept), ("contested", settled.contested)):
+        for (h, r, t), amount in sorted(many.items()):
+            confidence = round(1 - float(np.exp(-amount)), 4)
+            yield Candidate(h, r, t, "concept", "concept", confidence=confidence, kind="support", status=status,
+                            evidence=tuple(proofs[h, r, t]), aliases=tuple(sorted(aliases.get(h, ()))))  # fmt: skip
+            if t in aliases:
+                yield Candidate(
+                    t, "", t, "concept", "concept", evidence=tuple(proofs[h, r, t]), aliases=tuple(sorted(aliases[t]))
+                )
+    for (h, r, t), premises in sorted(settled.inferred.items()):
+        both = [e for p in premises for e in proofs.get(p, ())[:1]]
+        yield Candidate(
+            h,
+            r,
+            t,
+            "concept",
+            "concept",
+            confidence=0.5,
+            kind="rule",
+            status="inferred",
+            evidence=tuple(dict.fromkeys(both)),
+        )
+
+
+def _by_rules(
+    places: Sequence[tuple[Chunk, int, int]],
+    parsed: Sequence[Sequence[Sentence]],
+    known: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[Claim, Evidence]]:
+    """Triplets by the words of the relations, from the shape of sentences."""
+    words: dict[str, tuple[str, bool]] = {}
+    for name, row in known.items():
+        for word in (name.casefold().replace("-", " "), *row.get("words", ())):
+            words.setdefault(word.removeprefix("<"), (name, word.startswith("<")))
+    made = []
+    for (chunk, start, _), sentences in zip(places, parsed, strict=True):
+        memory = Memory(Names())
+        for s in sentences:
+            found = open_relations(s, find_mentions(s), lambda i, s=s, memory=memory: memory.resolve(s, i))  # type: ignore[misc]
+            memory.learn(s, found)
+            for f in found:
+                if f.predicate not in words or f.object.kind in ("date", "number"):
+                    continue
+                name, turned = words[f.predicate]
+                target = f.class_word if f.predicate == IS_A else f.object.label
+                head, tail = (target, f.subject.label) if turned else (f.subject.label, target)
+                a, b = chunk.start + start + s.words[0].start, chunk.start + start + s.words[-1].end
+                made.append(
+                    (
+                        Claim(head, name, tail, f.confidence),
+                        Evidence(
+                            chunk.document.id, a, b, chunk.page or None, method="build/graphusion", score=f.confidence
+                        ),
+                    )
+                )
+    return made
+
+
+def _by_model(work: Work, chunks: Sequence[Chunk], seeds: Sequence[str], known: Mapping[str, Mapping[str, Any]], context: int, max_tokens: int) -> list[tuple[Claim, Evidence]]:  # fmt: skip
+    """Per concept: candidate triplets from the texts about it, then the language model's fusion with what the graph already holds."""
+    from interfuse.kit.quotes import find_quote
+
+    about = {q: [c for c in chunks if q.casefold() in c.text.casefold()] for q in seeds}
+    told, names = _told(known), {n.casefold().replace("_", "-"): n for n in known}
+
+    def read(name: str, reply: str) -> tuple[list[Any], list[str]]:
+        got = records(reply, FIELDS, needed=FIELDS[:3])
+        work.count("records lost in replies", got.lost)
+        rows = [
+            {**r, "relation": names.get(str(r["relation"]).casefold().replace(" ", "-").replace("_", "-"), "")}
+            for r in got.rows
+        ]
+        kept = [r for r in rows if r["relation"]]
+        work.count("dropped: not one of the relations", len(rows) - len(kept))
+        return kept, [] if kept or "[]" in reply.replace(" ", "") else [
+            "no triplet with one of the relations could be read"
+        ]
+
+    def texts(q: str) -> str:
+        return "\n\n".join(c.text for c in about[q])[:context]
+
+    wanted = [q for q in seeds if about[q]]
+    first = ask(work, {q: about_document(TASK.format(seed=q, relations=told), texts(q), after="The relations, as JSON:") for q in wanted},
+                read, max_tokens=max_tokens, tries=2)  # fmt: skip
+    prior: dict[str, list[str]] = {}
+    if work.graph is not None:
+        iris = {relation_id(n): n for n in known}
+        for s in work.graph.statements():
+            if s.predicate in iris and not isinstance(s.object, Literal):
+                line = f"({work.graph.label(s.subject)}, {iris[s.predicate]}, {work.graph.label(s.object)})"
+                for end in (s.subject, s.object):
+                    prior.setdefault(work.graph.label(end).casefold(), []).append(line)
+    fusing = {}
+    for q in wanted:
+        lines = [
+            f"({r['subject']}, {r['relation']}, {r['object']})"
+            for r in first[q][0]
+            if q.casefold() in (str(r["subject"]).casefold(), str(r["object"]).casefold())
+        ]
+        if lines:
+            both = (
+                "First list:\n" + "\n".join(lines) + "\nSecond list:\n" + "\n".join(prior.get(q.casefold(), ["(none)"]))
+            )
+            fusing[q] = about_document(
+                FUSE.format(seed=q, relations=told), texts(q), before=both, after="The fused list, as JSON:"
+            )
+    fused = ask(work, fusing, read, max_tokens=max_tokens, tries=2)
+    made = []
+    for q in wanted:
+        for row, sure in [*((r, 0.8) for r in first[q][0]), *((r, 0.6) for r in fused.get(q, ([], ""))[0])]:
+            h, t = str(row["subject"]).strip(), str(row["object"]).strip()
+            proof = None
+            for c in about[q]:
+                quote = str(row.get("quote") or "")
+                place = find_quote(c.text, quote) if quote else None
+                if place is None and h.casefold() in c.text.casefold() and t.casefold() in c.text.casefold():
+                    place = (c.text.casefold().find(h.casefold()), c.text.casefold().find(h.casefold()) + len(h), 0.7)
+                if place is not None:
+                    proof = Evidence(
+                        c.document.id,
+                        c.start + place[0],
+                        c.start + place[1],
+                        c.page or None,
+                        method="build/graphusion",
+                        model=str(work.lm.name if work.lm else ""),
+                        score=sure,
+                    )
+                    break
+            if proof is None:
+                work.count("dropped: no text holds both concepts")
+                continue
+            made.append((Claim(h, row["relation"], t, sure), proof))
+    return made
+
+
+def _canonical(
+    claims: Sequence[tuple[Claim, Evidence]], chunks: Sequence[Chunk]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """One name per concept over all documents: the longest that is no acronym, with most support; and who was merged into whom."""
+    counts: Counter[str] = Counter()
+    for c, _ in claims:
+        counts.update((c.head, c.tail))
+    short: dict[str, dict[str, None]] = {}
+    for chunk in chunks:
+        for long, brief in acronyms(chunk.text):
+            for label in counts:
+                if label.casefold() == long.casefold():
+                    short.setdefault(label, {})[brief] = None
+    mentions = [
+        Mention(label, label, aliases=tuple(short.get(label, {})), weight=counts[label]) for label in sorted(counts)
+    ]
+    called: dict[str, str] = {}
+    groups: dict[str, list[str]] = {}
+    linked = link(mentions)
+    top: dict[str, str] = {}
+
+    def find(x: str) -> str:
+        while top.get(x, x) != x:
+            x = top[x]
+        return x
+
+    for a, b in linked.merges():
+        top[max(find(a), find(b))] = min(find(a), find(b))
+    for label in counts:
+        groups.setdefault(find(label), []).append(label)
+    merges = []
+    for group in groups.values():
+        best = min(group, key=lambda x: (x.isupper() and len(x) <= 6, -counts[x], -len(x), x))
+        for label in sorted(group):
+            called[label] = best
+            if label != best:
+                merges.append((label, best))
+    return called, sorted(merges)

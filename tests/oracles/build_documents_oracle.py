@@ -1,0 +1,54 @@
+"""Slow, obvious versions of what the document methods of the build room compute."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def section_of(levels: list[int]) -> list[int]:
+    """For each element: going back, the first heading whose level is smaller than that of every heading in between (and its own)."""
+    found = []
+    for i, level in enumerate(levels):
+        limit = level if level else 99
+        place = -1
+        for j in range(i - 1, -1, -1):
+            if levels[j] and levels[j] < limit:
+                place = j
+                break
+            if levels[j] and not level:
+                limit = min(limit, levels[j] + 1)
+        found.append(place)
+    return found
+
+
+def settled_relations(
+    claims: list[tuple[str, str, str, float]], symmetric: list[str], delta: float
+) -> dict[tuple[str, str], list[str]]:
+    """Pair of ends -> the relations (with direction) that stay: all within delta of the best."""
+    totals: dict[tuple[str, str, str], float] = {}
+    for h, r, t, c in claims:
+        key = (min(h, t), r, max(h, t)) if r in symmetric else (h, r, t)
+        totals[key] = math.fsum([totals.get(key, 0.0), c])
+    pairs = sorted({tuple(sorted((h, t))) for h, _, t in totals})
+    made = {}
+    for a, b in pairs:
+        here = {k: v for k, v in totals.items() if {k[0], k[2]} == {a, b}}
+        best = max(here.values())
+        winners = [k for k, v in here.items() if best - v < delta]
+        top = sorted(here, key=lambda k: (-here[k], k))[0]
+        made[a, b] = sorted(f"{h} {r} {t}" for h, r, t in {*winners, top})
+    return made
+
+
+def walk_shares(nodes: int, edges: list[tuple[int, int]], reset: list[float], damping: float) -> np.ndarray:
+    """``(I - d P^T)^-1 (1 - d) v`` of the undirected graph; a node without edges goes back to v."""
+    v = np.array(reset) / sum(reset)
+    step = np.zeros((nodes, nodes))
+    for a, b in edges:
+        step[a, b] += 1
+        step[b, a] += 1
+    for i in range(nodes):
+        step[i] = step[i] / step[i].sum() if step[i].sum() else v
+    return np.linalg.solve(np.eye(nodes) - damping * step.T, (1 - damping) * v)
