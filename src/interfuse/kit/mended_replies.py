@@ -111,7 +111,9 @@ def _piecewise(text: str, fields: Sequence[str], needed: Sequence[str]) -> Recor
         if row is not None and _has(row, needed):
             found.rows.append(row)
             found.mended += 1
-        elif any(re.search(rf"\b{re.escape(n)}\b", piece) for n in needed) and (closed or row):
+        elif (closed and any(re.search(rf"\b{re.escape(n)}\b", piece) for n in needed)) or (
+            not closed and re.search(r"\w", piece)
+        ):
             found.lost += 1
     if not found.rows and not found.lost:
         for match in _TUPLE.finditer(text):
@@ -192,6 +194,8 @@ def _by_fields(piece: str, fields: Sequence[str]) -> dict[str, Any] | None:
     marks = list(
         re.finditer(rf"(?:^|[{{,;\n\s])\s*[\"'`*]{{0,3}}({names})[\"'`*]{{0,3}}\s*[:=]\s*", piece, re.IGNORECASE)
     )
+    if not marks:
+        return None
     row: dict[str, Any] = {}
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
         end = following.start() if following is not None else len(piece)

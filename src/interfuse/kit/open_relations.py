@@ -142,6 +142,8 @@ class Reader:
 
     def copula(self, subject: int, attribute: int, sure: float, negated: bool) -> Iterator[Triple]:
         word = self.words[attribute]
+        if self.words[subject].pos == "NOUN" and word.pos in ("PROPN", "NUM"):
+            yield from self.turned(subject, attribute, sure, negated)
         made = False
         for c in self.kids(attribute, "prep"):
             if word.pos == "NOUN":
@@ -163,6 +165,17 @@ class Reader:
             yield Triple(subject, IS_A, attribute, (0.6 if made else 0.9) * sure, "class", negated)
         elif word.pos == "PROPN":
             yield Triple(subject, "is", attribute, 0.6 * sure, "same", negated)
+
+    def turned(self, subject: int, attribute: int, sure: float, negated: bool) -> Iterator[Triple]:
+        """``The capital of Norway is Oslo`` and ``Norway's capital is Oslo``; a number is what the thing has (``the population of``)."""
+        holders = [
+            o for c in self.kids(subject, "prep") if self.words[c].text == "of" for o in self.pobjects(c)
+        ] + self.kids(subject, "poss")
+        for holder in holders:
+            if self.words[attribute].pos == "NUM":
+                yield Triple(holder, self.role(subject), attribute, 0.85 * sure, "role", negated)
+            else:
+                yield Triple(attribute, f"{self.role(subject)} of", holder, 0.85 * sure, "role", negated)
 
     def role(self, noun: int) -> str:
         """A noun with the compounds and adjectives that belong to it: ``prime minister``, ``national capital``."""
@@ -302,7 +315,10 @@ def covering(sentence: Sentence, mentions: list[Mention], word: int) -> Mention 
     if not around:
         return None
     named = [m for m in around if m.source in ("gazetteer", "name", "title", "quoted", "date")]
-    named += [m for m in around if m.source == "topic" and sentence.words[m.first].text[0].isupper()]
+    named += [
+        m for m in around if m.source == "topic" and sentence.words[m.first].text[0].isupper()
+        and not any(w.pos == "NOUN" and w.text.islower() for w in sentence.words[m.first : m.last])
+    ]  # fmt: skip
     chosen = max(named or around, key=lambda m: (m.last - m.first, -m.first))
     words = sentence.words
     if not named and chosen.last < len(words) and words[chosen.last].text == "of":  # the head of the fjord

