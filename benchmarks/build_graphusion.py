@@ -6,6 +6,7 @@ follows. Edges are compared by concept, whatever it is called.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def main() -> None:
     names = list(SYSTEMS)
     mean = {n: {k: float(np.mean([r[n][k] for r in runs.values()])) for k in runs[0][n]} for n in names}
     steps: dict[str, Any] = {}
-    for before, after in zip(names, names[1:], strict=False):
+    for before, after in itertools.pairwise(names):
         made = paired_t([r[before]["f1"] for r in runs.values()], [r[after]["f1"] for r in runs.values()])
         steps[f"{after} against {before}"] = {
             "difference of F1": made.delta,
