@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from interfuse.core.errors import InterfuseError
+
 #: characters of a reply that are looked at
 MAX_REPLY = 2 * 2**20
 _CURLY = str.maketrans({"“": '"', "”": '"', "„": '"', "«": '"', "»": '"'})
@@ -54,6 +56,24 @@ def records(reply: str, fields: Sequence[str], *, needed: Sequence[str] = ()) ->
         ):
             return found
     return _piecewise(text, fields, needed)
+
+
+def json_value(text: str) -> Any:
+    """The one JSON value of a reply: all of it, what stands in a code fence, or what begins at the first bracket.
+
+    Raises:
+        InterfuseError: ``input.format`` when there is none.
+    """
+    found = _whole(text[:MAX_REPLY])
+    start = re.search(r"[\[{]", text) if found is None else None
+    if start:
+        try:
+            found = json.JSONDecoder().raw_decode(text[start.start() : MAX_REPLY])[0]
+        except (ValueError, RecursionError):
+            found = None
+    if found is None:
+        raise InterfuseError("input.format", f"the reply holds no JSON that can be read: {text[:120]!r}")
+    return found
 
 
 def _whole(text: str) -> Any:

@@ -7,10 +7,14 @@ from pathlib import Path
 
 from tests.conformance.cases import Case
 from tests.conformance.fixtures import Scene, room
-from tests.conformance.scenes import build_documents, build_harvest
+from tests.conformance.scenes import build_documents, build_harvest, build_panel
 
 #: ``inputs`` of a case -> its scene
-FURNISHED: dict[str, Callable[[Case, Path], Scene]] = {**build_harvest.FURNISHED, **build_documents.FURNISHED}
+FURNISHED: dict[str, Callable[[Case, Path], Scene]] = {
+    **build_harvest.FURNISHED,
+    **build_documents.FURNISHED,
+    **build_panel.FURNISHED,
+}
 
 
 @room("build")
