@@ -116,7 +116,7 @@ def _told(relations: Mapping[str, Mapping[str, Any]]) -> str:
 def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
     if call.inputs["lm"] is None:
         return Cost()
-    return Cost(calls=2 * int(params["seeds"])) if cost_of_asking(call, params).calls else Cost()
+    return Cost(calls=2 * int(params["concepts"])) if cost_of_asking(call, params).calls else Cost()
 
 
 @method(per="whole", needs=("documents",), random=True, link=False, extends=True, cost=_cost)
@@ -129,7 +129,7 @@ def graphusion(
             description="relation -> {symmetric, transitive, words (by which rules find it; < turns the ends), definition}; empty: the paper's seven"
         ),
     ] = None,
-    seeds: Annotated[int, Field(ge=1, le=10_000, description="concepts that are looked at")] = 100,
+    concepts: Annotated[int, Field(ge=1, le=10_000, description="concepts that are looked at")] = 100,
     topics: Annotated[int, Field(ge=1, le=1000, description="clusters of documents from which concepts are taken")] = 8,
     delta: Annotated[
         float,
@@ -155,7 +155,7 @@ def graphusion(
     places = [(c, a, b) for c in chunks for a, b in prose(c)]
     parser = open_parser()
     parsed = list(parser.parse([c.text[a:b] for c, a, b in places]))
-    found = seeds_of(parsed, seeds, topics, work.ctx.seed_for("topics"))
+    found = seeds_of(parsed, concepts, topics, work.ctx.seed_for("topics"))
     if not found:
         raise InterfuseError(
             "input.empty", "the documents hold no concepts", fix="Are they in English? Scanned pages hold no text."
