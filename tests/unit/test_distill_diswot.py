@@ -118,6 +118,18 @@ def test_channel_correlation_is_the_oracles(seed: int) -> None:
     torch.testing.assert_close(tokens, ours)
 
 
+@pytest.mark.parametrize("places", [1, 2])
+def test_channel_correlation_of_many_channels_never_builds_their_table(places: int) -> None:
+    f, g = random_pair(3, 12, places, places, seed=places)
+    g[1, 4] = 0  # a channel that is silent on one side
+    ours = inter_channel_correlation(g.requires_grad_(), f)
+    np.testing.assert_allclose(
+        ours.detach().numpy(), [oracle.icc(t, s) for t, s in zip(f.numpy(), g.detach().numpy(), strict=True)], rtol=1e-9
+    )
+    assert bool(torch.autograd.grad(ours.sum(), g)[0].isfinite().all())
+    assert float(inter_channel_correlation(f, f).max()) == pytest.approx(0, abs=1e-12)
+
+
 def small_net(seed: int, width: int = 8, classes: int = 3) -> nn.Module:
     with seeded(seed):
         return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, width), nn.ReLU(), nn.Linear(width, classes))

@@ -222,6 +222,29 @@ def test_the_gradient_of_a_step_against_two_plain_ones(data: Table, teacher: Mod
     assert not [k for k in run.tensors if k.startswith("aux/")], "gradients are left in the saved state"
 
 
+def test_alignment_at_the_features_is_one_pass(data: Table, teacher: Model, tmp_path: Path) -> None:
+    """The heads' gradients are the plain ones; the backbone's is that of the features' aligned gradient."""
+    state, hooks = started("dhkd", data, teacher, align="features", dropout=0.0, aux_loss="mse", weight=30.0)
+    batch = engine.make_batch(state, np.arange(16))
+    views = hooks.views(state, batch)
+    views.teachers = [-30 * views.student.detach()]  # far the other way, so that the gradients disagree
+    terms = hooks.terms(state, views)
+    parts = {name: hooks.weights(state, views)[name] * value.mean() for name, value in terms.items()}
+    h = views.features["penultimate"]
+    g0, g1 = (torch.autograd.grad(parts[n], h, retain_graph=True)[0] for n in ("ce", "aux"))
+    (wanted,) = align([g1], [g0])
+    first = next(state.student.parameters())
+    expected = torch.autograd.grad(h, first, g0 + wanted, retain_graph=True)[0]
+    heads = [state.student.head.weight, state.modules["auxiliary"][0].weight]
+    plain = torch.autograd.grad(sum(parts.values()), heads, retain_graph=True)
+    hooks.backward(state, torch.stack(list(parts.values())).sum(), parts)
+    torch.testing.assert_close(first.grad, expected)
+    for head, value in zip(heads, plain, strict=True):
+        torch.testing.assert_close(head.grad, value)
+    assert "features" not in state.tensors
+    refused("param.value", "dhkd", data, teacher, tmp_path / "a", align="features", head="main")
+
+
 def test_alignment_was_put_to_work(data: Table, teacher: Model, tmp_path: Path) -> None:
     """With labels that contradict the teacher, the gradients oppose each other and alignment changes the result."""
     codes = (data.codes + 1) % CLASSES

@@ -598,16 +598,15 @@ def test_hard_changes_phase_by_thresholds_and_by_steps(data: Table, teacher: Mod
 
 
 def test_hard_writes_augmentor_curve_and_pictures(data: Table, teacher: Model, tmp_path: Path) -> None:
-    from PIL import Image
-
     model = trained("hard", data, teacher, tmp_path / "a", student_steps=2, examples=2)
     assert model.path is not None
-    with (model.path / "disagreement.csv").open() as file:
+    with (model.path / "plots/disagreement.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6]
     assert float(rows[-1]["augmentor_steps"]) > 0
-    with Image.open(model.path / "augmented.png") as picture:
-        assert picture.size == (8 * 8 * 4, 3 * 8 * 4)
+    with (model.path / "plots/augmented.csv").open() as file:
+        assert [r["step"] for r in csv.DictReader(file)] == ["3"] * 8 + ["6"] * 8
+    assert (model.path / "report.html").read_text().count("data:image/png;base64") == 3 * 8
     assert facts(model)["phases"]["student_steps"] == 6
     assert "rotate_spread" in facts(model)["augmentor"]
     state = weights(Model("g", path=model.path)), model.path / "augmentor.safetensors"

@@ -15,8 +15,10 @@ from torch import Tensor
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.data.models import save, tokenizer_folder
+from interfuse.data.tables import Table
+from interfuse.distill import pages
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
-from interfuse.kit.encode import IGNORE, forward
+from interfuse.kit.encode import IGNORE, forward, predict
 from interfuse.kit.losses import cross_entropy, entropy, forward_kl, reverse_kl
 from interfuse.kit.train import TrainSettings, make_optimizer, set_lr
 
@@ -53,7 +55,7 @@ class BDKD(Hooks):
     teacher_optimizer: Annotated[Literal["same", "adamw", "sgd"], Field(description="the teachers' optimiser")] = "same"
 
     def needs(self) -> Needs:
-        return Needs(labels=self.online or self.ce > 0, teachers=(1, 100), live=self.online)
+        return Needs(labels=self.online or self.ce > 0, teachers=(1, 100), live=self.online, validation=True)
 
     def setup(self, run: Run) -> None:
         if not self.online:
@@ -115,6 +117,21 @@ class BDKD(Hooks):
             place = folder / _name(k)
             place.mkdir()
             save(run.modules[_name(k)].cpu(), place, tokenizer_from=tokenizer_folder(model))
+        if run.validation is not None and run.student_model.task != "causal-lm":
+            self._report(run, run.validation, folder)
+
+    def _report(self, run: Run, held: Table, folder: Path) -> None:
+        """Reliability of student and teachers on the examples held apart, which are not trained on."""
+        taught = [run.modules[_name(k)] for k in range(len(run.teacher_models))] if self.online else run.teachers
+        every = [("student", run.student_model, run.accelerator.unwrap_model(run.student)),
+                 *((_name(k), m, t) for k, (m, t) in enumerate(zip(run.teacher_models, taught, strict=True)))]  # fmt: skip
+        logits = {
+            name: predict(dataclasses.replace(model, module=module, path=None), held, run.ctx)
+            if model.task != "predictions"
+            else predict(model, held, run.ctx)
+            for name, model, module in every
+        }
+        pages.reliability(folder, "distill/bd-kd", logits, held.labels(), held.name)
 
     def shares(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The weights v of the forward and u of the reverse KL of every sample, without gradient.

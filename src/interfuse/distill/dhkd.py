@@ -40,9 +40,10 @@ class DHKD(Hooks):
         Literal["bkl-norm", "bkl", "mse"], Field(description="loss of the auxiliary head on raw logits")
     ] = "bkl-norm"
     align: Annotated[
-        Literal["backbone", "all", "none"],
+        Literal["backbone", "all", "features", "none"],
         Field(
-            description="which parameters' gradients are aligned: the backbone's, all together as the reference does, or none"
+            description="which gradients are aligned: the backbone's, all together as the reference does, those with respect to the "
+            "features that both heads read (no second backward pass), or none"
         ),
     ] = "backbone"
     center: Annotated[bool, Field(description="take the mean over classes off the teacher's logits")] = False
@@ -61,6 +62,8 @@ class DHKD(Hooks):
     def setup(self, run: Run) -> None:
         if self.align != "none" and run.accelerator.num_processes > 1:
             raise InterfuseError("param.value", "gradients can be aligned in one process only", where="align", fix="Use align: none.")  # fmt: skip
+        if self.align == "features" and self.head == "main":
+            raise InterfuseError("param.value", "features are aligned between two heads, and there is one", where="align", fix="Use align: backbone.")  # fmt: skip
         width, classes = run.student_shapes[PENULTIMATE][-1], run.classes
         size = {"linear": width * classes, "mlp": self.head_width * (width + classes), "main": 0}[self.head]
         if size > LARGE and not self.allow_large:
@@ -77,6 +80,8 @@ class DHKD(Hooks):
         u, t = views.student, views.teachers[0]
         if "auxiliary" in run.modules:
             h = views.features[PENULTIMATE]
+            if self.align == "features":
+                run.tensors["features"] = h
             h = h[:, : u.shape[1]] if u.ndim == 3 else h  # of a language model, the positions that have a next token
             u = run.modules["auxiliary"](h.flatten(0, -2)).unflatten(0, h.shape[:-1])
         t = t - t.mean(dim=-1, keepdim=True) if self.center else t
@@ -93,6 +98,9 @@ class DHKD(Hooks):
         if self.align == "none":
             super().backward(run, loss, parts)
             return
+        if self.align == "features":
+            self._backward_through_features(run, loss, parts)
+            return
         # the labels' gradient gathers in .grad as ever, the teacher's beside it until the whole window is there
         found = self._parameters(run)
         labels = {name: p.grad for name, p in found.items()}
@@ -105,8 +113,17 @@ class DHKD(Hooks):
             p.grad = labels[name]
         run.accelerator.backward(parts[CE])
 
+    def _backward_through_features(self, run: Run, loss: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
+        """The two gradients are taken at the features, through the heads alone; one pass then goes down the backbone."""
+        h = run.tensors.pop("features")
+        (g0,), (g1,) = (torch.autograd.grad(parts[name], h, retain_graph=True) for name in (CE, AUX))
+        (kept,) = align([g1], [g0])
+        handle = h.register_hook(lambda _: g0 + kept)
+        run.accelerator.backward(loss)
+        handle.remove()
+
     def before_step(self, run: Run) -> None:
-        if self.align == "none":
+        if self.align in ("none", "features"):
             return
         found = self._parameters(run)
         frozen = _head(run) if self.align == "backbone" else ()

@@ -24,6 +24,7 @@ from interfuse.core.rooms import Call
 from interfuse.data.models import TASKS, Model, build, device_of, make_config, size_of
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table
+from interfuse.distill import pages
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.architecture_scores import Probe, cka_score, kd_score, probe, relation_score, semantic_score
 from interfuse.kit.encode import Encoder, forward
@@ -232,6 +233,7 @@ class DisWOT(Hooks):
             )
             writer.writeheader()
             writer.writerows({**row["config"], **{k: v for k, v in row.items() if k != "config"}} for row in rows)
+        pages.ranking(folder, rows)
         chosen = {k: v for k, v in run.student_model.config.items() if k not in DERIVED}
         (folder / "student.yaml").write_text(yaml.safe_dump({"config": chosen}, sort_keys=True), encoding="utf-8")
         run.facts["search"] = {**search, "ranking": rows[:TOP]}

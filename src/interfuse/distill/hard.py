@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -16,14 +15,15 @@ from torch import Tensor, nn
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.distill import pages
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.augmentors import Affine, Augmentor, Latent, Mix, Noise, clamp_through
 from interfuse.kit.encode import forward
 from interfuse.kit.losses import forward_kl, full_precision
 
 AUGMENTOR = "augmentor"
-#: pictures in a row of the examples, and how much they are enlarged
-SHOWN, ENLARGED = 8, 4
+#: pictures in a row of the examples
+SHOWN = 8
 
 
 @method()
@@ -233,15 +233,10 @@ class HARD(Hooks):
         module = run.modules[AUGMENTOR].cpu()
         state = {k: v.detach().contiguous().clone() for k, v in module.state_dict().items()}
         safetensors.torch.save_file(state, folder / "augmentor.safetensors")
-        with (folder / "disagreement.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["step", "disagreement", "teacher_change", "running_mean", "augmentor_steps"])
-            writer.writerows(
-                [step + 1, *(round(v, 6) for v in row)] for step, row in enumerate(run.tensors["curve"].tolist())
-            )
-        kept = [run.tensors[name] for name in sorted(run.tensors) if name.startswith("examples/")]
-        if kept:
-            picture([kept[0][0], *(pair[1] for pair in kept)], folder / "augmented.png")
+        names = sorted(name for name in run.tensors if name.startswith("examples/"))
+        kept = [(int(name.split("/")[1]), run.tensors[name].numpy()) for name in names]
+        found = {name: float(value) for name, value in cast(Augmentor, module).diagnostics().items()}
+        pages.augmentations(folder, kept, run.tensors["curve"].numpy(), found)
 
     def export(self, run: Run) -> nn.Module:
         moves = int(run.tensors["curve"][-1, 3]) if run.steps else 0
@@ -258,14 +253,3 @@ def fit(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[1] != like.shape[1]:
         x = x.mean(dim=1, keepdim=True).expand(-1, like.shape[1], -1, -1)
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False, antialias=True)
-
-
-def picture(rows: list[Tensor], path: Path) -> None:
-    """Writes rows of images [n, C, H, W] in [0, 1] as one PNG."""
-    from PIL import Image
-
-    table = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # [C, rows H, n W]
-    table = table.mean(dim=0) if table.shape[0] != 3 else table.movedim(0, -1)
-    pixels = (table.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    pixels = pixels.repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
-    Image.fromarray(pixels).save(path)

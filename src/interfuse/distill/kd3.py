@@ -20,6 +20,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.data.composed import Composed, Transfer, compose, pooled
 from interfuse.data.seeding import seeded
+from interfuse.distill import pages
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 from interfuse.kit.encode import forward, predict
 from interfuse.kit.losses import forward_kl
@@ -155,7 +156,7 @@ class KD3(Hooks):
                                  where=run.data.name, fix="Lower p_cutoff, or set min_per_class.")  # fmt: skip
         if int((counts > 0).sum()) == 1:
             run.ctx.log(f"epoch {run.epoch + 1}: every image is taken for class {int(counts.argmax())}")
-        run.tensors["kept"] = kept
+        run.tensors |= {"kept": kept, "pseudo": mixed.argmax(dim=1)}
         per_class = torch.bincount(mixed.argmax(dim=1)[kept], minlength=run.classes)
         run.tensors["selection"][run.epoch] = torch.cat([torch.tensor([kept.sum(), share]), per_class, thresholds])
 
@@ -265,6 +266,7 @@ class KD3(Hooks):
             (folder / SPEC).write_text(json.dumps(spec, sort_keys=True), encoding="utf-8")
         if self.selection == "none":
             return
+        self._sheet(run, folder)
         names = [*(f"kept_{c}" for c in range(run.classes)), *(f"threshold_{c}" for c in range(run.classes))]
         with (folder / "selection.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -275,6 +277,21 @@ class KD3(Hooks):
                     writer.writerow(
                         [epoch, int(row[0]), round(row[1], 6), *map(int, counts), *(round(v, 6) for v in rest)]
                     )
+
+    def _sheet(self, run: Run, folder: Path) -> None:
+        """The first images of the last choice, by the class they are taken for, and how many every epoch kept."""
+        images: dict[str, tuple[list[str], NDArray[np.float32]]] = {}
+        ids, kept, pseudo = run.data.ids(), run.tensors["kept"].numpy(), run.tensors["pseudo"].numpy()
+        for c in range(run.classes if run.data.kind == "image" else 0):
+            rows = np.flatnonzero(kept & (pseudo == c))[: pages.SHOWN]
+            shown = (
+                next(iter(run.encoder.encode(rows).values())).numpy()
+                if len(rows)
+                else np.zeros((0, 1, 1, 1), np.float32)
+            )
+            images[run.data.classes[c] if c < len(run.data.classes) else f"class {c}"] = ([ids[r] for r in rows], shown)
+        log = [(epoch, int(row[0])) for epoch, row in enumerate(run.tensors["selection"].tolist(), start=1) if row[0]]
+        pages.selected(folder, images, log, len(run.data))
 
 
 # -- the mathematics -------------------------------------------------------------------------------------------------

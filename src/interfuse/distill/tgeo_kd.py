@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.distill import pages
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.encode import Encoder, forward, predict
 from interfuse.kit.losses import cross_entropy, forward_kl
@@ -246,6 +247,8 @@ class TGeoKD(Hooks):
                    "student_correct": run.tensors["student_correct"].numpy()[epoch, row].astype(bool),
                    "st_distance": run.tensors["st_distance"].numpy()[epoch, row]}  # fmt: skip
         pyarrow.parquet.write_table(pyarrow.table(columns), folder / "fusion_ratio.parquet")
+        epochs = range(1, len(alpha) + 1) if len(alpha) > 1 else [run.settings.epochs]
+        pages.fusion_ratios(folder, alpha, right, epochs)
 
 
 # -- the mathematics -------------------------------------------------------------------------------------------------

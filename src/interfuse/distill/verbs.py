@@ -204,8 +204,8 @@ def compare(
     return rows
 
 
-def _step_cost(call: Any) -> tuple[float, float]:
-    """Median milliseconds of a training step, and megabytes it holds: weights, gradients, optimiser state, activations."""
+def _step_cost(call: Any, *, steps: int = 12) -> tuple[float, float]:
+    """Median milliseconds of ``steps`` training steps, and megabytes one holds: weights, gradients, optimiser state, activations."""
     import importlib
     import statistics
 
@@ -230,7 +230,7 @@ def _step_cost(call: Any) -> tuple[float, float]:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             engine._step(state, hooks, [order], {})
         times = []
-        for _ in range(12):
+        for _ in range(steps):
             began = time.perf_counter()
             engine._step(state, hooks, [order], {})
             times.append(1e3 * (time.perf_counter() - began))
@@ -244,7 +244,7 @@ def _step_cost(call: Any) -> tuple[float, float]:
     ]
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*weights, *grown]}
     gradients = sum(p.numel() * p.element_size() for o in state.optimizers.values() for g in o.param_groups for p in g["params"])  # fmt: skip
-    return statistics.median(times), (sum({**kept, **held}.values()) + gradients) / 1e6
+    return statistics.median(times) if times else 0.0, (sum({**kept, **held}.values()) + gradients) / 1e6
 
 
 def _options(*rows: tuple[str, str, dict[str, Any]]) -> list[click.Parameter]:

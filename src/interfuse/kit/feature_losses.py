@@ -22,6 +22,9 @@ from torch import Tensor
 from interfuse.core.errors import InterfuseError
 from interfuse.kit.losses import full_precision
 
+#: keeps square roots of lengths differentiable at 0
+_TINY = 1e-30
+
 # -- one sample at a time --------------------------------------------------------------------------------------------
 
 
@@ -124,13 +127,26 @@ def inter_channel_correlation(student: Tensor, teacher: Tensor) -> Tensor:
     """
     if student.ndim != teacher.ndim or student.ndim not in (2, 3, 4) or len(student) != len(teacher):
         raise _shape_error("inter-channel correlation needs two maps, two token grids or two vectors", student, teacher)
-    rows = []
-    for x in (full_precision(student), full_precision(teacher)):
-        channels = x.flatten(2) if x.ndim == 4 else x.transpose(1, 2) if x.ndim == 3 else x.unsqueeze(2)
-        rows.append(_unit(_matmul(channels, channels.transpose(1, 2))))
-    if rows[0].shape != rows[1].shape:
+    s, t = (
+        x.flatten(2) if x.ndim == 4 else x.transpose(1, 2) if x.ndim == 3 else x.unsqueeze(2)
+        for x in (full_precision(student), full_precision(teacher))
+    )  # [B, C, places]
+    if s.shape[1] != t.shape[1]:
         raise _shape_error("both sides must have the same number of channels", student, teacher)
-    return (rows[0] - rows[1]).square().sum(dim=(1, 2)) / rows[0].shape[1]
+    if s.shape[2] + t.shape[2] >= s.shape[1]:
+        e_s, e_t = (_unit(_matmul(x, x.transpose(1, 2))) for x in (s, t))
+        return (e_s - e_t).square().sum(dim=(1, 2)) / s.shape[1]
+    # fewer places than channels: rows of F F^T are compared through places x places, C x C is never built
+    own_s, own_t, cross = (
+        _matmul(x, _matmul(x.transpose(1, 2), y)) for x, y in ((s, s), (t, t), (s, t))
+    )  # [B, C, places]
+    norm_s, norm_t = (
+        (x * g).sum(dim=2).clamp_min(0) for x, g in ((s, own_s), (t, own_t))
+    )  # squared lengths of the rows
+    there = [(n > 0).to(n.dtype) for n in (norm_s, norm_t)]
+    length = (norm_s.clamp_min(_TINY) * norm_t.clamp_min(_TINY)).sqrt()
+    along = (cross * t).sum(dim=2) / length
+    return (there[0] + there[1] - 2 * along * there[0] * there[1]).sum(dim=1).clamp_min(0) / s.shape[1]
 
 
 # -- relations between the samples of a batch ------------------------------------------------------------------------

@@ -1,0 +1,149 @@
+"""What a step of every distillation costs over a plain student step plus the teacher's prediction, on three pairs of networks.
+
+The method's step and the plain one with the prediction alternate; the ratio is that of the processor time of one thread, pair by
+pair, so that other work on the machine hardly counts (elapsed time is recorded as well). Goals: methods on logits at most 1.10, methods on features at most 1.25, stored predictions at most 1.10 of a student
+step without any teacher. ``memory_mb``: weights, gradients, optimiser state and what a step keeps for its gradients.
+
+    python benchmarks/distill_steps.py [PAIR ...]
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from distill_papers_b import CifarResNet
+from record import save, summary
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.method import load
+from interfuse.core.rooms import Source, load_room, prepare
+from interfuse.data.models import build, open_model
+from interfuse.data.tables import Table, open_table
+from interfuse.distill.room import _hooks, _step, start
+from interfuse.distill.verbs import _step_cost
+from interfuse.kit.encode import Encoder, forward
+
+#: method, label, parameters, goal of its ratio (None where the paper's own work is more than a loss)
+METHODS: list[tuple[str, str, dict[str, Any], float | None]] = [
+    ("kd", "", {}, 1.1), ("kd", "stored predictions", {"teacher_cache": "auto"}, 1.1), ("dkd", "", {}, 1.1), ("dist", "", {}, 1.1), ("logit-standardisation", "", {}, 1.1), ("nd-kd", "", {}, 1.1),
+    ("mix-kd", "", {}, 1.1), ("dhkd", "align none", {"align": "none"}, 1.1), ("dhkd", "", {}, 1.1), ("fitnets", "", {}, 1.25),
+    ("at", "", {}, 1.25), ("sp", "", {}, 1.25), ("rkd", "", {}, 1.25), ("crd", "", {"count": 1024}, 1.25), ("reviewkd", "", {}, 1.25), ("trg", "", {}, 1.25),
+    ("ofa-kd", "", {}, 1.25), ("diswot", "sp, ickd", {"space": {"num_labels": [10]}, "sp": 3000.0, "ickd": 2.5}, 1.25),
+    ("fantastic-gains", "", {}, None), ("kd3", "", {"min_per_class": 256}, None),
+    ("kd3", "no contrast", {"contrast": 0, "min_per_class": 256}, 1.25), ("hard", "", {}, None),
+    ("tgeo-kd", "outer_every 10", {"outer_every": 10}, None), ("tgeo-kd", "", {}, None), ("bd-kd", "", {}, None),
+]  # fmt: skip
+VIT = {"model_type": "vit", "num_channels": 3, "image_size": 32, "patch_size": 4, "num_labels": 10}
+SMALL = {
+    "model_type": "resnet",
+    "num_channels": 1,
+    "layer_type": "basic",
+    "num_labels": 10,
+    "downsample_in_first_stage": False,
+}
+
+
+def cifar(*depths: int) -> Callable[[], torch.nn.Module]:
+    """The papers' ResNet for 32 x 32 pictures: 16, 32 and 64 channels."""
+    return lambda: CifarResNet(depths, classes=10)
+
+
+def configured(**config: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"config": config}
+
+
+#: pair -> teacher, student, side and channels of the pictures, pairs of steps
+PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int, int]] = {
+    "ResNet-56 to ResNet-20, 32 x 32": (cifar(9, 9, 9), cifar(3, 3, 3), 32, 3, 6),
+    "ViT 6 x 192 to ViT 4 x 96, 32 x 32": (
+        configured(**VIT, hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768),
+        configured(**VIT, hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=384), 32, 3, 6),
+    "ResNet 32-64 to 16-32, 8 x 8": (configured(**SMALL, embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1]),
+                                     configured(**SMALL, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1]), 8, 1, 20),
+}  # fmt: skip
+BATCH = 64
+
+
+def pictures(side: int, channels: int) -> Table:
+    """256 pictures of noise with ten classes: time does not depend on what is on them."""
+    rng = np.random.default_rng(0)
+    x = rng.random((256, side, side, channels) if channels > 1 else (256, side, side), dtype=np.float32)
+    return open_table(Source(Dataset.from_dict({"image": x.tolist(), "label": [i % 10 for i in range(256)]})), Ctx())
+
+
+def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
+    teacher, student, side, channels, pairs = PAIRS[pair]
+    ctx, data = Ctx(device="cpu"), pictures(side, channels)
+
+    def begun(slug: str, extra: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        given = {"student": student(), "data": data, "batch_size": BATCH, "teacher_cache": "off", **extra}
+        taught = {} if slug == "none" else {"teacher": [teacher()]}
+        call = prepare(load_room("distill"), load(f"distill/{slug}"), {**given, **taught}, ctx)
+        hooks = _hooks(call)
+        state = start(call, hooks)
+        hooks.scan(state)
+        state.steps = 10_000
+        return state, hooks, call
+
+    plain, plain_hooks, _ = begun("none", {})
+    model = open_model(Source(teacher()), ctx)
+    module, encoder = build(model, ctx).eval(), Encoder(model, data)
+
+    def predicted(chosen: Any) -> None:
+        with torch.no_grad():
+            forward(module, model, encoder.encode(chosen))
+
+    found: dict[str, Any] = {}
+    for slug, label, extra, goal in METHODS:
+        name = f"{slug}, {label}" if label else slug
+        if (only and slug not in only) or (slug == "diswot" and not isinstance(student(), dict)):
+            continue
+        state, hooks, call = begun(slug, extra)
+        stored = slug == "kd" and extra.get("teacher_cache") == "auto"
+        seen: dict[str, list[float]] = {"cpu": [], "base cpu": [], "wall": [], "base wall": []}
+        rng = np.random.default_rng(0)
+        for turn in range(pairs + 1):
+            rows = rng.permutation(len(data))
+            chosen = hooks.select(state, rows)[:BATCH] if slug == "tgeo-kd" else rows[:BATCH]
+            for which in ("", "base ") if turn % 2 else ("base ", ""):
+                cpu, wall = time.process_time(), time.perf_counter()
+                if which:
+                    _step(plain, plain_hooks, [chosen], {})
+                    if not stored:
+                        predicted(chosen)
+                else:
+                    _step(state, hooks, [chosen], {})
+                if turn:
+                    seen[f"{which}cpu"].append(time.process_time() - cpu)
+                    seen[f"{which}wall"].append(time.perf_counter() - wall)
+        ratios = {
+            what: [a / b for a, b in zip(seen[what], seen[f"base {what}"], strict=True)] for what in ("cpu", "wall")
+        }
+        middle = statistics.median(ratios["cpu"])
+        found[name] = {"step_ms": 1e3 * statistics.median(seen["cpu"]), "base_ms": 1e3 * statistics.median(seen["base cpu"]), "ratio": summary(ratios["cpu"]),
+                       "ratio_of_elapsed_time": statistics.median(ratios["wall"]), "goal": goal, "reached": None if goal is None else middle <= goal,
+                       "memory_mb": _step_cost(call, steps=0)[1]}  # fmt: skip
+        print(f"{pair:36} {name:26} {found[name]['step_ms']:8.1f} ms  ratio {middle:.2f} (elapsed {found[name]['ratio_of_elapsed_time']:.2f})  "
+              f"goal {goal or '-'}  {found[name]['memory_mb']:.0f} MB", flush=True)  # fmt: skip
+    return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    chosen = sys.argv[1:] or list(PAIRS)
+    began = time.perf_counter()
+    figures: dict[str, Any] = {
+        "what": "one step of a method over a plain student step and the teacher's prediction, processor time of one thread, batches of 64, medians of pairs",
+        "threads": 1,
+        "pairs": {pair: measure(pair) for pair in chosen},
+    }  # fmt: skip
+    figures |= {"load": os.getloadavg()[0], "minutes": (time.perf_counter() - began) / 60}
+    print(save("distill-steps", figures))
