@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,15 @@ def test_probabilities_are_no_logits(data: Table, tmp_path: Path) -> None:
             **given,
             out=tmp_path / slug,
         )
+
+
+@pytest.mark.parametrize("slug", ["kd", "crd", "nd-kd", "mix-kd", "bd-kd", "none"])
+def test_examples_of_one_class_are_refused(slug: str, data: Table, teacher: Model, tmp_path: Path) -> None:
+    one = dataclasses.replace(data, rows=data.rows[data.labels() == 2])
+    said = refused("input.shape", slug, one, teacher if slug != "none" else None, tmp_path / "a")
+    assert "class" in said
+
+
+def test_without_labels_one_class_will_do(data: Table, teacher: Model, tmp_path: Path) -> None:
+    one = dataclasses.replace(data, rows=data.rows[data.labels() == 2])
+    trained("kd", one, teacher, tmp_path / "a", alpha=1.0)

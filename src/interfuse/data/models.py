@@ -34,7 +34,7 @@ TASKS = {
     "seq2seq-lm": ("AutoModelForSeq2SeqLM", "ForConditionalGeneration"),
 }
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".npy")
-KEYS = ("model", "config", "predictions", "task", "revision", "tokenizer", "adapter")
+KEYS = ("model", "config", "predictions", "task", "revision", "tokenizer", "adapter", "lm", "prompt", "answers")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def open_model(source: Source, ctx: Ctx) -> Model:
     """Opens a model by reading its configuration only.
 
     Accepts a folder or Hugging Face id (``name`` or ``name@revision``), a table with the keys ``model`` or ``config`` (and
-    ``task``, ``revision``, ``tokenizer``) or ``predictions`` (a file, see ``data.predictors``), a ``torch.nn.Module``, a fitted
+    ``task``, ``revision``, ``tokenizer``) or ``predictions`` (a file, see ``data.predictors``) or ``lm`` (a
+    language model asked for classes, see ``data.asked``), a ``torch.nn.Module``, a fitted
     scikit-learn classifier, or a :class:`Model`.
 
     Raises:
@@ -131,6 +132,10 @@ def open_model(source: Source, ctx: Ctx) -> Model:
         return Model(
             source.name or file.stem, None, {"num_labels": stored.logits.shape[1]}, "predictions", module=stored
         )
+    if "lm" in spec:
+        from interfuse.data.asked import asked_model
+
+        return asked_model(spec, source, ctx)
     if "model" not in spec:
         raise InterfuseError(
             "param.missing", "a model source needs 'model' (folder or id), 'config' or 'predictions'", where=source.name

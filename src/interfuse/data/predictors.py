@@ -2,7 +2,8 @@
 
 A table of stored predictions has a column ``id`` (the identifiers of the examples' table) and a column ``logits`` or ``probs``
 with one list of numbers per row, one number per class in the order of the table's classes. Any system can write it: a large
-model elsewhere, an endpoint with log-probabilities, an ensemble of clients.
+model elsewhere, an endpoint with log-probabilities, an ensemble of clients. A language model that is asked here and now is
+:mod:`interfuse.data.asked`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from interfuse.core.errors import InterfuseError
+
+if TYPE_CHECKING:
+    from interfuse.data.tables import Table
 
 #: the least probability a stored or estimated probability is taken for
 LEAST = 1e-12
@@ -41,6 +45,10 @@ class StoredPredictions(torch.nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         return self.logits[rows]
+
+    def locate(self, table: Table, where: str) -> NDArray[np.int64]:
+        """The rows of a table's examples; errors as :meth:`find`."""
+        return self.find(table.ids(), where)
 
     def find(self, ids: Sequence[str], where: str) -> NDArray[np.int64]:
         """The rows of examples.

@@ -81,6 +81,11 @@ def check(call: Call) -> None:
     if needs.tokens and student.task != "causal-lm":
         raise InterfuseError("input.type", f"{call.method.id} is for causal language models, the student is for {student.task}",
                              where=student.name)  # fmt: skip
+    if needs.labels and "label" in data.columns and student.task != "causal-lm" and len(data) > 1:
+        labels = data.labels()
+        if (labels == labels[0]).all():
+            raise InterfuseError("input.shape", f"every example has the class {data.classes[labels[0]] if data.classes else labels[0]!r}, so there is nothing to tell apart",
+                                 where=data.name)  # fmt: skip
     settings = _settings(call)
     if settings.batch_size < needs.batch:
         raise InterfuseError("param.value", f"{call.method.id} compares samples of a batch, which must hold at least {needs.batch}",

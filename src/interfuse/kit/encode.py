@@ -64,7 +64,7 @@ class Encoder:
         if isinstance(stored, StoredPredictions):
             if self._kept is None:
                 self._kept = {
-                    "rows": torch.from_numpy(stored.find(self.table.ids(), f"{self.model.name}, {self.table.name}"))
+                    "rows": torch.from_numpy(stored.locate(self.table, f"{self.model.name}, {self.table.name}"))
                 }
             return {"rows": self._kept["rows"][torch.from_numpy(np.ascontiguousarray(positions))]}
         if self.model.task == "causal-lm":

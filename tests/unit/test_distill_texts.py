@@ -1,0 +1,218 @@
+"""One method of every kind of hook on real sentences and on a table of numbers; a language model as the teacher of classes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.core.rooms import Source, apply
+from interfuse.data.models import build, open_model
+from interfuse.data.seeding import seeded
+from interfuse.data.tables import Table, open_table
+from interfuse.kit.encode import Encoder, predict
+from tests.distill_bars import log_of, weights
+from tests.tiny_texts import BERT
+
+CLASSES = ("json", "random")
+
+
+def sentences() -> tuple[list[str], list[int]]:
+    """Sentences of the standard library's documentation of two modules, each with the module it is about."""
+    texts, labels = [], []
+    for label, members in enumerate(
+        ((json, json.JSONEncoder, json.JSONDecoder, json.dump, json.load), (random, *vars(random.Random).values()))
+    ):
+        found: list[str] = []
+        for member in members:
+            doc = " ".join(textwrap.dedent(inspect.getdoc(member) or "").split())
+            found += [s.strip() for s in re.split(r"(?<=[.!?])\s+", doc) if 20 < len(s) < 160 and ">>>" not in s]
+        chosen = list(dict.fromkeys(found))[:20]
+        texts += chosen
+        labels += [label] * len(chosen)
+    return texts, labels
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The sentences as a table, a tokenizer of their words, a BERT teacher and a smaller student."""
+    from transformers import BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("real")
+    texts, labels = sentences()
+    assert min(labels.count(0), labels.count(1)) >= 15
+    words = sorted({w for t in texts for w in re.findall(r"[a-z]+|[^\sa-z]", t.lower())})
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder / "words")
+    table = open_table(
+        Source(Dataset.from_dict({"text": texts, "label": labels, "id": [f"s{i}" for i in range(len(texts))]})), Ctx()
+    )
+    config = {**BERT, "vocab_size": len(vocabulary), "max_position_embeddings": 64}
+    student = {
+        "config": {**config, "hidden_size": 8},
+        "task": "text-classification",
+        "tokenizer": str(folder / "words"),
+    }
+    given = {"data": table, "batch_size": 8, "epochs": 2, "max_length": 48, "lr": 3e-3}
+    teacher = apply("distill/none", student={**student, "config": config}, **given, out=folder / "teacher")
+    return {"given": given, "student": student, "teacher": teacher}
+
+
+@pytest.mark.parametrize(
+    ("slug", "extra"),
+    [
+        ("rkd", {}), ("ofa-kd", {}), ("bd-kd", {}), ("kdcl", {}), ("fantastic-gains", {"lr": 0.05}), ("dhkd", {"align": "features"}),
+        ("mix-kd", {}), ("tgeo-kd", {"val_fraction": 0.25}), ("trg", {"k": 3, "tokens": 32}),
+        ("compose", {"parts": [{"use": "dist"}, {"use": "nd-kd", "base": "none", "ce": 0}]}),
+        ("diswot", {"space": {"hidden_size": [8, 16]}, "inits": 1, "score_batch": 8}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_real_sentences(real: dict[str, Any], tmp_path: Path, slug: str, extra: dict[str, Any]) -> None:
+    student: Any = real["student"]
+    if slug == "fantastic-gains":  # goes on from a trained student
+        student = apply("distill/none", student=student, **real["given"], out=tmp_path / "first")
+    found = apply(
+        f"distill/{slug}",
+        student=student,
+        teacher=[real["teacher"]],
+        **{**real["given"], **extra},
+        out=tmp_path / "out",
+    )
+    rows = log_of(found)
+    assert len(rows) == 2
+    assert all(bool(v.isfinite().all()) for v in weights(found).values())
+    assert predict(found, real["given"]["data"], Ctx()).shape == (len(real["given"]["data"]), 2)
+
+
+@pytest.mark.parametrize(("slug", "code"), [("hard", "input.type"), ("kd3", "input.type")])
+def test_texts_have_no_pixels(real: dict[str, Any], tmp_path: Path, slug: str, code: str) -> None:
+    with pytest.raises(InterfuseError) as caught:
+        apply(
+            f"distill/{slug}", student=real["student"], teacher=[real["teacher"]], **real["given"], out=tmp_path / "a"
+        )
+    assert caught.value.code == code
+
+
+# -- tables of numbers -------------------------------------------------------------------------------------------------
+
+WINE = {"data": "sklearn:wine", "scale": 100.0}
+
+
+def net(width: int) -> nn.Module:
+    with seeded(width):
+        return nn.Sequential(nn.Linear(13, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+@pytest.mark.parametrize(
+    ("slug", "extra"),
+    [("rkd", {}), ("ofa-kd", {}), ("bd-kd", {}), ("kdcl", {}), ("hard", {"augmentor": "noise", "student_steps": 2}), ("fantastic-gains", {"lr": 0.05}),
+     ("compose", {"parts": [{"use": "kd"}, {"use": "sp", "label_weight": 0, "student_layers": ["penultimate"], "teacher_layers": ["penultimate"]}]})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_table_of_numbers(tmp_path: Path, slug: str, extra: dict[str, Any]) -> None:
+    given = {"data": WINE, "batch_size": 32, "epochs": 2}
+    found = apply(f"distill/{slug}", student=net(6), teacher=[net(12)], **{**given, **extra}, out=tmp_path / "out")
+    assert all(bool(v.isfinite().all()) for v in weights(found).values())
+    assert build(found, Ctx()).eval()(torch.zeros(2, 13)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("slug", ["kd", "ofa-kd", "fantastic-gains", "bd-kd"])
+def test_trees_teach_a_net(tmp_path: Path, slug: str) -> None:
+    from sklearn.ensemble import RandomForestClassifier
+
+    table = open_table(Source(WINE), Ctx())
+    x = Encoder(open_model(Source(net(6)), Ctx()), table).encode(np.arange(len(table)))["x"].numpy()
+    trees = RandomForestClassifier(20, random_state=0).fit(x, table.labels())
+    extra = {"online": False} if slug == "bd-kd" else {}
+    found = apply(
+        f"distill/{slug}",
+        student=net(8),
+        teacher=[trees],
+        data=WINE,
+        batch_size=32,
+        epochs=25,
+        lr=0.02,
+        **extra,
+        out=tmp_path / "a",
+    )
+    said = predict(found, table, Ctx()).argmax(axis=1)
+    assert float((said == trees.predict(x)).mean()) > 0.5
+
+
+# -- a language model as the teacher -----------------------------------------------------------------------------------
+
+PROMPT = "{text}\nThis is about "
+
+
+def recorded(folder: Path, table: Table) -> str:
+    """Scores as an endpoint would give them: sure of the label, less so for longer texts."""
+    file = folder / "scores.jsonl"
+    with file.open("w") as lines:
+        for text, label in zip(table.dataset["text"], table.labels(), strict=True):
+            for c, answer in enumerate(CLASSES):
+                logprob = -0.1 if c == label else -3.0
+                row = {
+                    "prompt": PROMPT.replace("{text}", text),
+                    "continuation": answer,
+                    "token_logprobs": [logprob, -0.01 * len(text)],
+                }
+                lines.write(json.dumps(row) + "\n")
+    return f"replies:{file}"
+
+
+def test_a_language_model_teaches_classes(real: dict[str, Any], tmp_path: Path) -> None:
+    table: Table = real["given"]["data"]
+    source = {"lm": recorded(tmp_path, table), "prompt": PROMPT, "answers": list(CLASSES)}
+    teacher = open_model(Source(source), Ctx())
+    p = torch.from_numpy(predict(teacher, table, Ctx())).softmax(1).numpy()
+    assert p.shape == (len(table), 2)
+    assert p.max(axis=1) == pytest.approx(1 / (1 + np.exp(-2.9)), abs=1e-6)
+    found = apply(
+        "distill/kd", student=real["student"], teacher=[source], **real["given"], alpha=1.0, out=tmp_path / "a"
+    )
+    assert log_of(found)[-1]["raw/kd"] < log_of(found)[0]["raw/kd"]
+    named = {**source, "answers": {"1": "random", "0": "json"}}
+    assert np.array_equal(predict(open_model(Source(named), Ctx()), table, Ctx()), predict(teacher, table, Ctx()))
+    assert open_model(Source(named), Ctx()).fingerprint() != teacher.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"prompt": "no place"}, "param.value"), ({"answers": "json"}, "param.value"), ({"answers": ["json"]}, "input.shape"),
+     ({"answers": {"json": "json", "cooking": "x"}}, "input.shape"), ({"prompts": "x"}, "param.unknown"), ({"lm": "replies:nowhere.jsonl"}, "input.missing")],
+)  # fmt: skip
+def test_a_language_model_that_cannot_be_asked(
+    change: dict[str, Any], code: str, real: dict[str, Any], tmp_path: Path
+) -> None:
+    source = {"lm": recorded(tmp_path, real["given"]["data"]), "prompt": PROMPT, "answers": list(CLASSES), **change}
+    with pytest.raises(InterfuseError) as caught:
+        apply("distill/kd", student=real["student"], teacher=[source], **real["given"], out=tmp_path / "a")
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("slug", ["mix-kd", "dhkd", "nd-kd"])
+def test_a_language_model_has_no_layers_and_no_raw_logits(slug: str, real: dict[str, Any], tmp_path: Path) -> None:
+    source = {"lm": recorded(tmp_path, real["given"]["data"]), "prompt": PROMPT, "answers": list(CLASSES)}
+    with pytest.raises(InterfuseError) as caught:
+        apply(f"distill/{slug}", student=real["student"], teacher=[source], **real["given"], out=tmp_path / "a")
+    assert caught.value.code == "needs.capability"
+
+
+def test_a_language_model_reads_texts(tmp_path: Path, real: dict[str, Any]) -> None:
+    source = {"lm": recorded(tmp_path, real["given"]["data"]), "prompt": PROMPT, "answers": ["a", "b", "c"]}
+    with pytest.raises(InterfuseError) as caught:
+        apply("distill/kd", student=net(6), teacher=[source], data=WINE, epochs=1, out=tmp_path / "a")
+    assert caught.value.code == "input.type"
