@@ -118,7 +118,7 @@ class DHKD(Hooks):
         h = run.tensors.pop("features")
         (g0,), (g1,) = (torch.autograd.grad(parts[name], h, retain_graph=True) for name in (CE, AUX))
         (kept,) = align([g1], [g0])
-        handle = h.register_hook(lambda _: g0 + kept)
+        handle = h.register_hook(lambda _: g0 + kept)  # type: ignore[no-untyped-call]
         run.accelerator.backward(loss)
         handle.remove()
 

@@ -88,7 +88,8 @@ def augmentations(
         examples: (step, [2, n, C, H, W]: images and their changed versions). curve: [steps, 4], disagreement, change of the
             teacher's answer, running mean, augmentor steps so far. diagnostics: what the augmentor says of itself.
     """
-    sections, tables = [], {}
+    sections: list[Section] = []
+    tables: dict[str, Table] = {}
     moves = [int(v) for v in curve[:, 3]]
     phases = [i + 1 for i in range(1, len(moves)) if moves[i] != moves[i - 1]]
     every = max(len(curve) // 400, 1)
@@ -172,7 +173,7 @@ def ranking(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     tie = len(rows) > 1 and best["score"] - rows[1]["score"] <= max(best["sd"], rows[1]["sd"])
     note = f"{len(rows)} students were scored; the best has {best['parameters']:,} parameters and {number(best['score'], 4)} points."
     more = ["The first two differ by less than the spread over initialisations: a tie."] if tie else []
-    table = [
+    table: list[list[Any]] = [
         [str(r["config"]), float(r["score"]), float(r["sd"]), int(r["parameters"]), float(r["flops"])] for r in rows
     ]
     write_report(folder, "distill/diswot", "Which student to train", notes=[note, *more], sections=[Section("Score and size", pictures=[picture])],

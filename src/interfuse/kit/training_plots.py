@@ -63,7 +63,8 @@ def scatter(
     """
     left, top, wide, tall = 44.0, 16.0, WIDTH - 60.0, 230.0
     canvas = Canvas(WIDTH, top + tall + 34)
-    ticks = [_ticks(min(p[i] for p in points), max(p[i] for p in points)) for i in (2, 3)]
+    places = ([p[2] for p in points], [p[3] for p in points])
+    ticks = [_ticks(min(values), max(values)) for values in places]
     (x0, x1), (y0, y1) = ((t[0], t[-1]) for t in ticks)
 
     def at(x: float, y: float) -> tuple[float, float]:
