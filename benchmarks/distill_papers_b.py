@@ -125,7 +125,7 @@ FAMILIES: dict[str, tuple[Callable[..., nn.Module], tuple[Any, ...], tuple[Any, 
 
 #: who teaches whom: every family once on either side
 PAIRS = (("mixer", "cnn"), ("cnn", "vit"), ("vit", "mixer"))
-OFA: dict[str, Any] = {"epochs": 30, "batch_size": 32}
+OFA: dict[str, Any] = {"epochs": 40, "batch_size": 64}
 OFA_CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}), "kd": ("kd", {"alpha": 0.5, "tau": 4.0}), "fitnets": ("fitnets", {}), "rkd": ("rkd", {}), "dist": ("dist", {}),
     "dkd": ("dkd", {}), "no exits": ("ofa-kd", {"w_ofa": 0}), "ofa": ("ofa-kd", {}), "ofa 1.5": ("ofa-kd", {"eps": 1.5})}  # fmt: skip
@@ -486,7 +486,7 @@ def own_space(seed: Seed) -> dict[str, float]:
 # -- comparisons -----------------------------------------------------------------------------------------------------
 
 EXPERIMENTS: dict[str, Study] = {
-    "ofa-kd": Study(ofa, 8, same(*OFA_CONDITIONS), (
+    "ofa-kd": Study(ofa, 6, same(*OFA_CONDITIONS), (
         *((f"accuracy over three unlike pairs: OFA against {what}", name, "ofa") for name, what in (
             ("none", "labels alone"), ("kd", "KD"), ("fitnets", "FitNets"), ("rkd", "RKD"), ("dist", "DIST"), ("dkd", "DKD"))),
         ("accuracy: KD against labels alone", "none", "kd"),

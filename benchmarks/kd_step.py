@@ -24,7 +24,7 @@ from interfuse.core.method import load
 from interfuse.core.rooms import load_room, prepare
 from interfuse.distill.room import _step, start
 
-PAIRS = 60
+PAIRS = 40
 CASES = {
     "vit": (64, {"model_type": "vit", "num_channels": 1, "image_size": 8, "patch_size": 2, "hidden_size": 64, "num_hidden_layers": 4,
                  "num_attention_heads": 4, "intermediate_size": 128, "num_labels": 10}),

@@ -14,7 +14,7 @@ from interfuse.cli.main import app
 from interfuse.core.errors import InterfuseError
 from interfuse.data.models import Model
 from interfuse.data.tables import Table
-from interfuse.distill.verbs import _recipe, compare
+from interfuse.distill.verbs import _recipe, _space, compare
 from tests.distill_bars import CNN, made
 from tests.distill_bars import data as data
 from tests.distill_bars import teacher as teacher
@@ -48,6 +48,21 @@ def test_search_prints_the_ranking_and_a_student_that_trains(tmp_path: Path) -> 
     assert run(*words, "-o", str(tmp_path / "s.yaml")).exit_code == 0
     assert yaml.safe_load((tmp_path / "s.yaml").read_text()) == found["student"]
     assert found["student"]["config"]["depths"] == found["ranking"][0]["config"]["depths"]
+
+
+def test_a_space_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text("grid:\n  depths: [[1, 1], [2, 2]]\n")
+    assert _space(str(file)) == _space('{"depths": [[1, 1], [2, 2]]}') == {"depths": [[1, 1], [2, 2]]}
+    file.write_text("- 1\n")
+    for text, code in (
+        (str(file), "param.value"),
+        (str(tmp_path / "none.yaml"), "input.missing"),
+        ("{", "param.value"),
+    ):
+        with pytest.raises(InterfuseError) as caught:
+            _space(text)
+        assert caught.value.code == code
 
 
 def test_compare_counts_what_is_lost_and_does_not_call_chance_better(data: Table, teacher: Model) -> None:

@@ -38,6 +38,35 @@ def test_a_recipe_is_read_and_says_what_it_takes_and_makes(entry: index.Entry) -
     assert entry.card.body.strip()
 
 
+ELEVEN = ("tgeo-kd", "mix-kd", "trg", "kd3", "dhkd", "nd-kd", "fantastic-gains", "hard", "diswot", "ofa-kd", "bd-kd")
+PAPERS = [index.find(f"recipes/distill-{slug}") for slug in ELEVEN]
+
+
+@pytest.mark.parametrize("entry", PAPERS, ids=lambda e: e.slug)
+def test_a_papers_recipe_is_planned_with_its_method_its_baselines_and_a_measurement(
+    entry: index.Entry, tmp_path: Path
+) -> None:
+    assert entry.recipe_path is not None
+    plan = make_plan(load_recipe(entry.recipe_path), tmp_path, Ctx())
+    made = [row["method"] for row in plan.rows()]
+    assert f"distill/{entry.slug.removeprefix('distill-')}" in made
+    assert "measure/classification" in made
+    assert made.count("distill/none") >= 5, "five seeds of a teacher"
+
+
+@pytest.mark.slow
+def test_a_papers_recipe_runs(tmp_path: Path) -> None:
+    """Shortened: one seed, two epochs."""
+    text = (index.shipped("recipes") / "distill/nd-kd.yaml").read_text()
+    assert "seeds: [0, 1, 2, 3, 4]" in text
+    short = text.replace("seeds: [0, 1, 2, 3, 4]", "seeds: [0]").replace("epochs: 30", "epochs: 2")
+    recipe = tmp_path / "nd-kd.yaml"
+    recipe.write_text(short)
+    made = run(recipe, tmp_path / "out")
+    report = json.loads((made["report"] / "report.json").read_text())
+    assert {c["baseline"] for c in report["comparisons"]} == {"labels-alone", "kd", "dkd"}
+
+
 def test_local_models_names_what_is_not_there_yet() -> None:
     with pytest.raises(InterfuseError) as caught:
         make_plan(load_recipe(LOCAL), Path("nowhere"), Ctx())

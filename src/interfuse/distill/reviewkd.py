@@ -120,9 +120,16 @@ class Fusion(nn.Module):
         """The stage as the teacher would have it ``[B, outer, *size]``, and the residual ``[B, middle, *size]`` for the next."""
         x: Tensor = self.reduce(feature)
         if self.attention is not None and deeper is not None:
-            y = F.interpolate(deeper, size=x.shape[2:], mode="nearest")
-            share = torch.sigmoid(self.attention(torch.cat([x, y], dim=1)))  # [B, 2, H, W]
-            x = share[:, :1] * x + share[:, 1:] * y
+            # the 1 x 1 convolution of [x, y] in two halves: that of y runs before y is enlarged, which changes nothing
+            half, size_here = x.shape[1], x.shape[2:]
+            there = F.conv2d(deeper, self.attention.weight[:, half:])
+            here = F.conv2d(x, self.attention.weight[:, :half], self.attention.bias)
+            share = torch.sigmoid(here + _enlarged(there, size_here))  # [B, 2, H, W]
+            x = share[:, :1] * x + share[:, 1:] * _enlarged(deeper, size_here)
         if x.shape[2:] != size:
             x = F.interpolate(x, size=size, mode="nearest")
         return self.expand(x), x
+
+
+def _enlarged(x: Tensor, size: torch.Size) -> Tensor:
+    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="nearest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,23 @@ def _value(text: str, name: str) -> Any:
         raise InterfuseError("param.value", f"{name} is not valid JSON: {error}", where=f"--{name}") from error
 
 
+def _space(text: str) -> dict[str, Any]:
+    """A search space: a table in JSON, or a YAML file that holds it (as it is, or under ``grid``)."""
+    value = _value(text, "space")
+    if isinstance(value, str):
+        from interfuse.core.safe import load_yaml, read_text
+
+        if not Path(value).is_file():
+            raise InterfuseError(
+                "input.missing", "there is no such file, and it is no table in JSON", where="--space", fix=value
+            )
+        value, _ = load_yaml(read_text(Path(value)), where=value)
+        value = value.get("grid", value) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        raise InterfuseError("param.value", "a space is a table from a field to its values", where="--space")
+    return value
+
+
 # -- search ----------------------------------------------------------------------------------------------------------
 
 
@@ -62,7 +79,7 @@ def _search(
     chosen = {k: v for k, v in given.items() if v is not None}
     inputs = {"teacher": [Source(_value(teacher, "teacher"))], "student": Source(_value(student, "student")),
               "data": Source(_value(data, "data"))}  # fmt: skip
-    call = prepare(load_room("distill"), load("distill/diswot"), {**inputs, "space": _value(space, "space"), **chosen}, verb_context(seed))  # fmt: skip
+    call = prepare(load_room("distill"), load("distill/diswot"), {**inputs, "space": _space(space), **chosen}, verb_context(seed))  # fmt: skip
     hooks = DisWOT(**{k: v for k, v in call.params.items() if k in DisWOT.__dataclass_fields__})
     rows = hooks.rank(call)
     student_yaml = yaml.safe_dump({"config": {**dict(call.inputs["student"].config), **rows[0]["config"]}}, sort_keys=True)  # fmt: skip
@@ -204,13 +221,12 @@ def compare(
     return rows
 
 
-def _step_cost(call: Any, *, steps: int = 12) -> tuple[float, float]:
-    """Median milliseconds of ``steps`` training steps, and megabytes one holds: weights, gradients, optimiser state, activations."""
+def _step_cost(call: Any) -> tuple[float, float]:
+    """Median milliseconds of a training step, and megabytes it holds: weights, gradients, optimiser state, activations."""
     import importlib
     import statistics
 
     import numpy as np
-    import torch
 
     engine = importlib.import_module("interfuse.distill.room")
     hooks = engine._hooks(call)
@@ -220,20 +236,32 @@ def _step_cost(call: Any, *, steps: int = 12) -> tuple[float, float]:
         state.steps = max(state.steps, 50)
         size = state.settings.batch_size
         order = hooks.select(state, np.arange(len(state.data)))[:size]
-        kept: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            engine._step(state, hooks, [order], {})
+        held = step_memory(state, lambda: engine._step(state, hooks, [order], {}))
         times = []
-        for _ in range(steps):
+        for _ in range(12):
             began = time.perf_counter()
             engine._step(state, hooks, [order], {})
             times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times), held
+
+
+def step_memory(state: Any, step: Callable[[], Any]) -> float:
+    """Megabytes a step holds: weights and gradients, optimiser state, and what is kept for the gradients.
+
+    Args:
+        state: the engine's run. step: does one step of it.
+    """
+    import torch
+
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        step()
     weights = [p for m in (state.student, *state.teachers, *state.modules.values()) for p in m.parameters()]
     grown = [
         v
@@ -244,7 +272,7 @@ def _step_cost(call: Any, *, steps: int = 12) -> tuple[float, float]:
     ]
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in [*weights, *grown]}
     gradients = sum(p.numel() * p.element_size() for o in state.optimizers.values() for g in o.param_groups for p in g["params"])  # fmt: skip
-    return statistics.median(times) if times else 0.0, (sum({**kept, **held}.values()) + gradients) / 1e6
+    return float(sum({**kept, **held}.values()) + gradients) / 1e6
 
 
 def _options(*rows: tuple[str, str, dict[str, Any]]) -> list[click.Parameter]:
@@ -257,7 +285,7 @@ VERBS: dict[str, click.Command] = {
         "search", callback=_search, help=_search.__doc__, short_help="Rank students for a teacher without training.",
         params=[*_options(
             ("--teacher", "Its architecture is enough.", {"required": True}), ("--student", "Configuration to vary, as JSON.", {"required": True}),
-            ("--data", "Labelled examples.", {"required": True}), ("--space", "JSON: field -> values.", {"required": True}),
+            ("--data", "Labelled examples.", {"required": True}), ("--space", "JSON, or a YAML file: field -> values.", {"required": True}),
             ("--max-parameters", "Budget.", {"type": float}), ("--max-flops", "Budget per example.", {"type": float}),
             ("--inits", "Initialisations to average over.", {"type": int}), ("--semantic", "auto, channel or class.", {}),
             ("--top", "Rows to print.", {"type": int, "default": 5, "show_default": True}),
