@@ -7,8 +7,10 @@ Seeds, choice of settings and comparisons as in ``distill_papers_a.py``.
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import torch
 from datasets import Dataset
 from distill_papers_a import (
     CNN,
+    FIRST,
     SHIFTS,
     Images,
     Seed,
@@ -34,6 +37,7 @@ from distill_papers_a import (
     shift_suite,
     table,
 )
+from record import RESULTS
 from scipy import ndimage, stats
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_sample_images
@@ -60,7 +64,8 @@ from interfuse.kit.complementary import complement, transferred
 from interfuse.kit.feature_losses import linear_cka
 from interfuse.kit.taps import Taps
 
-DISWOT_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "diswot-s1"
+SHARED = Path(os.environ.get("INTERFUSE_SHARED_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data"))
+DISWOT_DATA = SHARED / "diswot-s1"
 
 
 class Tokens(nn.Module):
@@ -433,6 +438,42 @@ def diswot(seed: Seed) -> dict[str, float]:
     return found | {"pairs within 20 % of size": float(len(near))}
 
 
+def scatter(number: int = FIRST) -> Path:
+    """Score at initialisation against published distilled accuracy of the 64 students, one seed: a picture and its numbers as CSV."""
+    from interfuse.kit import training_plots
+
+    truth = dict(line.split() for line in (DISWOT_DATA / "s1-gt-kd.txt").read_text().splitlines() if line.strip())
+    x, y = photo_crops(64, np.random.default_rng(number))
+    with seeded(number):
+        teacher = probe(CifarResNet((9, 9, 9)), lambda m: m(x), y)
+    rows = []
+    for key, accuracy_ in truth.items():
+        with seeded(number):
+            net = CifarResNet(tuple(int(c) for c in key))
+        seen = probe(net, lambda m: m(x), y)
+        semantic, relation = (
+            semantic_score(teacher.gradient, seen.gradient),
+            relation_score(teacher.features, seen.features),
+        )
+        rows.append(
+            [key, semantic + relation, semantic, relation, sum(p.numel() for p in net.parameters()), float(accuracy_)]
+        )
+    best = max(rows, key=lambda row: row[1])
+    points = [
+        (f"{row[0]}" if row is best else "", "result" if row is best else "reference", row[1], row[5]) for row in rows
+    ]
+    tau = float(stats.kendalltau([r[1] for r in rows], [r[5] for r in rows]).statistic)
+    picture = training_plots.scatter("diswot", f"Score before training against accuracy after distillation, Kendall's tau {tau:.2f}", points,
+                                     axes=("score at initialisation", "distilled accuracy on CIFAR-100 (%)"))  # fmt: skip
+    place = RESULTS / "distill-diswot-scatter"
+    with place.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["depths", "score", "semantic", "relation", "parameters", "distilled_accuracy"])
+        writer.writerows([r[0], *(f"{v:.6g}" for v in r[1:])] for r in rows)
+    place.with_suffix(".svg").write_text(picture.svg + "\n")
+    return place.with_suffix(".svg")
+
+
 class Plain(nn.Module):
     """A stem, ``depth`` convolutions of ``width`` channels (the first with stride 2), a mean, a linear layer."""
 
@@ -547,6 +588,8 @@ def main(slugs: list[str]) -> None:
             print("diswot: the table of published accuracies is not there; skipped")
             continue
         run(slug, EXPERIMENTS[slug])
+        if slug == "diswot":
+            print(scatter())
 
 
 if __name__ == "__main__":

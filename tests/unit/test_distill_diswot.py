@@ -128,6 +128,11 @@ def test_channel_correlation_of_many_channels_never_builds_their_table(places: i
     )
     assert bool(torch.autograd.grad(ours.sum(), g)[0].isfinite().all())
     assert float(inter_channel_correlation(f, f).max()) == pytest.approx(0, abs=1e-12)
+    half, other = g.detach().float().requires_grad_(), f.float().clone()
+    other[1, 4] = 0  # silent on both sides, in single precision
+    said = inter_channel_correlation(half, other)
+    torch.testing.assert_close(said[0].double(), ours[0].detach(), rtol=1e-4, atol=1e-5)
+    assert bool(torch.autograd.grad(said.sum(), half)[0].isfinite().all())
 
 
 def small_net(seed: int, width: int = 8, classes: int = 3) -> nn.Module:

@@ -22,7 +22,7 @@ from torch import Tensor
 from interfuse.core.errors import InterfuseError
 from interfuse.kit.losses import full_precision
 
-#: keeps square roots of lengths differentiable at 0
+#: keeps square roots of lengths differentiable at 0, also in float32 and multiplied by each other
 _TINY = 1e-30
 
 # -- one sample at a time --------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def inter_channel_correlation(student: Tensor, teacher: Tensor) -> Tensor:
         (x * g).sum(dim=2).clamp_min(0) for x, g in ((s, own_s), (t, own_t))
     )  # squared lengths of the rows
     there = [(n > 0).to(n.dtype) for n in (norm_s, norm_t)]
-    length = (norm_s.clamp_min(_TINY) * norm_t.clamp_min(_TINY)).sqrt()
+    length = norm_s.clamp_min(_TINY).sqrt() * norm_t.clamp_min(_TINY).sqrt()
     along = (cross * t).sum(dim=2) / length
     return (there[0] + there[1] - 2 * along * there[0] * there[1]).sum(dim=1).clamp_min(0) / s.shape[1]
 
