@@ -147,7 +147,7 @@ def _part(given: dict[str, Any], where: str) -> tuple[str, Hooks, float]:
     narrowed = dataclasses.replace(found, params={k: v for k, v in found.params.items() if k in own})
     hooks: Hooks = found.target(**narrowed.check(values, where=where))
     alone = [hook for hook in ALONE if _has(hooks, hook)]
-    if isinstance(hooks, Compose) or alone:
+    if isinstance(hooks, Compose) or alone or hooks.needs().tokens:
         raise InterfuseError("param.value", f"{use} decides for the whole training and cannot be a part", where=where,
                              fix="Use it alone.")  # fmt: skip
     return found.entry.slug, hooks, float(weight)
