@@ -486,6 +486,6 @@ def test_resume_equals_one_go(
     parts = apply(f"distill/{slug}", **inputs, out=tmp_path / "parts")
     assert whole.path is not None
     assert parts.path is not None
-    names = sorted(p.name for p in whole.path.iterdir())
-    assert names == sorted(p.name for p in parts.path.iterdir())
+    names = sorted(str(p.relative_to(whole.path)) for p in whole.path.rglob("*") if p.is_file())
+    assert names == sorted(str(p.relative_to(parts.path)) for p in parts.path.rglob("*") if p.is_file())
     assert [n for n in names if (whole.path / n).read_bytes() != (parts.path / n).read_bytes()] == []
