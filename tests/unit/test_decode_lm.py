@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -544,8 +545,11 @@ def client(plug: FusedLM) -> Iterator[Any]:
     server = uvicorn.Server(uvicorn.Config(make_app(plug), host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        pass
+    for _ in range(600):
+        if server.started:
+            break
+        time.sleep(0.05)
+    assert server.started, "the endpoint did not come up"
     port = server.servers[0].sockets[0].getsockname()[1]
     yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     server.should_exit = True
