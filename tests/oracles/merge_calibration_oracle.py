@@ -149,7 +149,7 @@ def regression_mean(models: Sequence[State], base: State | None, *, probe: Probe
     return out
 
 
-def voted(models: Sequence[State], base: State, *, probe: Probe, penalty: float, fisher: str, domain_text: str, zero_is: str) -> State:  # fmt: skip
+def voted(models: Sequence[State], base: State, *, probe: Probe, penalty: float, fisher: str, domain_text: str, zero_is: str, accept: None = None) -> State:  # fmt: skip
     """Yang et al. 2026, sections 3.2 to 3.4."""
     prior = {n: np.zeros(base[n].shape) for n in probe.files}
     for inputs, label in probe.tables[0]:

@@ -366,6 +366,23 @@ def test_the_manifest_says_what_was_found(shared, tmp_path):
     assert all(sum(v) == pytest.approx(1) for v in shares.values())
 
 
+def test_a_share_to_accept_finds_its_penalty(shared, tmp_path):
+    given = scene(shared, "rcp")
+    facts = {}
+    for share in (0.5, 0.2):
+        path = interfuse.merge.rcp(out=tmp_path / f"{share}", **{**given, "accept": share}).path
+        facts[share] = json.loads((path / "interfuse.json").read_text())["facts"]["calibration"]
+        curve = dict(facts[share]["accepted by penalty"])
+        assert list(curve.values()) == sorted(curve.values(), reverse=True)
+        found = facts[share]["penalty"]
+        assert facts[share]["accepted"] == pytest.approx(curve[found])
+        assert curve[found] <= share
+        assert all(v > share for k, v in curve.items() if k < found)
+        by_hand = interfuse.merge.rcp(out=tmp_path / f"hand {share}", **{**given, "penalty": found}).path
+        assert (by_hand / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
+    assert facts[0.2]["penalty"] > facts[0.5]["penalty"]
+
+
 def test_question_alone_or_all_of_it(shared, tmp_path):
     given = scene(shared, "rcp")
     asked = made("rcp", tmp_path / "asked", **given)

@@ -269,6 +269,23 @@ def test_rcp_by_hand():
     assert run("rcp", [REASONING, DOMAIN], BASE).tolist() == pytest.approx(REASONING)
 
 
+def test_the_curve_of_acceptance_counts_what_votes_would():
+    from interfuse.kit.collectors import VoteCurve
+    from interfuse.kit.passes import Seen
+
+    tried = [0.0, 10.0, 1000.0, 1e5, 1e12]
+    unit = (
+        torch.tensor(PRIOR, dtype=torch.float64)
+        * (torch.tensor(REASONING, dtype=torch.float64) - torch.tensor(DOMAIN, dtype=torch.float64)) ** 2
+    )
+    curve = VoteCurve({"w": (4,)}, {"w": unit}.__getitem__, tried)
+    for row, g in enumerate(GRADIENTS):
+        curve.see([Seen([row], {}, {}, torch.zeros(1), {"w": torch.tensor(g)}, {"w": torch.tensor(DOMAIN)})])
+    assert curve.result()["w"].tolist() == [int((votes(t) > 0).sum()) for t in tried]
+    assert curve.result()["w"].tolist()[2] == 3
+    assert curve.result()["w"].tolist()[-1] == 0
+
+
 def test_votes_are_not_a_mean():
     """One example that minds very much does not outvote two that like it a little."""
     row = [[10.0, 0, 0, 0], [-0.1, 0, 0, 0], [-0.1, 0, 0, 0]]

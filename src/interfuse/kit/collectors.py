@@ -178,6 +178,48 @@ class Votes:
 
 
 @dataclass
+class VoteCurve:
+    """How many weights would have a positive balance of votes (see :class:`Votes`) under each of several penalties.
+
+    Args:
+        shapes: parameter name -> shape. unit: parameter name -> the price at a penalty of 1. penalties: rising, from 0.
+    """
+
+    shapes: Mapping[str, Sequence[int]]
+    unit: Callable[[str], Tensor]
+    penalties: Sequence[float]
+    zero_passes: bool = True
+
+    def __post_init__(self) -> None:
+        self.total = {n: torch.zeros((len(self.penalties), *s), dtype=torch.int16) for n, s in self.shapes.items()}
+
+    def wants(self) -> Wants:
+        """Gradients of the parameters."""
+        return Wants(parameters=list(self.shapes))
+
+    def see(self, seen: Sequence[Seen]) -> None:
+        """Adds one example's votes under every penalty."""
+        (one,) = seen
+        for name, gradient in one.gradients.items():
+            price = self.unit(name)
+            sensitivity = (
+                torch.zeros_like(price) if gradient is None else (gradient.double() * one.weights[name].double()).cpu()
+            )
+            for number, penalty in enumerate(self.penalties):
+                score = sensitivity + penalty * price
+                votes = score <= 0 if self.zero_passes else score < 0
+                self.total[name][number] += votes.to(torch.int16) * 2 - 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The totals."""
+        return dict(self.total)
+
+    def result(self) -> dict[str, Tensor]:
+        """Accepted weights under every penalty, int64 [penalties], by parameter."""
+        return {n: (t > 0).flatten(1).sum(1) for n, t in self.total.items()}
+
+
+@dataclass
 class BlockSensitivity:
     """``mean_s sum |theta g_s|`` over the weights of each block.
 

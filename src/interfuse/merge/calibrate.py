@@ -32,6 +32,7 @@ from interfuse.kit.collectors import (
     Grams,
     LogitDistance,
     SquaredGradients,
+    VoteCurve,
     Votes,
 )
 from interfuse.kit.parameter_names import names_in_files
@@ -269,6 +270,44 @@ class Calibration:
             **self._about(domain, self.table(domain)),
         }
         return self._keep(about, groups)
+
+    def acceptance(
+        self, prior: int, domain: int, fisher: Kept, *, penalties: Sequence[float], zero_passes: bool, part: str
+    ) -> list[float]:
+        """The share of all weights that :meth:`votes` would accept under each penalty."""
+        weights = self.plan.weights
+
+        def groups() -> tuple[Sequence[Sequence[str]], Make, Mapping[str, Any]]:
+            loaded, names = self.loaded(domain), self.names(domain)
+            names = {n: p for n, p in names.items() if n in fisher and n in weights[prior]}
+
+            def make(number: int, group: Sequence[str], totals: Path) -> Mapping[str, Tensor]:
+                price = {}
+                for n in group:
+                    gap = (whole(weights[prior].source(n)) - whole(weights[domain].source(n))).double()
+                    price[names[n]] = fisher.tensor(n).double() * gap.square()
+                shapes = {names[n]: tuple(price[names[n]].shape) for n in group}
+                collector = VoteCurve(shapes, price.__getitem__, penalties, zero_passes)
+                self._run([loaded], domain, collector, totals, part=part)
+                made = collector.result()
+                return {n: made[names[n]] for n in group}
+
+            sizes = {n: (2 + len(penalties) // 4) * size for n, size in self._sizes(loaded, names).items()}
+            return within(sizes, self.budget), make, {}
+
+        about = {
+            "kind": "acceptance",
+            "prior": self.model(prior).fingerprint(),
+            "fisher": fisher.folder.name,
+            "zero_passes": zero_passes,
+            "part": part,
+            "penalties": list(penalties),
+            **self._about(domain, self.table(domain)),
+        }
+        kept = self._keep(about, groups)
+        total = sum(weights[domain][n].numel for n in kept.names())
+        counts = torch.stack([kept.tensor(n) for n in kept.names()]).sum(0)
+        return [float(c) / total for c in counts]
 
     def sensitivities(self, index: int) -> dict[str, float]:
         """``mean_s sum |theta g_s|`` of one model on its own examples by block: a layer, or a tensor outside the layers."""

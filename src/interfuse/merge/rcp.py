@@ -14,11 +14,22 @@ from interfuse.merge.calibrate import Calibration, Found
 from interfuse.merge.plan import layer_of
 from interfuse.merge.room import Part
 
+#: penalties that are tried when a share to accept is given: 0, and powers of the root of ten
+TRIED = (0.0, *(10 ** (k / 2) for k in range(-4, 25)))
+
 
 def _votes(calibration: Calibration, **_: Any) -> Found:
     params = calibration.call.params
     penalties = {name: o.own["penalty"] for o in calibration.plan.outputs for _, name in o.sources}
     prior = calibration.squared_gradients(0, times_weight=params["fisher"] == "gtheta")
+    tried = {}
+    if params["accept"] is not None:
+        shares = calibration.acceptance(
+            0, 1, prior, penalties=TRIED, zero_passes=params["zero_is"] == "merge", part=params["domain_text"]
+        )
+        found = next((t for t, share in zip(TRIED, shares, strict=True) if share <= params["accept"]), TRIED[-1])
+        penalties = dict.fromkeys(penalties, found)
+        tried = {"penalty": found, "accepted by penalty": [list(pair) for pair in zip(TRIED, shares, strict=True)]}
     kept = calibration.votes(0, 1, prior, penalty=lambda n: float(penalties.get(n, 0.0)), zero_passes=params["zero_is"] == "merge",
                              part=params["domain_text"])  # fmt: skip
     layers: dict[str, list[float]] = {}
@@ -36,6 +47,7 @@ def _votes(calibration: Calibration, **_: Any) -> Found:
         "accepted by layer": {layer: row[0] / max(row[1], 1) for layer, row in layers.items()},
         "weights without any gradient": silent,
         "examples": [len(calibration.table(i)) for i in (0, 1)],
+        **tried,
     }
     calibration.call.ctx.log(f"rcp: {report['accepted']:.1%} of the weights take the domain's change; {silent} of {weights:.0f} score 0 in "
                              f"every example and are {'merged' if params['zero_is'] == 'merge' else 'kept'}")  # fmt: skip
@@ -58,6 +70,14 @@ def rcp(
     penalty: Annotated[
         float, Field(ge=0, description="price of moving a weight of the reasoning model (lambda)")
     ] = 1000.0,
+    accept: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            description="share of weights that may take the change: the least penalty that keeps to it is used",
+        ),
+    ] = None,
     fisher: Annotated[
         Literal["gtheta", "g2"],
         Field(description="what reasoning minds: (gradient x weight)^2 as the authors' code has it, or gradient^2"),
