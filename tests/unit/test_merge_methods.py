@@ -351,3 +351,31 @@ def test_small_steps_of_models_at_work(slug, step):
     assert float((ours - b).abs().max()) <= 4 * largest + 1e-7
     if not step:
         torch.testing.assert_close(ours, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "slug", [s for s in PLAIN if not load(f"merge/{s}").traits.get("ordered") and counts(s)[1] > 1]
+)
+def test_whole_merges_have_the_same_bits_in_any_order(slug, tmp_path):
+    """The engine sorts models by content and carries weights and masks along: files are equal to the last bit."""
+    import interfuse
+
+    def net(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            made = torch.nn.Sequential(torch.nn.Linear(10, 14), torch.nn.LayerNorm(14))
+            for p in made.parameters():
+                p.data.add_(0.1 * torch.randn(p.shape))
+            return made
+
+    count = counts(slug)[1]
+    models, own = [net(i) for i in range(count)], parameters(slug, count)
+    base = {"base": net(99)} if takes_base(slug) else {}
+    merge = getattr(interfuse.merge, slug.replace("-", "_"))
+    one = merge(models, out=tmp_path / "one", seed=5, **base, **own).path
+    turned = {k: v[::-1] if isinstance(v, list) else v for k, v in own.items()}
+    two = merge(models[::-1], out=tmp_path / "two", seed=5, **base, **turned).path
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    if load(f"merge/{slug}").traits.get("random"):
+        other = merge(models, out=tmp_path / "other", seed=6, **base, **own).path
+        assert (one / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
