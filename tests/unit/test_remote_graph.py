@@ -100,7 +100,7 @@ def test_what_is_there_is_what_would_be_here(endpoint: Endpoint) -> None:
     there = RemoteGraph(endpoint.address, page=3, batch=2)
     for graph in (here, there):
         graph.add(rows())
-        graph.add([Statement(X + "b", X + "knows", X + "c", confidence=0.25, evidence=(Evidence("C", 3, 4),))])
+        graph.add([Statement(X + "b", X + "knows", X + "c", evidence=(Evidence("C", 3, 4),))])
         graph.add(rows()[:2])
     assert there.digest() == here.digest()
     assert len(there) == len(here) == 6

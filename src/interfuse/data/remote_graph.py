@@ -345,7 +345,8 @@ class RemoteGraph:
     def withdraw(self, *, document: str | Sequence[str], reason: str = "") -> int:
         """Takes the evidence of documents back, and statements that had no other; returns how many statements it concerned.
 
-        Statements that rest on others as premises are not followed there; do that in a copy.
+        Statements that rest on others as premises are not followed there, and figures (confidence, times) stay those of all who
+        had said it; a copy (:meth:`local`) made before knows better.
         """
         names = [document] if isinstance(document, str) else list(document)
         values = " ".join(text_of(Literal(n)) for n in names)
