@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,43 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
+from interfuse.kit.verbs import print_value, shared_options, verb_context
 
 if TYPE_CHECKING:
     from interfuse.data.graph import Graph
     from interfuse.data.statements import Statement, Term
 
 PATH = click.Path(path_type=Path)
-#: under this key of the command's ``meta`` the command line puts what makes a context with progress
-CONTEXT = "interfuse.context"
-
-
-def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and param.name:
-        ctx.meta[param.name] = True
-
-
-def _shared() -> list[click.Parameter]:
-    return [
-        click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON value on stdout, errors too."),
-        click.Option(["-q", "--quiet"], is_flag=True, expose_value=False, callback=_remember, help="No progress on stderr."),
-    ]  # fmt: skip
-
-
-def _ctx() -> Ctx:
-    make = click.get_current_context().meta.get(CONTEXT)
-    made: Ctx = make(0, "auto", "float32") if make is not None else Ctx()
-    return made
-
-
-def show(value: Any, words: Callable[[], Iterable[str]]) -> None:
-    """One JSON value with ``--json``, else lines without control characters."""
-    if click.get_current_context().meta.get("json"):
-        click.echo(json.dumps(value, indent=2, default=str))
-        return
-    for line in words():
-        click.echo("".join(c for c in line if c.isprintable() or c == "\t"))
 
 
 def _open(place: str) -> Any:
@@ -55,7 +25,9 @@ def _open(place: str) -> Any:
     from interfuse.data.graph import open_graph
 
     with contextlib.redirect_stdout(sys.stderr):
-        return open_graph(Source({"endpoint": place} if place.startswith(("http://", "https://")) else place), _ctx())
+        return open_graph(
+            Source({"endpoint": place} if place.startswith(("http://", "https://")) else place), verb_context()
+        )
 
 
 def _word(term: Term | None) -> str:
@@ -94,7 +66,7 @@ def _query(graph: str, sparql: str, file: Path | None, meta: bool, limit: int) -
         if limit and len(rows) > limit:
             yield f"... {len(rows) - limit} more (--limit 0 shows all)"
 
-    show({"columns": list(found.columns), "rows": rows}, words)
+    print_value({"columns": list(found.columns), "rows": rows}, words)
 
 
 def _export(graph: str, out: Path, format: str, profile: str) -> None:
@@ -103,7 +75,7 @@ def _export(graph: str, out: Path, format: str, profile: str) -> None:
 
     found = _open(graph)
     chosen = write_graph(out, found, format, profile=profile)
-    show(
+    print_value(
         {"path": str(out), "format": chosen, "statements": len(found)},
         lambda: [f"{len(found)} statements as {chosen}: {out}"],
     )
@@ -128,7 +100,7 @@ def _import(source: str, out: Path | None, base: str | None, header: bool, stric
         if problems.count > 10:
             yield f"left out: {problems.count} in all"
 
-    show(found, words)
+    print_value(found, words)
 
 
 def _check(graph: str, shapes: Sequence[Path], ontology: Path | None, limit: int, most: Sequence[str]) -> None:
@@ -168,7 +140,7 @@ def _check(graph: str, shapes: Sequence[Path], ontology: Path | None, limit: int
         if limit and len(violations) > limit:
             yield f"... {len(violations) - limit} more"
 
-    show({"figures": figure, "violations": rows, "over": over}, words)
+    print_value({"figures": figure, "violations": rows, "over": over}, words)
     if over or (violations and "violations" not in limits):
         click.get_current_context().exit(1)
 
@@ -186,7 +158,7 @@ def _diff(first: str, second: str, limit: int) -> None:
         yield from (f"- {_said(s, a)}" for s in found.removed[: limit or None])
         yield from (f"~ {_said(before, a)}  ->  {_said(after, b)}" for before, after in found.changed[: limit or None])
 
-    show({"added": [to_json(s) for s in found.added], "removed": [to_json(s) for s in found.removed],
+    print_value({"added": [to_json(s) for s in found.added], "removed": [to_json(s) for s in found.removed],
             "changed": [[to_json(x), to_json(y)] for x, y in found.changed]}, words)  # fmt: skip
 
 
@@ -212,7 +184,7 @@ def _history(graph: str) -> None:
             many = ", ".join(f"{v} {k}" for k, v in counts.items() if v)
             yield f"{row['n']:>5} {row['kind']:<9} {many} {told[:100]}{'' if row['in force'] else '  (undone)'}"
 
-    show(rows, words)
+    print_value(rows, words)
 
 
 def _undo(graph: Path, op: int | None, reason: str) -> None:
@@ -227,7 +199,7 @@ def _undo(graph: Path, op: int | None, reason: str) -> None:
         found.commit()
         undone = found.history()[number - 1].data["cancels"][0]
         after = len(found)
-    show({"operation": number, "undone": undone, "statements": after, "before": before},
+    print_value({"operation": number, "undone": undone, "statements": after, "before": before},
            lambda: [f"operation {undone} is undone (as operation {number}): {before} statements before, {after} now"])  # fmt: skip
 
 
@@ -262,12 +234,12 @@ def _fuse(
             yield f"conflict: {made.label(c.subject)} | {made.label(c.predicate)}: kept {c.kept or 'all, contested'}"
         yield str(place)
 
-    show({"path": str(place), **found}, words)
+    print_value({"path": str(place), **found}, words)
 
 
 def command(name: str, callback: Callable[..., None], params: list[click.Parameter], example: str) -> click.Command:
     """A verb of the room, with an example."""
-    return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *_shared()],
+    return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *shared_options()],
                          epilog=f"\b\nExample:\n  interfuse build {example}")  # fmt: skip
 
 

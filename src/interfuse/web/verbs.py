@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
-from interfuse.build.verbs import ONTOLOGY, PATH, SHAPES, command, show
+from interfuse.build.verbs import ONTOLOGY, PATH, SHAPES, command
 from interfuse.core.errors import InterfuseError
+from interfuse.kit.verbs import print_value
 
 
 def _show(
@@ -33,13 +34,13 @@ def _show(
     explorer = open_explorer(graph, documents=documents, shapes=shapes, ontology=ontology)
     if out is not None:
         export(explorer, out)
-        show(
+        print_value(
             {"path": str(out), "statements": len(explorer.graph)},
             lambda: [f"{len(explorer.graph)} statements in one page: {out}"],
         )
         return
     server, address = make_server(explorer, port)
-    show({"address": address}, lambda: [f"{address}  (only on this machine; Ctrl-C ends it)"])
+    print_value({"address": address}, lambda: [f"{address}  (only on this machine; Ctrl-C ends it)"])
     sys.stdout.flush()
     if not no_browser:
         import webbrowser
