@@ -73,7 +73,12 @@ def carry_out(graph: Graph, kind: str, what: Any) -> None:
 def begun() -> Graph:
     """A graph in which every name occurs, each by another document."""
     graph = Graph()
-    graph.add([Statement(n, "urn:x:is", Literal(n), evidence=(Evidence("ABCA"[i]),) if i else ()) for i, n in enumerate(NAMES)])
+    graph.add(
+        [
+            Statement(n, "urn:x:is", Literal(n), evidence=(Evidence("ABCA"[i]),) if i else ())
+            for i, n in enumerate(NAMES)
+        ]
+    )
     return graph
 
 

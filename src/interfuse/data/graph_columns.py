@@ -153,23 +153,18 @@ def build_columns(subject: Any, predicate: Any, object: Any, *, confidence: Any 
         qualifiers: row (int), relation name and value name of every qualifier [Q]; values that are literals are those whose name
             begins with a quotation mark when ``literal`` is given.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    s_codes, s_names = _codes(subject)
-    p_codes, p_names = _codes(predicate)
-    o_codes, o_names = _codes(object)
-    count = len(s_codes)
     q_rows = np.asarray(qualifiers[0] if qualifiers else [], dtype=np.int64)
-    r_codes, r_names = _codes(qualifiers[1] if qualifiers else [])
-    v_codes, v_names = _codes(qualifiers[2] if qualifiers else [])
-    nodes, (s_map, o_map, v_map) = _ranked(s_names, o_names, v_names)
-    relations, (p_map, r_map) = _ranked(p_names, r_names)
-    s, p, o = s_map[s_codes], p_map[p_codes], o_map[o_codes]
+    nodes, (s, o, values) = _encoded(subject, object, qualifiers[2] if qualifiers else [])
+    relations, (p, others) = _encoded(predicate, qualifiers[1] if qualifiers else [])
+    count = len(s)
     flags = np.zeros(len(nodes), dtype=bool)
     if literal is not None:
         flags[o[np.asarray(literal, dtype=bool)]] = True
-        if len(v_codes):
-            flags[v_map[v_codes[np.asarray(pc.starts_with(v_names, '"'))[v_codes]]]] = True
+        if len(values):
+            flags[values] |= np.asarray(pc.starts_with(nodes.take(pa.array(values)), '"'))
     sure = np.ones(count, dtype=np.float32) if confidence is None else np.asarray(confidence, dtype=np.float32)
     state = np.ones(count, dtype=np.uint8) if status is None else np.asarray(status, dtype=np.uint8)
     order = _order(s, p, o, len(nodes), len(relations))
@@ -186,50 +181,51 @@ def build_columns(subject: Any, predicate: Any, object: Any, *, confidence: Any 
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     rows = place[q_rows] if len(q_rows) else q_rows
-    q_order = np.lexsort((v_map[v_codes], r_map[r_codes], rows)) if len(rows) else np.zeros(0, dtype=np.int64)
+    q_order = np.lexsort((values, others, rows)) if len(rows) else np.zeros(0, dtype=np.int64)
     back = _stable(o, len(nodes))
     return Columns(
         nodes, relations, s, p, o, sure, state, _pointers(s, len(nodes)), back.astype(np.int32), _pointers(o, len(nodes)),
-        _pointers(rows, count), r_map[r_codes][q_order].astype(np.int32), v_map[v_codes][q_order].astype(np.int32), flags, duplicates,
+        _pointers(rows, count), others[q_order], values[q_order], flags, duplicates,
         problems,
     )  # fmt: skip
 
 
-def _codes(values: Any) -> tuple[NDArray[np.int32], pa.Array]:
-    """Codes [N] and the names they stand for."""
+def _pieces(values: Any) -> list[tuple[NDArray[np.int64], pa.Array]]:
+    """Codes and the names they stand for, chunk by chunk."""
     import pyarrow as pa
 
-    if isinstance(values, pa.ChunkedArray):
-        if pa.types.is_dictionary(values.type):
-            values = values.unify_dictionaries()
-        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
-    elif not isinstance(values, pa.Array):
+    if not isinstance(values, pa.Array | pa.ChunkedArray):
         values = pa.array(list(values), type=pa.string())
-    if not pa.types.is_dictionary(values.type):
-        values = values.dictionary_encode()
-    if values.null_count:
-        raise InterfuseError("input.missing", "a name is empty")
-    return values.indices.to_numpy(zero_copy_only=False).astype(np.int32, copy=False), values.dictionary.cast(
-        pa.string()
-    )
+    made = []
+    for chunk in values.chunks if isinstance(values, pa.ChunkedArray) else [values]:
+        coded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+        if coded.null_count:
+            raise InterfuseError("input.missing", "a name is empty")
+        made.append((coded.indices.to_numpy(zero_copy_only=False), coded.dictionary.cast(pa.string())))
+    return made
 
 
-def _ranked(*names: pa.Array) -> tuple[pa.Array, list[NDArray[np.int32]]]:
-    """All names once, sorted by code point, and for each given array where its names went."""
+def _encoded(*columns: Any) -> tuple[pa.Array, list[NDArray[np.int32]]]:
+    """All names of some columns once, sorted by code point, and each column as places among them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    joined = pa.concat_arrays(list(names)).dictionary_encode()
+    pieces = [_pieces(values) for values in columns]
+    dictionaries = [names for column in pieces for _, names in column]
+    joined = pa.concat_arrays(dictionaries or [pa.array([], type=pa.string())]).dictionary_encode()
     unique = joined.dictionary
     order = pc.sort_indices(unique)
     rank = np.empty(len(unique), dtype=np.int32)
     rank[order.to_numpy()] = np.arange(len(unique), dtype=np.int32)
     ranks = rank[joined.indices.to_numpy(zero_copy_only=False)]
-    maps, start = [], 0
-    for array in names:
-        maps.append(ranks[start : start + len(array)])
-        start += len(array)
-    return unique.take(order), maps
+    made, start = [], 0
+    for column in pieces:
+        parts = []
+        for codes, names in column:
+            parts.append(ranks[start : start + len(names)][codes])
+            start += len(names)
+        made.append(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32))
+    return unique.take(order), made
 
 
 def _order(
@@ -301,7 +297,7 @@ def read_tsv(path: Path, *, delimiter: str = "\t", header: bool = False, strict:
     try:
         table = pyarrow.csv.read_csv(
             path,
-            read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=int(header), block_size=2**24),
+            read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=int(header), block_size=2**21),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, quote_char=False, invalid_row_handler=bad),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(names, word), strings_can_be_null=False
