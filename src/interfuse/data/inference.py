@@ -47,7 +47,7 @@ def infer(rules: Mapping[str, Any], statements: Iterable[Statement]) -> list[Sta
     domains, ranges = _pairs(tables, "domain"), _pairs(tables, "range")
     known: dict[tuple[str, str, Term], Statement] = {}
     given = sorted(
-        (s for s in statements if s.status not in ("withdrawn", "contested") and not s.qualifiers),
+        (s for s in statements if s.status not in ("withdrawn", "contested")),
         key=lambda s: s.order,
     )
     todo = deque(given)

@@ -59,4 +59,4 @@ def print_value(value: Any, words: Callable[[], Iterable[str]]) -> None:
         click.echo(json.dumps(value, indent=2, default=str))
         return
     for line in words():
-        click.echo("".join(c for c in line if c.isprintable()))
+        click.echo("".join(c for c in line if c.isprintable() or c == "\t"))
