@@ -262,6 +262,11 @@ def test_a_folder_holds_everything(tmp_path: Path) -> None:
     assert not read.diff(graph)
     assert len(read.history()) == 2
     assert same(read.columns(), graph.columns())
+    count = "SELECT (COUNT(*) AS ?n) { ?s ?p ?o }"
+    fresh = Graph.open(tmp_path / "g")
+    assert fresh.query(count).values() == graph.query(count).values()  # before the log is read
+    fresh.add([said(OSLO, CAPITAL, OSLO)])
+    assert fresh.query(count).values() != graph.query(count).values()
     read.undo()
     assert read.diff(graph)
     again = Graph.of(graph.history())

@@ -75,6 +75,10 @@ def test_check_counts_and_fails(graph: Path, tmp_path: Path) -> None:
     out = call("build", "check", graph, "--ontology", tmp_path / "o.ttl", code=1)
     assert "Oslo: Datatype people many" in out
     call("build", "check", graph, "--ontology", tmp_path / "o.ttl", "--most", "violations=1")
+    (graph / "ontology.ttl").write_bytes((tmp_path / "o.ttl").read_bytes())  # a graph's own contracts count always
+    assert "Datatype" in call("build", "check", graph, code=1)
+    call("build", "show", graph, "-o", tmp_path / "x.html")
+    assert '"component": "Datatype"' in (tmp_path / "x.html").read_text()
     refused("param.value", "build", "check", graph, "--most", "isles=1")
 
 

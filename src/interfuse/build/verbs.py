@@ -107,11 +107,10 @@ def _check(graph: str, shapes: Sequence[Path], ontology: Path | None, limit: int
     """Check a graph's contracts and health; fails on violations, or beyond --most."""
     from interfuse.data.ontology import read_ontology
     from interfuse.kit.graph_checks import figures
-    from interfuse.kit.shapes import read_shapes, shapes_of, validate
+    from interfuse.kit.shapes import read_shapes, shapes_beside, shapes_of, validate
 
     found = _open(graph)
-    own = Path(graph) / "shapes.ttl"
-    parts = [read_shapes(p) for p in (*([own] if own.is_file() else []), *shapes)]
+    parts = [*shapes_beside(Path(graph)), *(read_shapes(p) for p in shapes)]
     parts += [shapes_of(read_ontology(ontology))] if ontology is not None else []
     figure: dict[str, float] = figures(found)
     violations: list[Any] = []

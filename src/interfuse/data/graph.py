@@ -574,10 +574,15 @@ class Graph:
 
         held = self._held
         bare = held.state is None and self.path is None and held.columns is not None
-        version = 0 if bare else self.state.version
+        unread = not meta and held.state is None and self.path is not None
+        version = -1 if unread else 0 if bare else self.state.version
         kept = held.stores.get(True) or held.stores.get(meta)
         if kept is not None and kept[0] == version:
             return kept[1]
+        if unread and self.path is not None:
+            made = graph_store.load_file(self.path / "graph.nq")
+            held.stores[False] = (-1, made)  # of the folder, until the log is read
+            return made
         if bare and held.columns is not None:
             made = graph_store.load_columns(held.columns)
         else:

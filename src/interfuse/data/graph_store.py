@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interfuse.core.errors import InterfuseError
@@ -65,6 +66,25 @@ def load(statements: Iterable[Statement], *, profile: str = "rdf12", store: Any 
             block = []
     if block:
         store.bulk_load(input="".join(block).encode(), format=ox.RdfFormat.N_QUADS)
+    return store
+
+
+def load_file(path: Path) -> Any:
+    """A store of a graph's ``graph.nq``.
+
+    Raises:
+        InterfuseError: ``input.missing``, ``input.format`` or ``needs.package``.
+    """
+    ox = oxigraph()
+    store = ox.Store()
+    try:
+        store.bulk_load(path=str(path), format=ox.RdfFormat.N_QUADS)
+    except FileNotFoundError as error:
+        raise InterfuseError("input.missing", "there is no such file", where=str(path)) from error
+    except (SyntaxError, ValueError, OSError) as error:
+        raise InterfuseError(
+            "input.format", f"the file cannot be read: {str(error).splitlines()[0]}", where=str(path)
+        ) from error
     return store
 
 

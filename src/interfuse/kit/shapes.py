@@ -18,7 +18,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.data import graph_store
 from interfuse.data.formats.rdf import read_rdf
 from interfuse.data.graph import Graph
-from interfuse.data.ontology import Ontology
+from interfuse.data.ontology import Ontology, read_ontology
 from interfuse.data.statements import OWL, RDF, RDFS, SUBCLASS, TYPE, XSD, Literal, Statement, Term, term_of, text_of
 
 SH = "http://www.w3.org/ns/shacl#"
@@ -104,6 +104,14 @@ def read_shapes(path: Path) -> Shapes:
     if not any(s.predicate.startswith(SH) for s in statements):
         raise InterfuseError("input.empty", "the file holds no SHACL shapes", where=str(path))
     return Shapes(statements, path.stem)
+
+
+def shapes_beside(folder: Path) -> list[Shapes]:
+    """The contracts that are kept in a graph's folder: ``shapes.ttl``, and what ``ontology.ttl`` implies."""
+    found = [read_shapes(folder / "shapes.ttl")] if (folder / "shapes.ttl").is_file() else []
+    if (folder / "ontology.ttl").is_file():
+        found.append(shapes_of(read_ontology(folder / "ontology.ttl")))
+    return found
 
 
 def shapes_of(ontology: Ontology) -> Shapes:

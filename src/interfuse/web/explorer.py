@@ -185,7 +185,7 @@ def open_explorer(
 
     Args:
         documents: a folder of the documents, when the graph's folder does not keep their texts (``documents.parquet``).
-        shapes: SHACL files. ontology: a file whose implied shapes are checked too; the folder's own ``shapes.ttl`` always is.
+        shapes: SHACL files. ontology: a file whose implied shapes are checked too; the folder's own ``shapes.ttl`` and ``ontology.ttl`` always are.
 
     Raises:
         InterfuseError: as the readers of these.
@@ -194,7 +194,7 @@ def open_explorer(
     from interfuse.core.rooms import Source
     from interfuse.data.graph import open_graph
     from interfuse.data.ontology import read_ontology
-    from interfuse.kit.shapes import read_shapes, shapes_of
+    from interfuse.kit.shapes import read_shapes, shapes_beside, shapes_of
 
     opened = open_graph(Source(str(path)), Ctx())
     graph = opened if isinstance(opened, Graph) else opened.local()
@@ -206,8 +206,7 @@ def open_explorer(
         texts = {d.id: (d.name, d.text) for d in corpus.documents()}
     elif path.is_dir():
         texts = read_documents(path)
-    own = path / "shapes.ttl"
-    parts = [read_shapes(p) for p in (*([own] if own.is_file() else []), *shapes)]
+    parts = [*shapes_beside(path), *(read_shapes(p) for p in shapes)]
     parts += [shapes_of(read_ontology(ontology))] if ontology is not None else []
     joined = None
     for part in parts:
