@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from interfuse.cli.main import app
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source
@@ -118,6 +121,10 @@ def test_what_is_there_is_what_would_be_here(endpoint: Endpoint) -> None:
     opened = open_graph(Source({"endpoint": endpoint.address}, "far"), Ctx())
     assert opened.name == "far"
     assert opened.digest() == here.digest()
+    asked = CliRunner().invoke(
+        app, ["build", "query", endpoint.address, f"SELECT ?o {{ <{X}b> <{X}knows> ?o }}", "--json"]
+    )
+    assert json.loads(asked.stdout)["rows"] == [[X + "c"]]
     for change in (lambda: there.merge(X + "a", X + "b"), lambda: there.undo(), lambda: there.split(X + "a")):
         with pytest.raises(InterfuseError, match=r"needs\.capability"):
             change()

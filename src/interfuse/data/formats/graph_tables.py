@@ -470,8 +470,16 @@ def read_neo4j(folder: Path) -> tuple[Graph, Problems]:
     return graph, Problems(tuple(shown), count)
 
 
+def _header(row: Mapping[str, str], pattern: str) -> str:
+    """The column whose header ends so."""
+    for column in row:
+        if re.search(pattern, column):
+            return column
+    raise InterfuseError("input.format", f"no column is headed {pattern.split('(')[0]}")
+
+
 def _node_of(row: Mapping[str, str], names: dict[str, str]) -> list[Statement]:
-    key = next(k for k in row if re.search(r":ID(\(.*\))?\Z", k))
+    key = _header(row, r":ID(\(.*\))?\Z")
     label = row.get("name") or row.get("name:string") or row[key]
     kinds = [k for k in re.split(";", row.get(":LABEL", "")) if k]
     name = names[row[key]] = row[key] if ":" in row[key] else entity_id(label, kinds[0] if kinds else "", key=row[key])
@@ -487,7 +495,7 @@ def _node_of(row: Mapping[str, str], names: dict[str, str]) -> list[Statement]:
 
 
 def _edge_of(row: Mapping[str, str], names: Mapping[str, str]) -> Statement:
-    start, end = (row[next(k for k in row if k.startswith(mark))] for mark in (":START_ID", ":END_ID"))
+    start, end = (row[_header(row, rf"{mark}(\(.*\))?\Z")] for mark in (":START_ID", ":END_ID"))
     ends = [names.get(n, n if ":" in n else entity_id(n)) for n in (start, end)]
     qualifiers = tuple((relation_id(k.partition(":")[0]), _typed(v, k.partition(":")[2])) for k, v in sorted(row.items())
                        if v and not k.startswith(":"))  # fmt: skip
