@@ -83,6 +83,28 @@ def test_check_counts_and_fails(graph: Path, tmp_path: Path) -> None:
 
 
 def test_history_undo_and_diff(graph: Path, tmp_path: Path) -> None:
+    from interfuse.core.artifact import save_artifact
+
+    def fill(folder: Path) -> dict[str, str]:
+        Graph.open(graph).save(folder)
+        (folder / "documents.parquet").write_bytes(b"texts")
+        (folder / "plots").mkdir()
+        (folder / "plots" / "a.csv").write_text("1")
+        return {"told": "by the room"}
+
+    save_artifact(tmp_path / "made", fill, {"kind": "graph", "method": "build/offline", "inputs": ["x"], "key": "k"})
+    with Graph.open(tmp_path / "made", write=True) as opened:
+        opened.merge("urn:x:oslo", "urn:x:rome")
+        opened.commit()
+    manifest = verify(tmp_path / "made").manifest  # what the room kept there stays
+    assert (manifest["method"], manifest["inputs"], manifest["facts"]["told"]) == (
+        "build/offline",
+        ["x"],
+        "by the room",
+    )
+    assert manifest["key"] != "k"
+    assert (tmp_path / "made" / "documents.parquet").read_bytes() == b"texts"
+    assert (tmp_path / "made" / "plots" / "a.csv").read_text() == "1"
     with Graph.open(graph, write=True) as opened:
         opened.merge("urn:x:oslo", "urn:x:rome", "a mistake")
         opened.commit()

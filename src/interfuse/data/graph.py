@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interfuse.core.artifact import save_artifact
+from interfuse.core.artifact import MANIFEST, open_artifact, save_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Source
+from interfuse.core.safe import fingerprint
 from interfuse.data import graph_files as files
 from interfuse.data.graph_columns import Columns, build_columns, named, open_columns, texts, word_of
 from interfuse.data.graph_log import Op, State
@@ -238,7 +239,7 @@ class Graph:
         return Path(path)
 
     def commit(self) -> None:
-        """Renews the folder of a graph that is open for writing.
+        """Renews the folder of a graph that is open for writing; other files in it (documents, reports) and its lineage stay.
 
         Raises:
             InterfuseError: ``param.value`` when it is not open for writing, or as :meth:`write`.
@@ -246,7 +247,23 @@ class Graph:
         journal = self._held.journal
         if journal is None or self.path is None:
             raise InterfuseError("param.value", "the graph is not open for writing", fix="Graph.open(path, write=True)")
-        self.write(self.path, force=True)
+        old = self.path if (self.path / MANIFEST).is_file() else None
+        manifest: dict[str, Any] = {"kind": "graph", "method": self.made_by or "graph"}
+        if old is not None:
+            manifest = dict(open_artifact(old).manifest)
+        facts = dict(manifest.pop("facts", {}))
+        for name in ("files", "digest", "format"):
+            manifest.pop(name, None)
+        manifest["key"] = fingerprint(
+            {"was": manifest.get("key", ""), "log": self._log_digest()}
+        )  # it is not what the step made any more
+
+        def fill(folder: Path) -> dict[str, Any]:
+            if old is not None:
+                files.copy_others(old, folder)
+            return {**facts, **self.save(folder)}
+
+        save_artifact(self.path, fill, manifest, force=True)
         journal.drop(self._log_digest())
 
     def close(self) -> None:

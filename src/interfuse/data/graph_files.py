@@ -247,6 +247,23 @@ def read_lines(path: Path, *, torn: bool = False) -> Iterator[tuple[str, dict[st
 
 
 DOCUMENTS = "documents.parquet"
+#: what :meth:`interfuse.data.graph.Graph.save` writes anew
+_OWN = (META, "statements.parquet", "evidence.parquet", "nodes.parquet", "graph.nq", "log", "columns")
+
+
+def copy_others(old: Path, new: Path) -> None:
+    """Copies what else lies in a graph's folder (documents, contracts, a report) into a new one."""
+    import shutil
+
+    from interfuse.core.artifact import MANIFEST
+
+    for place in sorted(old.iterdir()):
+        if place.name in (*_OWN, MANIFEST) or place.is_symlink():
+            continue
+        if place.is_dir():
+            shutil.copytree(place, new / place.name)
+        else:
+            shutil.copyfile(place, new / place.name)
 
 
 def write_documents(folder: Path, documents: Iterable[tuple[str, str, str]]) -> int:
