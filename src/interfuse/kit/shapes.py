@@ -1,8 +1,9 @@
 """SHACL shapes compiled to SPARQL: a graph's contracts, checked where the graph lies.
 
 Shapes come from SHACL files or from an ontology. The core constraints (class, datatype, nodeKind, counts, in, hasValue, pattern,
-lengths, ranges, equals, disjoint, lessThan, uniqueLang, languageIn, closed, node, and) over predicate, inverse, sequence and
-alternative paths become one query each. Shapes with other constraints (not, or, xone, qualified counts, SPARQL) are given to pyshacl.
+lengths, ranges, equals, disjoint, lessThan, uniqueLang, languageIn, closed, node, and; not, or, xone of what is said of a value alone)
+over predicate, inverse, sequence and alternative paths become one query each. Shapes with other constraints (not, or, xone of
+properties, qualified counts, SPARQL) are given to pyshacl.
 Source: W3C SHACL (2017), sections 2 to 4.
 """
 
@@ -26,8 +27,11 @@ SH = "http://www.w3.org/ns/shacl#"
 COMPILED = (
     "class", "datatype", "nodeKind", "minCount", "maxCount", "in", "hasValue", "pattern", "flags", "minLength", "maxLength", "minInclusive",
     "maxInclusive", "minExclusive", "maxExclusive", "equals", "disjoint", "lessThan", "lessThanOrEquals", "uniqueLang", "languageIn", "closed",
-    "ignoredProperties", "node", "and", "property",
+    "ignoredProperties", "node", "and", "property", "not", "or", "xone",
 )  # fmt: skip
+#: constraints on a value alone; "not", "or" and "xone" of shapes that have no others are compiled
+_ALONE = ("class", "datatype", "nodeKind", "in", "pattern", "flags", "minLength", "maxLength", "minInclusive", "maxInclusive", "minExclusive",
+          "maxExclusive", "languageIn", "hasValue", "not", "or", "xone", "and", "node")  # fmt: skip
 #: words about a shape that are no constraints
 _ABOUT = ("path", "targetClass", "targetNode", "targetSubjectsOf", "targetObjectsOf", "severity", "message", "name", "description", "order",
           "group", "deactivated", "defaultValue")  # fmt: skip
@@ -276,6 +280,77 @@ class _Compiler:
             return "(" + "/".join(self.path(p) for p in self.items(node)) + ")"
         raise ValueError("not a path")
 
+    def inner(self, shape: str, word: str) -> list[list[str]]:
+        """The shapes that "not", "node", "or", "xone" or "and" of a shape name, a list for each time it is said."""
+        if word in ("not", "node"):
+            return [[str(v)] for v in self.get(shape, word)]
+        return [[str(m) for m in self.items(v)] for v in self.get(shape, word)]
+
+    def alone(self, shape: str, word: str, seen: tuple[str, ...]) -> bool:
+        """Whether the shapes it names this way say something of a value alone."""
+        for name in (n for names in self.inner(shape, word) for n in names):
+            if name in seen:
+                return False
+            for predicate in self.rows.get(name, {}):
+                part = predicate.removeprefix(SH)
+                if predicate.startswith(SH) and part not in _ALONE and part not in _ABOUT[1:]:
+                    return False
+                if part in ("not", "or", "xone", "and", "node") and not self.alone(name, part, (*seen, name)):
+                    return False
+        return True
+
+    def wrong(self, shape: str, value: str, *, whole: bool = False) -> Iterator[tuple[str, str]]:
+        """Constraints on a value alone: component, and an expression that is true where it is broken.
+
+        ``whole``: "node" and "and" too, which are otherwise queries of their own.
+        """
+        for c in self.get(shape, "class"):
+            yield "Class", f"NOT EXISTS {{ {self.typed(value, str(c))} }}"
+        for d in self.get(shape, "datatype"):
+            yield "Datatype", _wrong_datatype(value, str(d))
+        for k in self.get(shape, "nodeKind"):
+            yield "NodeKind", f"!{_KINDS[str(k).rsplit('#', 1)[-1]].format(v=value)}"
+        for o in self.get(shape, "in"):
+            yield "In", " && ".join(f"!sameTerm({value}, {text_of(t)})" for t in self.items(o)) or "true"
+        flags = "".join(f.value for f in self.get(shape, "flags") if isinstance(f, Literal))
+        for o in self.get(shape, "pattern"):
+            word = text_of(Literal(o.value if isinstance(o, Literal) else str(o)))
+            yield "Pattern", f'isBlank({value}) || !COALESCE(REGEX(STR({value}), {word}, "{flags}"), false)'
+        for name, sign in (("minLength", "<"), ("maxLength", ">")):
+            for o in self.get(shape, name):
+                yield _title(name), f"isBlank({value}) || STRLEN(STR({value})) {sign} {text_of(o)}"
+        for name, sign in (
+            ("minInclusive", ">="),
+            ("maxInclusive", "<="),
+            ("minExclusive", ">"),
+            ("maxExclusive", "<"),
+        ):
+            for o in self.get(shape, name):
+                yield _title(name), f"!COALESCE({value} {sign} {text_of(o)}, false)"
+        for o in self.get(shape, "languageIn"):
+            wanted = (
+                " || ".join(f'LANGMATCHES(LANG({value}), "{t.value}")' for t in self.items(o) if isinstance(t, Literal))
+                or "false"
+            )
+            yield "LanguageIn", f"!COALESCE(isLiteral({value}) && ({wanted}), false)"
+        if whole or self.one(shape, "path") is None:
+            for o in self.get(shape, "hasValue"):
+                yield "HasValue", f"!sameTerm({value}, {text_of(o)})"
+        for word in ("not", "or", "xone", *(("and", "node") if whole else ())):
+            for names in self.inner(shape, word):
+                broken = [
+                    "(" + (" || ".join(f"({x})" for _, x in self.wrong(n, value, whole=True)) or "false") + ")"
+                    for n in names
+                ]
+                if word == "not":
+                    yield "Not", f"!{broken[0]}"
+                elif word == "or":
+                    yield "Or", " && ".join(broken) or "true"
+                elif word == "xone":
+                    yield "Xone", " + ".join(f"IF({b}, 0, 1)" for b in broken or ["true"]) + " != 1"
+                else:
+                    yield _title(word), " || ".join(broken) or "false"
+
     def supported(self, shape: str, seen: tuple[str, ...] = ()) -> bool:
         """Whether a shape and all it names can be compiled."""
         if shape in seen:
@@ -286,6 +361,10 @@ class _Compiler:
             word = predicate[len(SH) :]
             if word not in COMPILED and word not in _ABOUT:
                 return False
+            if word in ("not", "or", "xone"):
+                if not self.alone(shape, word, (shape,)):
+                    return False
+                continue
             inner = (
                 values
                 if word in ("property", "node")
@@ -325,49 +404,11 @@ class _Compiler:
                 severity,
             )
 
-        for c in self.get(shape, "class"):
-            yield check("Class", f"{reach} FILTER NOT EXISTS {{ {self.typed(value, str(c))} }}")
-        for d in self.get(shape, "datatype"):
-            yield check("Datatype", f"{reach} FILTER({_wrong_datatype(value, str(d))})")
-        for k in self.get(shape, "nodeKind"):
-            yield check("NodeKind", f"{reach} FILTER(!{_KINDS[str(k).rsplit('#', 1)[-1]].format(v=value)})")
-        for o in self.get(shape, "in"):
-            names = " && ".join(f"!sameTerm({value}, {text_of(t)})" for t in self.items(o)) or "true"
-            yield check("In", f"{reach} FILTER({names})")
-        flags = "".join(f.value for f in self.get(shape, "flags") if isinstance(f, Literal))
-        for o in self.get(shape, "pattern"):
-            word_ = text_of(Literal(o.value if isinstance(o, Literal) else str(o)))
-            yield check(
-                "Pattern",
-                f'{reach} FILTER(isBlank({value}) || !COALESCE(REGEX(STR({value}), {word_}, "{flags}"), false))',
-            )
-        for name, sign in (("minLength", "<"), ("maxLength", ">")):
-            for o in self.get(shape, name):
-                yield check(
-                    name[0].upper() + name[1:],
-                    f"{reach} FILTER(isBlank({value}) || STRLEN(STR({value})) {sign} {text_of(o)})",
-                )
-        for name, sign in (
-            ("minInclusive", ">="),
-            ("maxInclusive", "<="),
-            ("minExclusive", ">"),
-            ("maxExclusive", "<"),
-        ):
-            for o in self.get(shape, name):
-                yield check(
-                    name[0].upper() + name[1:], f"{reach} FILTER(!COALESCE({value} {sign} {text_of(o)}, false))"
-                )
-        for o in self.get(shape, "languageIn"):
-            wanted = (
-                " || ".join(f'LANGMATCHES(LANG({value}), "{t.value}")' for t in self.items(o) if isinstance(t, Literal))
-                or "false"
-            )
-            yield check("LanguageIn", f"{reach} FILTER(!COALESCE(isLiteral({value}) && ({wanted}), false))")
-        for o in self.get(shape, "hasValue"):
-            if path:
+        for component, expression in self.wrong(shape, value):
+            yield check(component, f"{reach} FILTER({expression})")
+        if path:
+            for o in self.get(shape, "hasValue"):
                 yield check("HasValue", f"{target} FILTER NOT EXISTS {{ {focus} {path} {text_of(o)} }}", "")
-            else:
-                yield check("HasValue", f"{target} FILTER(!sameTerm({focus}, {text_of(o)}))")
         if path:
             yield from self._of_paths(shape, target, focus, path, value, check)
         if any(isinstance(o, Literal) and o.value in ("true", "1") for o in self.get(shape, "closed")):
@@ -438,6 +479,10 @@ class _Compiler:
                 other = self.fresh()
                 yield check("UniqueLang", f"{target} {focus} {path} {value}, {other} . FILTER(!sameTerm({value}, {other}) && "
                                           f'LANG({value}) != "" && LCASE(LANG({value})) = LCASE(LANG({other})))', "")  # fmt: skip
+
+
+def _title(word: str) -> str:
+    return word[0].upper() + word[1:]
 
 
 def _wrong_datatype(value: str, datatype: str) -> str:
