@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 META = "graph.json"
 FORMAT = 1
 ROWS = 50_000
-_BLOCK = 200_000
+_BLOCK = 500_000
 _LIMIT = 2**33
 
 
