@@ -108,6 +108,13 @@ def test_what_follows_names_its_premises_and_goes_with_them() -> None:
     for s in reversed(graph.statements(status="stated")):
         alone.add([s])
     assert alone.digest() == before
+    graph.mark([chain.id], "contested")
+    assert [s.id for s in graph.statements(status="contested")] == [chain.id]
+    graph.withdraw(statement=chain.id)
+    assert graph.get(chain.id) is None
+    graph.undo()
+    graph.undo()
+    assert graph.digest() == before
     graph.merge(X + "london", X + "england")
     assert graph.called(X + "london") == X + "england"
     assert [s.status for s in graph.statements(X + "soho", X + "within", X + "england")] == ["stated"]

@@ -238,6 +238,7 @@ class State:
                     else:
                         touched[found] = None
         elif op.kind == "mark":
+            self._fresh = False
             for name in op.data["ids"]:
                 if name in self._raw:
                     touched[name] = None
@@ -475,7 +476,9 @@ class State:
             rules = [op for op in self.ops if op.kind == "infer" and self.in_force(op.number)]
             if rules and self._infer is not None:
                 found = self._infer(rules[-1].data, (s for s in map(self.get, list(self._here)) if s is not None))
-                self._derived = {s.id: s for s in found if s.id not in self._here and not self._withdrawn(s.id)}
+                self._derived = {
+                    s.id: self._marked(s) for s in found if s.id not in self._here and not self._withdrawn(s.id)
+                }
             self._derived_by = ({}, {}, {})
             for name, made in self._derived.items():
                 for table, key in zip(
@@ -483,6 +486,10 @@ class State:
                 ):
                     table.setdefault(key, {})[name] = None
         return self._derived
+
+    def _marked(self, made: Statement) -> Statement:
+        marks = [m for m in self._marks.get(made.id, ()) if self.in_force(m[0])]
+        return dataclasses.replace(made, status=max(marks)[1]) if marks else made
 
     def _withdrawn(self, name: str) -> bool:
         return any(self.in_force(n) for n in self._gone.get(("statement", name), ()))
