@@ -446,9 +446,7 @@ class State:
             if made is None:
                 parts = [self.renamed(s) for given in sorted(self._here[name]) for s in self._live[given]]
                 made = combined(parts)
-                marks = [
-                    m for key in (name, *self._here[name]) for m in self._marks.get(key, ()) if self.in_force(m[0])
-                ]
+                marks = [m for key in self._here[name] for m in self._marks.get(key, ()) if self.in_force(m[0])]
                 if marks:
                     made = dataclasses.replace(made, status=max(marks)[1])
                 self._made[name] = made
