@@ -155,6 +155,9 @@ def test_graphrag_tables_go_in_and_out(tmp_path: Path) -> None:
     relationships = pq.read_table(tmp_path / "rag" / "relationships.parquet").to_pylist()
     assert {"id", "title", "type", "description", "text_unit_ids", "degree"} <= set(entities[0])
     assert len({e["title"] for e in entities}) == len(entities)
+    units = {u["id"]: u for u in pq.read_table(tmp_path / "rag" / "text_units.parquet").to_pylist()}
+    assert all(e["id"] in units[u]["entity_ids"] for e in entities for u in e["text_unit_ids"])
+    assert all(r["id"] in units[u]["relationship_ids"] for r in relationships for u in r["text_unit_ids"])
     assert len(relationships) == sum(1 for s in graph if isinstance(s.object, str) and s.predicate != TYPE)
     again, problems = read_graph(tmp_path / "rag")
     assert not problems.count

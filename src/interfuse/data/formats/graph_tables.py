@@ -285,16 +285,23 @@ def write_graphrag(folder: Path, graph: Graph) -> None:
         for i, s in enumerate(edges)
     ]  # fmt: skip
     places = {_unit(e): e.document for s in graph.statements() for e in s.evidence}
+    said_at: dict[str, tuple[list[str], list[str]]] = {u: ([], []) for u in places}
+    for rows, column in ((entities, 0), (relationships, 1)):
+        for row in rows:
+            for unit in row["text_unit_ids"]:
+                said_at[unit][column].append(row["id"])
     text_units = [
-        {"id": u, "human_readable_id": i, "text": "", "n_tokens": 0, "document_ids": [places[u]]}
+        {"id": u, "human_readable_id": i, "text": "", "n_tokens": 0, "document_ids": [places[u]], "entity_ids": said_at[u][0],
+         "relationship_ids": said_at[u][1], "covariate_ids": []}
         for i, u in enumerate(sorted(places))
-    ]
+    ]  # fmt: skip
     for name, rows, schema in (
         ("entities", entities, {"id": "s", "human_readable_id": "i", "title": "s", "type": "s", "description": "s", "text_unit_ids": "l",
                                 "frequency": "i", "degree": "i", "x": "f", "y": "f"}),
         ("relationships", relationships, {"id": "s", "human_readable_id": "i", "source": "s", "target": "s", "description": "s",
                                           "weight": "f", "combined_degree": "i", "text_unit_ids": "l"}),
-        ("text_units", text_units, {"id": "s", "human_readable_id": "i", "text": "s", "n_tokens": "i", "document_ids": "l"}),
+        ("text_units", text_units, {"id": "s", "human_readable_id": "i", "text": "s", "n_tokens": "i", "document_ids": "l",
+                                    "entity_ids": "l", "relationship_ids": "l", "covariate_ids": "l"}),
     ):  # fmt: skip
         kinds = {"s": pa.string(), "i": pa.int64(), "f": pa.float64(), "l": pa.list_(pa.string())}
         table = pa.Table.from_pylist(rows, schema=pa.schema([(n, kinds[k]) for n, k in schema.items()]))
@@ -302,7 +309,7 @@ def write_graphrag(folder: Path, graph: Graph) -> None:
 
 
 def _unit(item: Evidence) -> str:
-    return item.element or f"{item.document}:{item.start}-{item.end}"
+    return item.element if item.element and item.method == "graphrag" else f"{item.document}:{item.start}-{item.end}"
 
 
 def _words(statements: Sequence[Statement], predicate: str) -> str:
