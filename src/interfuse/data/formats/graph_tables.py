@@ -272,13 +272,13 @@ def write_graphrag(folder: Path, graph: Graph) -> None:
     def units(statements: Iterable[Statement]) -> list[str]:
         return sorted({_unit(e) for s in statements for e in s.evidence})
 
-    entities = [
+    entities: list[dict[str, Any]] = [
         {"id": n, "human_readable_id": i, "title": titles[n], "type": graph.label(types[0]) if (types := graph.types(n)) else "",
          "description": _words(ends[n], DESCRIPTION), "text_unit_ids": units(ends[n]), "frequency": len(units(ends[n])),
          "degree": degree[n], "x": 0.0, "y": 0.0}
         for i, n in enumerate(sorted(ends))
     ]  # fmt: skip
-    relationships = [
+    relationships: list[dict[str, Any]] = [
         {"id": s.id, "human_readable_id": i, "source": titles[s.subject], "target": titles[str(s.object)],
          "description": _description(s, titles, graph), "weight": s.confidence,
          "combined_degree": degree[s.subject] + degree[str(s.object)], "text_unit_ids": units([s])}
