@@ -32,15 +32,20 @@ from interfuse.kit.shapes import Shapes, compile_shapes, validate
 X = "http://example.org/"
 
 
+#: processor seconds (all threads) of the best run of what was timed last: what other programs on the machine disturb less
+CPU = [0.0]
+
+
 def timed(work: Callable[[], Any], times: int = 3) -> tuple[float, Any]:
     """The best of some runs in seconds, and the last result."""
     best, made = float("inf"), None
+    CPU[0] = float("inf")
     for _ in range(times):
         made = None
         gc.collect()
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         made = work()
-        best = min(best, time.perf_counter() - began)
+        best, CPU[0] = min(best, time.perf_counter() - began), min(CPU[0], time.process_time() - used)
     return best, made
 
 
@@ -63,6 +68,7 @@ def loading(folder: Path, count: int) -> dict[str, Any]:
 
     triples(folder / "x.tsv", count)
     tsv, columns = timed(lambda: read_tsv(folder / "x.tsv"), 9)
+    tsv_cpu = CPU[0]
     names = [
         columns.nodes.take(pa.array(columns.subject)),
         columns.relations.take(pa.array(columns.predicate)),
@@ -70,6 +76,7 @@ def loading(folder: Path, count: int) -> dict[str, Any]:
     ]
     pq.write_table(pa.table(dict(zip(("subject", "predicate", "object"), names, strict=True))), folder / "x.parquet")
     table, _ = timed(lambda: read_columns_parquet(folder / "x.parquet"), 9)
+    table_cpu = CPU[0]
     graph = Graph.from_columns(columns)
 
     def ours() -> Any:
@@ -84,14 +91,14 @@ def loading(folder: Path, count: int) -> dict[str, Any]:
         made.bulk_load(path=str(folder / "x.nt"), format=pyoxigraph.RdfFormat.N_TRIPLES)
         return made
 
-    mine = other = float("inf")
+    mine = other = mine_cpu = other_cpu = float("inf")
     store = peer = None
     for _ in range(4):  # in turns, so that both see the same machine
         store = peer = None
         seconds, store = timed(ours, 1)
-        mine = min(mine, seconds)
+        mine, mine_cpu = min(mine, seconds), min(mine_cpu, CPU[0])
         seconds, peer = timed(theirs, 1)
-        other = min(other, seconds)
+        other, other_cpu = min(other, seconds), min(other_cpu, CPU[0])
     assert store is not None
     assert peer is not None
     assert len(store) == len(peer) == len(columns)
@@ -113,9 +120,10 @@ def loading(folder: Path, count: int) -> dict[str, Any]:
     opened = min(float(r[1]) for r in runs)
     n = len(columns)
     return {
-        "statements": n, "tsv to columns": {"seconds": tsv, "per second": count / tsv}, "parquet to columns": {"seconds": table, "per second": n / table},
+        "statements": n, "tsv to columns": {"seconds": tsv, "per second": count / tsv, "cpu seconds": tsv_cpu}, "parquet to columns": {"seconds": table, "per second": n / table, "cpu seconds": table_cpu},
         "columns to store": {"seconds": mine, "per second": n / mine}, "pyoxigraph bulk load": {"seconds": other, "per second": n / other},
-        "store against pyoxigraph": other / mine, "folder written": {"seconds": written}, "opened again and one node looked up": {"seconds": opened},
+        "store against pyoxigraph": other / mine,
+        "store against pyoxigraph in cpu seconds": other_cpu / mine_cpu, "folder written": {"seconds": written}, "opened again and one node looked up": {"seconds": opened},
     }  # fmt: skip
 
 
