@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import machine, save
+from benchmarks.record import save
 from interfuse.data.graph import Graph
 from interfuse.data.graph_columns import read_columns_parquet, read_tsv
 from interfuse.data.statements import TYPE, XSD, Literal, Statement, entity_id, label_of, number
@@ -243,7 +243,7 @@ def main() -> None:
     }
     print(json.dumps(limits, indent=1))
     if not small:
-        save("graph_speed", {"machine": machine(), "held": limits, **figures})
+        save("graph_speed", {"held": limits, **figures})
 
 
 if __name__ == "__main__":
