@@ -201,6 +201,8 @@ def triples(critic: Path, rows: Sequence[Mapping[str, Any]], schema: Mapping[str
                 letters += [padded[i : i + n] for i in range(len(padded) - n + 1)]
         score = sum(weights[k] * v for k, v in bag(words + pairs, half).items())
         score += sum(weights[half + k] * v for k, v in bag(letters, half).items()) + facts["bias"]
+        apart = [f"{words[i]}|{words[j]}" for i in range(len(words)) for j in range(i + 1, len(words))]
+        score += sum(weights[2 * half + k] * v for k, v in bag(apart, 2 * half).items())
         return 1 / (1 + math.exp(-(facts["slope"] * score + facts["offset"])))
 
     p = [probability(f"{r['head']} {schema[r['relation']]['phrase']} {r['tail']}") for r in rows]

@@ -248,24 +248,29 @@ def _belongs(work: Work, papers: Papers, groups: Mapping[str, Sequence[int]]) ->
 
 
 def phases(forces: Sequence[Force], science: str) -> dict[str, Any]:
-    """Where the cross relevance changes its course, which segments are which phase, and by how many windows new concepts follow.
+    """When the technique enters, where the lift between the domains changes its course from then on, which segments are which
+    phase, and by how many windows relevance follows new concepts.
 
-    Integration: the cross relevance rises. Exploration: it no longer rises, and new concepts of the science domain appear.
+    Integration: the lift rises. Exploration: it no longer does, and new concepts of the science domain appear.
     """
-    values = [f.cross for f in forces]
-    if len(values) < 6:
-        return {"note": f"{len(values)} windows are too few to look for phases"}
+    entry = next((i for i, f in enumerate(forces) if f.cross > 0), None)
+    if entry is None:
+        return {"note": "the domains are never tied"}
+    live = forces[entry:]
+    if len(live) < 6:
+        return {"entry": live[0].window, "note": f"{len(live)} windows from then on are too few to look for phases"}
+    values = [f.lift for f in live]
     fit = course(values)
     edges = [0, *fit.breaks, len(values) - 1]
     scale = max(values) - min(values)
     parts = []
     for (start, end), slope in zip(itertools.pairwise(edges), fit.slopes, strict=True):
         rising = slope * (end - start) > 0.2 * scale > 0
-        fresh = sum(f.new_science for f in forces[start + 1 : end + 1])
-        parts.append({"from": forces[start].window, "to": forces[end].window, "slope": slope, "new concepts": fresh,
+        fresh = sum(f.new_science for f in live[start + 1 : end + 1])
+        parts.append({"from": live[start].window, "to": live[end].window, "slope": slope, "new concepts": fresh,
                       "phase": "integration" if rising else "exploration" if start and fresh else "neither"})  # fmt: skip
-    shift, strength = lag([f.new_technique for f in forces], values)
-    return {"breaks": [forces[b].window for b in fit.breaks], "segments": parts, "science": science,
+    shift, strength = lag([f.new_technique for f in live], values)
+    return {"entry": live[0].window, "breaks": [live[b].window for b in fit.breaks], "segments": parts, "science": science,
             "lag": {"windows": shift, "correlation": strength}}  # fmt: skip
 
 

@@ -59,4 +59,5 @@ def p_yes(lm: LM, questions: Sequence[str], *, ctx: Ctx | None = None, shots: st
 def numbered(text: str) -> list[str]:
     """The items of a list in a reply, without numbers, bullets, quotes and a final full stop; other lines are ignored."""
     found = [m[1] for line in text.splitlines() if (m := _NUMBERED.match(line))]
-    return [item for item in (f.strip().strip("\"“”'*`").rstrip(".").strip() for f in found) if item]
+    marks = " \"“”'*`"
+    return [item for item in (f.strip(marks).rstrip(".").strip(marks) for f in found) if item]

@@ -160,13 +160,21 @@ class TupleScorer:
             )
         self.module, self.tokenizer, self.masked, self.whole, self.batch = module, tokenizer, masked, whole, batch
         self.scored = 0
+        self._known: dict[tuple[str, tuple[str, ...]], float] = {}
 
     def __call__(self, pairs: Sequence[tuple[Prompt, Sequence[str]]]) -> Floats:
-        """``f(p, h)`` of each (prompt, tuple), [N].
+        """``f(p, h)`` of each (prompt, tuple), [N]; what was scored before is remembered.
 
         Raises:
             InterfuseError: ``input.empty`` naming the entity that has no token.
         """
+        asked = [(p.text, tuple(h)) for p, h in pairs]
+        fresh = {key: pair for key, pair in zip(asked, pairs, strict=True) if key not in self._known}
+        if fresh:
+            self._known.update(zip(fresh, self._scores(list(fresh.values())).tolist(), strict=True))
+        return np.array([self._known[key] for key in asked])
+
+    def _scores(self, pairs: Sequence[tuple[Prompt, Sequence[str]]]) -> Floats:
         self.scored += len(pairs)
         rows: list[list[int]] = []
         wanted: list[tuple[int, int, list[int]]] = []  # pair, place, the row's target token

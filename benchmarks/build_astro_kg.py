@@ -1,0 +1,112 @@
+"""A planted technique in a simulated literature: are its entry and the end of its integration found, and does a control stay at chance?
+
+    python benchmarks/build_astro_kg.py [PAPERS]
+
+Forty years, papers growing tenfold. A technique domain enters at year 10; until year 22 papers that carry it cite science papers more and
+more; from then on new science concepts are born that cite it. A control domain is spread over papers by popularity alone. Five seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from record import save
+
+from interfuse.kit.change_points import course
+from interfuse.kit.concept_walks import driving_force, windows
+
+YEARS, ENTRY, FULL = 40, 10, 22
+TECHNIQUE, CONTROL, SCIENCE = list(range(5)), list(range(5, 10)), list(range(10, 40))
+
+
+def literature(papers: int, seed: int) -> tuple[np.ndarray, list[tuple[int, int]], np.ndarray]:
+    """Years, citations and which paper carries which concept."""
+    rng = np.random.default_rng(seed)
+    growth = np.exp(np.linspace(0, np.log(10), YEARS))
+    years = np.sort(rng.choice(YEARS, papers, p=growth / growth.sum())).astype(float)
+    m = np.zeros((papers, 40))
+    born = np.concatenate(
+        [np.zeros(15), np.linspace(FULL, YEARS - 4, 15)]
+    )  # half of the science is there from the start
+    edges: list[tuple[int, int]] = []
+    has: dict[str, list[int]] = {"technique": [], "science": []}
+    popularity = rng.dirichlet(np.ones(5) * 2)
+    for i, year in enumerate(years):
+        live = [c for c, b in zip(SCIENCE, born, strict=True) if b <= year]
+        tied = float(np.clip((year - ENTRY) / (FULL - ENTRY), 0, 1)) if year >= ENTRY else 0.0
+        technical = year >= ENTRY and rng.random() < 0.15
+        if technical:
+            m[i, TECHNIQUE[int(rng.integers(5))]] = 1
+        if not technical or rng.random() < 0.2:
+            m[i, rng.choice(live, 1 + int(rng.random() < 0.4))] = 1
+        if rng.random() < 0.15:
+            m[i, CONTROL[int(rng.choice(5, p=popularity))]] = 1
+        fresh = any(m[i, c] and born[c - 10] >= FULL for c in SCIENCE)
+        for _ in range(6 if i else 0):
+            pool: list[int] = []
+            if technical:
+                pool = has["science"] if rng.random() < 0.6 * tied else has["technique"]
+            elif fresh and rng.random() < 0.4:
+                pool = has["technique"]
+            elif has["science"]:
+                pool = has["science"]
+            pool = pool or list(range(i))
+            edges.append((i, pool[int(len(pool) * rng.beta(3, 1))]))
+        if technical:
+            has["technique"].append(i)
+        if m[i, SCIENCE].any():
+            has["science"].append(i)
+    return years, list(dict.fromkeys(edges)), m
+
+
+def main(papers: int = 5000) -> None:
+    rows: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for seed in range(5):
+        years, edges, m = literature(papers, seed)
+        row: dict[str, Any] = {"seed": seed}
+        for kind, slices in (
+            ("equal count", windows(years, count=papers // YEARS)),
+            ("calendar", windows(years, years=1)),
+        ):
+            rng = np.random.default_rng(seed)
+            real = driving_force(years, edges, m, TECHNIQUE, SCIENCE, slices, draws=0, null=False, rng=rng)
+            control = driving_force(years, edges, m, CONTROL, SCIENCE, slices, draws=0, null=False, rng=rng)
+            at = [f.end for f in real]
+            entry = next(i for i, f in enumerate(real) if f.cross > 0)
+            ends = [entry + b for b in course([f.lift for f in real[entry:]]).breaks]
+            planted = {
+                name: next(i for i, t in enumerate(at) if t >= year)
+                for name, year in (("entry", ENTRY), ("full", FULL))
+            }
+            row[kind] = {
+                "entry": at[entry],
+                "breaks": [at[b] for b in ends],
+                "entry off by windows": abs(entry - planted["entry"]),
+                "full off by windows": min((abs(b - planted["full"]) for b in ends), default=None),
+                "control lift, second half": float(np.mean([f.lift for f in control[len(control) // 2 :]])),
+                "control relevance, last fifth over first fifth": float(np.mean([f.cross for f in control[-len(control) // 5 :]])
+                                                                        / np.mean([f.cross for f in control[: len(control) // 5]])),
+                "technique lift, last fifth": float(np.mean([f.lift for f in real[-len(real) // 5 :]])),
+            }  # fmt: skip
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    save(
+        "build-astro-kg",
+        {
+            "papers": papers,
+            "years": YEARS,
+            "entry": ENTRY,
+            "full": FULL,
+            "seeds": rows,
+            "seconds": time.perf_counter() - began,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(*(int(a) for a in sys.argv[1:2]))
