@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from interfuse.kit.constrained_beam import Constraint, constrained_beam
+from interfuse.kit.constrained_beam import Constraint, constrained_beam, word_starts
 from interfuse.kit.relation_prompts import Prompt
 from interfuse.kit.token_models import CausalStepper, masked_logits, offsets_of
 
@@ -337,6 +337,7 @@ def causal_tuples(
     ]
     stepper, literals = CausalStepper(module, head), prompt.literals()
     nothing = tokenizer.all_special_ids
+    starts = word_starts([str(p) for p in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))])
     never = tuple((int(t),) for t in dict.fromkeys([*nothing, *tokenizer("\n", add_special_tokens=False)["input_ids"]]))
 
     def slot(k: int, text: str, names: tuple[str, ...]) -> list[tuple[float, str]]:
@@ -349,8 +350,7 @@ def causal_tuples(
         texts: dict[str, float] = {}
         for f in found:
             written = tokenizer.decode(list(f.tokens))
-            spaced = written.startswith(" ") or not text.endswith(" ")
-            if f.complete and spaced and good(written, names):
+            if f.complete and f.tokens and (starts[f.tokens[0]] or not text.endswith(" ")) and good(written, names):
                 texts.setdefault(written.strip(), f.logprob)
         return [(v, t) for t, v in texts.items()][: most if not names else repeat]
 
