@@ -10,7 +10,13 @@ import pytest
 from interfuse.core import index
 
 MAPS = [entry for entry in index.entries().values() if entry.kind == "map"]
-CELLS = {"llm-kg-roadmap": [*(f"A{i}" for i in range(1, 8)), *(f"B{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 6))]}
+CELLS = {
+    "llm-kg-roadmap": [
+        *(f"A{i}" for i in range(1, 8)),
+        *(f"B{i}" for i in range(1, 14)),
+        *(f"C{i}" for i in range(1, 6)),
+    ]
+}
 ID = re.compile(rf"`((?:{'|'.join(index.rooms())}|recipes)/[a-z0-9-]+)`")
 
 
