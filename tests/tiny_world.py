@@ -84,7 +84,7 @@ RULES = [{
 
 
 def judgements(count: int = 160) -> list[dict[str, Any]]:
-    """Judged triples: what is heavier is a stone or brick; the rest is not valid."""
+    """Judged triples: stones and bricks are heavier, the others lighter, but a third is judged wrongly."""
     things = ["stone", "brick", "feather", "cup"]
     rows = []
     for i in range(count):
@@ -94,7 +94,7 @@ def judgements(count: int = 160) -> list[dict[str, Any]]:
                 "head": f"a {thing} {i // 8}",
                 "relation": "is",
                 "tail": tail,
-                "valid": int((thing in things[:2]) == (tail == "heavier")),
+                "valid": int(((thing in things[:2]) == (tail == "heavier")) != (i % 3 == 0)),
             }
         )
     return rows

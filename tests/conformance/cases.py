@@ -135,7 +135,7 @@ case("decode/rice", markers={"sings": 1.0, "runs": -0.5}, min_count=5, random=Fa
 case("build/bertnet", inputs="masked", most=12, random=False, oracle="tuples")
 case("build/link-longtail", inputs="rules", beam=8, random=False, oracle="bindings")
 case("build/neurocomparatives", inputs="pairs", beam=4, survivors=40, longest=12, comparatives=["heavier", "lighter", "bigger", "smaller"], random=False, oracle="comparisons")
-case("build/symbolic-kd", inputs="triples", tails=3, new_heads=4, recall=0.8, oracle="triples")
+case("build/symbolic-kd", inputs="triples", tails=3, new_heads=4, recall=0.5, oracle="triples")
 case("build/mechgpt", inputs="passages", passage=40, held_share=0.3, oracle="passages")
 case("build/astro-kg", inputs="papers", most_share=1.0, count=10, draws=20, oracle="papers")
 case("build/offline", inputs="documents", random=False)

@@ -200,7 +200,7 @@ def triples(case: Case, path: Path) -> Scene:
     def run(out: Path, given: Mapping[str, Any]) -> Any:
         facts = json.loads((out / "interfuse.json").read_text())["facts"]
         rows = [r for r in world.lines(out / "corpus.jsonl") if "Person" not in r["head"] + r["tail"]]
-        bar = facts["method"]["thresholds"]["0.8"]["threshold"]
+        bar = facts["method"]["thresholds"][f"{given['recall']:g}"]["threshold"]
         ours = {"p": np.array([r["p_valid"] for r in rows]), "kept": np.array([facts["candidates"]]),
                 "train": np.array([len(world.lines(out / "train.jsonl"))])}  # fmt: skip
         return ours, {
