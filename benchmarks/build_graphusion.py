@@ -89,7 +89,7 @@ def figures(seed: int) -> dict[str, dict[str, float]]:
     rows = {}
     with tempfile.TemporaryDirectory() as place:
         for name, options in SYSTEMS.items():
-            graph = interfuse.build.graphusion({f"{i}.txt": d for i, d in enumerate(documents)}, out=Path(place) / name.replace(" ", "-"), seeds=80, topics=4,
+            graph = interfuse.build.graphusion({f"{i}.txt": d for i, d in enumerate(documents)}, out=Path(place) / name.replace(" ", "-"), concepts=80, topics=4,
                                                ctx=Ctx(cache=Path(place) / "cache"), **options)  # fmt: skip
             labels = {e: graph.label(e) for e in graph.entities()}
 

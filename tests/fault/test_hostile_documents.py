@@ -193,3 +193,16 @@ def test_what_a_corpus_is_refused_for(tmp_path: Path) -> None:
     corpus = open_corpus(Source(str(tmp_path)), Ctx())
     assert len(list(corpus.documents())) == 1
     assert [s.code for s in corpus.skipped] == ["input.duplicate"]
+
+
+def test_a_reader_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("docling") is not None:
+        pytest.skip("docling is installed here")
+    (tmp_path / "a.pdf").write_bytes(made.pdf("T", ["words"]))
+    corpus = open_corpus(Source({"documents": str(tmp_path), "reader": "docling"}), Ctx())
+    assert list(corpus.documents()) == []
+    assert [s.code for s in corpus.skipped] == ["needs.package"]
+    with pytest.raises(InterfuseError, match="light or docling"):
+        open_corpus(Source({"documents": str(tmp_path), "reader": "magic"}), Ctx())

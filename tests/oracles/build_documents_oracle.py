@@ -52,3 +52,17 @@ def walk_shares(nodes: int, edges: list[tuple[int, int]], reset: list[float], da
     for i in range(nodes):
         step[i] = step[i] / step[i].sum() if step[i].sum() else v
     return np.linalg.solve(np.eye(nodes) - damping * step.T, (1 - damping) * v)
+
+
+def mapped_rows(file: str, key: str, mapping: dict[str, object]) -> list[tuple[str, str, str]]:
+    """Every fact of a table as (key, relation, value), each once, sorted."""
+    with open(file) as lines:
+        head, *rows = [line.rstrip("\n").split(",") for line in lines]
+    made = []
+    for row in rows:
+        cells = dict(zip(head, row, strict=True))
+        for column, target in mapping.items():
+            name = target if isinstance(target, str) else target["relation"]  # type: ignore[index]
+            if cells[key] and cells[column] and (cells[key], name, cells[column]) not in made:
+                made.append((cells[key], name, cells[column]))
+    return sorted((s, r.replace(" ", "-"), o) for s, r, o in made)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from interfuse.core.safe import file_sha256, fingerprint, jsonable
 if TYPE_CHECKING:
     from interfuse.data.loaders.layout import Limits
 
-KEYS = ("documents", "include", "exclude", "max_files", "max_bytes", "max_seconds", "texts")
+KEYS = ("documents", "include", "exclude", "max_files", "max_bytes", "max_seconds", "texts", "reader")
 MAX_FILES = 1_000_000
 
 
@@ -111,17 +111,18 @@ class Corpus:
 
     Attributes:
         name: how reports call it. files: in the order of their names.
-        limits: of reading one file. skipped: files that could not be read; it grows while :meth:`documents` goes on.
+        limits: of reading one file. reader: ``light`` or ``docling``. skipped: files that could not be read; it grows while :meth:`documents` goes on.
     """
 
     name: str
     files: tuple[File, ...]
     limits: Limits
     skipped: list[Skipped] = field(default_factory=list)
+    reader: str = "light"
 
     def fingerprint(self) -> str:
         """A digest of names and contents."""
-        return fingerprint([[f.name, f.sha256] for f in self.files])
+        return fingerprint([self.reader, [[f.name, f.sha256] for f in self.files]])
 
     def documents(self, files: Sequence[File] | None = None) -> Iterator[Document]:
         """Reads the documents one by one (of ``files``, or of all), what they hold right after them.
@@ -132,7 +133,7 @@ class Corpus:
         from interfuse.data.loaders.reading import read, sniff
 
         seen: dict[str, str] = {}
-        reader = Reader(self.limits)
+        reader = Reader(self.limits, self.reader)
         try:
             for file in self.files if files is None else files:
                 found: Iterable[Document | Skipped]
@@ -187,6 +188,7 @@ def open_corpus(source: Source, ctx: Ctx) -> Corpus:
         documents:  FOLDER             # or a file, or a list of these
         include:    ["*.pdf", "*.html"]
         exclude:    ["drafts/*"]
+        reader:     docling            # optional: for scanned pages, when docling and its models are installed
         max_bytes:  209715200          # of one file; max_files: of the folder; max_seconds: of reading one
 
     Hidden files, and links that lead out of the folder, are left out.
@@ -232,8 +234,15 @@ def open_corpus(source: Source, ctx: Ctx) -> Corpus:
             if len(files) >= most:
                 raise InterfuseError("input.limit", f"more than {most} files", where=str(place), fix="Raise max_files.")
             files.append(_file(path, name, limits))
+    reader = str(options.get("reader", "light"))
+    if reader not in ("light", "docling"):
+        raise InterfuseError(
+            "param.value",
+            f"documents are read by light or docling, not {reader!r}",
+            fix=did_you_mean(reader, ("light", "docling")),
+        )
     first = Path(places[0]).name if places else ""
-    return _corpus(source.name or first or "documents", files, limits)
+    return replace(_corpus(source.name or first or "documents", files, limits), reader=reader)
 
 
 def _walk(place: Path) -> Iterator[tuple[Path, str]]:

@@ -228,4 +228,50 @@ def documents(case: Case, path: Path) -> Scene:
     )  # fmt: skip
 
 
-FURNISHED = {"documents": documents}
+def rows_file(path: Path, change: str = "") -> str:
+    """A table of people."""
+    file = path / f"people-{change or 'whole'}.csv"
+    lines = ["Ada,Acme,1815", "Bob,,1900", "Cyd,Acme,", "Ada,Beta,1815"]
+    lines = {"empty": [], "one": lines[:1]}.get(change, lines)
+    path.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(["name,employer,born", *lines]) + "\n")
+    return str(file)
+
+
+def mapped(case: Case, path: Path) -> Scene:
+    """A table with a key column."""
+    place = path / "build-rows"
+    given = {"table": {"data": rows_file(place)}, **case.given}
+
+    def in_memory() -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {**given, "table": Dataset.from_csv(rows_file(place), keep_in_memory=True)}
+
+    def compare(oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+        import tempfile
+
+        from interfuse.core.rooms import apply
+        from interfuse.data.statements import Literal
+
+        with tempfile.TemporaryDirectory() as folder:
+            graph = apply(case.method, out=Path(folder) / "out", seed=7, **given)
+            facts = sorted((graph.label(s.subject), s.predicate.rsplit(":", 1)[-1], s.object.value if isinstance(s.object, Literal) else graph.label(s.object))
+                           for s in graph if "relation:" in s.predicate)  # fmt: skip
+        said = oracle(rows_file(place), case.given["key"], case.given["columns"])
+        assert facts == said, (facts, said)
+        return [("facts", len(facts), len(said))]
+
+    bad = {
+        "refuses_empty": [Bad("a table of no rows", {"table": {"data": rows_file(place, "empty")}}, ("input.empty", "input.format", "input.missing"))],
+        "one_row": [Bad("a table of one row", {"table": {"data": rows_file(place, "one")}}, ("input.empty",), or_works=True)],
+        "refuses_missing_input": [Bad("no table", {"table": None}, ("param.missing",)), Bad("a column that is not there", {"key": "no"}, ("input.missing",))],
+        "refuses_wrong_shape": [Bad("a mapping of a column that is not there", {"columns": {"no": "x"}}, ("input.missing",))],
+    }  # fmt: skip
+    return Scene(
+        given, in_memory, place, numbers, bad, None, compare, dtype="float64",
+        not_applicable={"refuses_nan": "an empty cell is how a table says nothing", "refuses_duplicates": "a key may have several rows, as joins give them"},
+    )  # fmt: skip
+
+
+FURNISHED = {"documents": documents, "rows": mapped}

@@ -24,14 +24,14 @@ from interfuse.data.loaders.layout import Limits
 class Reader:
     """The near side: starts the process when it is first needed, and again when it had to be ended."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, reader: str = "light") -> None:
+        self.limits, self.reader = limits, reader
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, name: str, path: Path) -> Iterator[Document | Skipped]:
         """What :func:`~interfuse.data.loaders.reading.read` gives for a file, within the limits of time and memory."""
         process = self._process if self._process is not None and self._process.poll() is None else self._start()
-        job = {"name": name, "path": str(path), "limits": dataclasses.asdict(self.limits)}
+        job = {"name": name, "path": str(path), "limits": dataclasses.asdict(self.limits), "reader": self.reader}
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -145,7 +145,7 @@ def main() -> None:
         rows: list[dict[str, Any]] = []
         try:
             data = Path(job["path"]).read_bytes()
-            for found in read(job["name"], data, limits):
+            for found in read(job["name"], data, limits, reader=job.get("reader", "light")):
                 rows.append({"skipped": vars(found)} if isinstance(found, Skipped) else to_row(found))
             answer = json.dumps(rows).encode()
         except MemoryError:

@@ -65,8 +65,14 @@ def sniff(name: str, data: bytes, limits: Limits) -> str:
     return "text"
 
 
-def read(name: str, data: bytes, limits: Limits, *, depth: int = 0, holder: str = "") -> Iterator[Document | Skipped]:
-    """The documents of a file: itself and, after it, what it holds; what cannot be read is given as :class:`Skipped`."""
+def read(
+    name: str, data: bytes, limits: Limits, *, depth: int = 0, holder: str = "", reader: str = "light"
+) -> Iterator[Document | Skipped]:
+    """The documents of a file: itself and, after it, what it holds; what cannot be read is given as :class:`Skipped`.
+
+    Args:
+        reader: ``docling`` reads PDF, Word and slides by that library, which recognises scanned pages; it must be installed, with its models.
+    """
     try:
         if depth > limits.depth:
             raise InterfuseError("input.limit", f"archives or mails within each other more than {limits.depth} deep")
@@ -80,9 +86,12 @@ def read(name: str, data: bytes, limits: Limits, *, depth: int = 0, holder: str 
             for inner, body in inside:
                 if media == "epub" and not inner.endswith((".xhtml", ".html", ".htm")):
                     continue
-                yield from read(f"{name}!/{inner}", body, limits, depth=depth + 1, holder=holder)
+                yield from read(f"{name}!/{inner}", body, limits, depth=depth + 1, holder=holder, reader=reader)
             return
-        document, attached, empty = _read(media, name, data, limits)
+        by_docling = reader == "docling" and media in ("pdf", "docx", "pptx")
+        document, attached, empty = (
+            (_by_docling(name, data, limits, media), [], []) if by_docling else _read(media, name, data, limits)
+        )
         if holder:
             document = Document(**{**vars(document), "holder": holder})
         yield document
@@ -93,7 +102,7 @@ def read(name: str, data: bytes, limits: Limits, *, depth: int = 0, holder: str 
                 "pages without text: they need character recognition",
             )
         for inner, body in attached:
-            yield from read(f"{name}!/{inner}", body, limits, depth=depth + 1, holder=document.id)
+            yield from read(f"{name}!/{inner}", body, limits, depth=depth + 1, holder=document.id, reader=reader)
     except InterfuseError as error:
         yield Skipped(name, error.code, error.what)
     except ModuleNotFoundError as error:
@@ -104,6 +113,26 @@ def read(name: str, data: bytes, limits: Limits, *, depth: int = 0, holder: str 
         yield Skipped(name, "input.limit", "nested too deeply")
     except MemoryError:
         yield Skipped(name, "input.limit", "reading it takes too much memory")
+
+
+def _by_docling(name: str, data: bytes, limits: Limits, media: str) -> Document:
+    """A document by docling's models, as Markdown: pages are not known then."""
+    import io
+
+    from docling.datamodel.base_models import DocumentStream
+    from docling.document_converter import DocumentConverter
+
+    from interfuse.data.loaders.layout import Writer, clean
+    from interfuse.data.loaders.text import write_markdown
+
+    try:
+        made = DocumentConverter().convert(DocumentStream(name=PurePosixPath(name).name, stream=io.BytesIO(data)))
+        words = made.document.export_to_markdown()
+    except Exception as error:  # the library's own errors, of many classes
+        raise InterfuseError("input.format", f"docling cannot read it: {str(error)[:200]}") from error
+    writer = Writer(limits, meta={"read by": "docling"})
+    write_markdown(writer, clean(words, lines=True))
+    return writer.document(data, name, media)
 
 
 def _read(media: str, name: str, data: bytes, limits: Limits) -> tuple[Document, list[tuple[str, bytes]], list[int]]:

@@ -1,0 +1,212 @@
+"""Docs2KG, KAG's index, Graphusion and tables by mapping: what each promises of its graph."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import interfuse
+from interfuse.build.docs2kg import continuous, sections
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.data.graph import Graph
+from interfuse.data.statements import Literal
+from interfuse.kit.graph_walks import personalised_pagerank, reciprocal_merge
+from tests import documents as made
+from tests.unit.test_build_documents import Scripted, write
+
+TABLE = [["City", "Population"], ["Oslo", "709037"], ["Bergen", "291940"]]
+
+
+def rows(graph: Graph, predicate: str) -> set[tuple[str, str]]:
+    """Labels of both ends of a relation."""
+    found = graph.statements(p=f"urn:interfuse:relation:{predicate}")
+    return {
+        (graph.label(s.subject), s.object.value if isinstance(s.object, Literal) else graph.label(s.object))
+        for s in found
+    }
+
+
+def test_sections_of_the_card() -> None:
+    assert sections([1, 2, 0, 2, 0, 1]) == [-1, 0, 1, 0, 3, -1]
+
+
+def test_measures_and_categories_of_the_card() -> None:
+    assert continuous([str(i) for i in (1, 2, 3, 4, 5, 6, 6, 6, 6, 6)])
+    assert not continuous([str(i) for i in (1, 2, 3, 4, 5, 5, 5, 5, 5, 5)])
+    assert not continuous(["1", "two", "3"])
+
+
+def test_docs2kg_joins_layout_metadata_and_meaning(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.html").write_bytes(made.html("Cities", ["Oslo is the capital of Norway."], TABLE))
+    (folder / "b.eml").write_bytes(
+        made.mail("About Oslo", ["Oslo is a city in Norway."], {"c.csv": made.delimited(TABLE)})
+    )
+    meta = tmp_path / "meta.csv"
+    meta.write_text("name,team,pages\na.html,North,3\nb.eml,North,7\n")
+    graph = interfuse.build.docs2kg(
+        str(folder), table={"data": str(meta)}, out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache")
+    )
+    assert ("b.eml", "Ada") in rows(graph, "sent-by")
+    assert ("b.eml", "b.eml!/c.csv") in rows(graph, "has-attachment")
+    assert rows(graph, "has-team") == {("a.html", "North"), ("b.eml", "North")}
+    assert rows(graph, "pages") == {("a.html", "3"), ("b.eml", "7")}
+    assert ("Cities", "Oslo is the capital of Norway.") in rows(graph, "has-element")
+    mentions = rows(graph, "mentions")
+    assert {("Oslo is the capital of Norway.", "Oslo"), ("Oslo | 709037", "Oslo")} <= mentions
+    oslo = {
+        s.object
+        for s in graph.statements(p="urn:interfuse:relation:mentions")
+        if isinstance(s.object, str) and graph.label(s.object) == "Oslo"
+    }
+    assert len(oslo) == 1, "one node for one city, whatever the format"
+
+
+def test_kag_points_from_entities_to_chunks_and_back(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"a.txt": "Oslo is the capital of Norway.", "b.txt": "Bergen is a city in Norway."})
+    graph = interfuse.build.kag(str(folder), out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache"))
+    source, mentions = rows(graph, "source"), rows(graph, "mentions")
+    assert {(a, b) for b, a in source} == mentions
+    assert {("Norway", "a.txt"), ("Norway", "b.txt"), ("Oslo", "a.txt"), ("Bergen", "b.txt")} <= source
+    facts = [s for s in graph if s.predicate.endswith(("capital-of", "city-in"))]
+    for s in facts:  # every fact's evidence lies in a chunk that its ends point to
+        assert {e.document for e in s.evidence} <= {
+            e.document for x in graph.statements(s.subject, "urn:interfuse:relation:source") for e in x.evidence
+        }
+    graph.withdraw(document=facts[0].evidence[0].document)
+    assert not [s for s in graph if s.id == facts[0].id]
+
+
+def test_kag_with_a_model_asks_names_then_triples(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"a.txt": "WHO is an agency of the United Nations."})
+
+    def say(prompt: str) -> str:
+        if "List the entities" in prompt:
+            return json.dumps({"entities": [{"name": "WHO", "category": "Agency", "official_name": "World Health Organization", "type": "body"},
+                                            {"name": "United Nations", "category": "Agency"}, {"name": "Atlantis", "category": "Agency"}]})  # fmt: skip
+        assert "WHO (Agency); United Nations (Agency)" in prompt
+        return json.dumps(
+            {
+                "statements": [
+                    {
+                        "subject": "WHO",
+                        "relation": "agency of",
+                        "object": "United Nations",
+                        "quote": "an agency of the United Nations",
+                    }
+                ]
+            }
+        )
+
+    graph = interfuse.build.kag(
+        str(folder), lm=Scripted(say), categories=["Agency"], out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache")
+    )
+    assert ("WHO", "United Nations") in rows(graph, "agency-of") or (
+        "World Health Organization",
+        "United Nations",
+    ) in rows(graph, "agency-of")
+    who = next(s.subject for s in graph.statements(p="urn:interfuse:relation:agency-of"))
+    assert set(graph.labels(who)) >= {"WHO", "World Health Organization"}
+    assert not [e for e in graph.entities() if graph.label(e) == "Atlantis"]
+
+
+def test_walks_and_merged_ranks_of_the_card() -> None:
+    assert reciprocal_merge([["a", "b", "c"], ["b", "a"]]) == {"a": 1.5, "b": 1.5, "c": pytest.approx(1 / 3)}
+    shares = personalised_pagerank(4, [(0, 1), (1, 2), (2, 3)], [1, 0, 0, 0], damping=0.1)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[2] < 0.01 * shares[0]  # two hops weigh about one per cent
+    with pytest.raises(ValueError, match="damping"):
+        personalised_pagerank(2, [(0, 1)], [0, 0])
+
+
+WORDS = {
+    "a.txt": "A Markov Chain is part of Hidden Models. The Long Short-Term Memory (LSTM) is well known. LSTM is used for Speech Parsing.",
+    "b.txt": "Long Short-Term Memory is used for Speech Parsing. Hidden Models are part of Graph Theory.",
+    "c.txt": "LSTM is a measure of Speech Parsing.",
+}
+
+
+def test_graphusion_merges_settles_and_infers(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", WORDS)
+    graph = interfuse.build.graphusion(
+        str(folder), concepts=30, topics=2, out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache")
+    )
+    assert rows(graph, "used-for") == {("Long Short-Term Memory", "Speech Parsing")}
+    assert not rows(graph, "evaluate-for"), "the weaker of two relations has lost"
+    inferred = [s for s in graph if s.status == "inferred" and "part-of" in s.predicate]
+    assert [(graph.label(s.subject), graph.label(s.object)) for s in inferred if isinstance(s.object, str)] == [
+        ("Markov Chain", "Graph Theory")
+    ]
+    log = [json.loads(x) for x in (tmp_path / "g" / "fusion.jsonl").read_text().splitlines()]
+    assert {"what": "merged", "from": "LSTM", "to": "Long Short-Term Memory"} in log
+    assert any(row["what"] == "lost" for row in log)
+
+
+def test_graphusion_with_a_model_keeps_to_its_relations_and_texts(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "in",
+        {"a.txt": "Markov Chain theory is used for Speech Parsing. Speech Parsing needs a Grammar Index."},
+    )
+
+    def say(prompt: str) -> str:
+        good = {
+            "subject": "Markov Chain theory",
+            "relation": "used for",
+            "object": "Speech Parsing",
+            "quote": "Markov Chain theory is used for Speech Parsing",
+        }
+        return json.dumps(
+            {
+                "statements": [
+                    good,
+                    {**good, "relation": "likes"},
+                    {**good, "object": "Atlantis", "quote": "no such words"},
+                ]
+            }
+        )
+
+    model = Scripted(say)
+    graph = interfuse.build.graphusion(
+        str(folder), lm=model, concepts=5, topics=1, out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache")
+    )
+    assert rows(graph, "used-for") == {("Markov Chain theory", "Speech Parsing")}
+    assert any("fuse two lists" in p for p in model.prompts)
+
+
+def given_rows(tmp_path: Path) -> str:
+    file = tmp_path / "people.csv"
+    file.write_text("name,employer,born,languages\nAda,Acme,1815-12-10,English;French\nBob,,1900,\n,Acme,1901,\n")
+    return str(file)
+
+
+def test_tables_by_mapping(tmp_path: Path) -> None:
+    mapping: dict[str, Any] = {
+        "employer": {"relation": "works for", "class": "company"},
+        "born": "birth date",
+        "languages": "speaks",
+    }
+    graph = interfuse.build.table_rows(
+        table={"data": given_rows(tmp_path)},
+        key="name",
+        kind="person",
+        columns=mapping,
+        separator=";",
+        out=tmp_path / "g",
+    )
+    assert rows(graph, "works-for") == {("Ada", "Acme")}
+    assert rows(graph, "speaks") == {("Ada", "English"), ("Ada", "French")}
+    assert rows(graph, "birth-date") == {("Ada", "1815-12-10"), ("Bob", "1900")}
+    (proof,) = graph.statements(p="urn:interfuse:relation:works-for")[0].evidence
+    assert proof.element == "row 1, employer"
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InterfuseError, match="Did you mean employer"):
+        interfuse.build.table_rows(
+            table={"data": given_rows(tmp_path)}, key="name", columns={"employr": "works for"}, out=tmp_path / "g"
+        )
