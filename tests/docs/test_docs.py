@@ -95,6 +95,12 @@ def open_source(name: str, sources: dict[str, Any], folder: Path) -> None:
         if "/" in spec.get("model", "") and not spec["model"].startswith("models/"):
             return  # an id on the hub: there is no network here
         models.open_model(Source(spec, name, folder), Ctx())
+    elif "documents" in spec:
+        from interfuse.data.corpus import open_corpus
+
+        (folder / spec["documents"]).mkdir(exist_ok=True)
+        (folder / spec["documents"] / "a.pdf").write_bytes(b"%PDF-1.4")
+        assert open_corpus(Source(spec, name, folder), Ctx()).files
     elif "endpoint" in spec or "replies" in spec:
         assert lm.open_lm(Source(spec, name, folder), Ctx()).name
     else:

@@ -111,7 +111,7 @@ class Corpus:
 
     Attributes:
         name: how reports call it. files: in the order of their names.
-        limits: of reading one file. reader: ``light`` or ``docling``. skipped: files that could not be read; it grows while :meth:`documents` goes on.
+        limits: of reading one file. reader: ``light`` or ``docling``. skipped: files that could not be read; filled while :meth:`documents` goes on.
     """
 
     name: str
@@ -132,6 +132,8 @@ class Corpus:
         from interfuse.data.loaders.process import Reader
         from interfuse.data.loaders.reading import read, sniff
 
+        if files is None:
+            self.skipped.clear()
         seen: dict[str, str] = {}
         reader = Reader(self.limits, self.reader)
         try:

@@ -1,0 +1,59 @@
+"""Tokens per second of processor time from files to a saved graph, on prose (Text2KGBench's test sentences as documents).
+
+Run: ``python -m benchmarks.build_speed``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import interfuse
+from benchmarks.record import save
+from interfuse.core.ctx import Ctx
+from interfuse.data.chunks import token_count
+from interfuse.kit.language import open_parser
+from tests.shared_data import PLACE
+
+
+def main() -> None:
+    rows = [
+        json.loads(x)["sent"]
+        for f in sorted((PLACE / "text2kgbench-tekgen/ground_truth").glob("*.jsonl"))
+        for x in f.read_text().splitlines()
+    ]
+    figures: dict[str, object] = {
+        "what": "build offline on prose, files to saved graph, one process; linking included unless said otherwise"
+    }
+    for kind, count in (("spacy", 1500), ("rules", 1500)):
+        list(open_parser(kind).parse(["A sentence to start with."]))
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "in"
+            folder.mkdir()
+            tokens = 0
+            for i in range(0, count, 15):
+                text = "\n\n".join(" ".join(rows[j : j + 5]) for j in range(i, i + 15, 5))
+                tokens += token_count(text)
+                (folder / f"{i:05}.txt").write_text(text)
+            parts: dict[str, float] = {}
+            for link in (False, True):
+                began = time.process_time()
+                interfuse.build.offline(
+                    str(folder),
+                    out=Path(place) / f"g{link}",
+                    parser=kind,
+                    link=link,
+                    ctx=Ctx(cache=Path(place) / f"cache{link}"),
+                )
+                parts["tokens per second, linked" if link else "tokens per second, not linked"] = tokens / (
+                    time.process_time() - began
+                )
+            figures[kind] = {"tokens": tokens, **parts}
+            print(kind, figures[kind], flush=True)
+    save("build_speed", figures)
+
+
+if __name__ == "__main__":
+    main()
