@@ -107,7 +107,9 @@ def read(
         yield Skipped(name, error.code, error.what)
     except ModuleNotFoundError as error:
         yield Skipped(
-            name, "needs.package", f"reading it needs the package {error.name}: pip install 'interfuse[documents]'"
+            name,
+            "needs.package",
+            f"reading it needs the package {error.name}: pip install {'docling' if reader == 'docling' else repr('interfuse[documents]')}",
         )
     except RecursionError:
         yield Skipped(name, "input.limit", "nested too deeply")
@@ -117,16 +119,19 @@ def read(
 
 def _by_docling(name: str, data: bytes, limits: Limits, media: str) -> Document:
     """A document by docling's models, as Markdown: pages are not known then."""
+    import importlib
     import io
-
-    from docling.datamodel.base_models import DocumentStream
-    from docling.document_converter import DocumentConverter
 
     from interfuse.data.loaders.layout import Writer, clean
     from interfuse.data.loaders.text import write_markdown
 
+    base, converter = (
+        importlib.import_module(n) for n in ("docling.datamodel.base_models", "docling.document_converter")
+    )
     try:
-        made = DocumentConverter().convert(DocumentStream(name=PurePosixPath(name).name, stream=io.BytesIO(data)))
+        made = converter.DocumentConverter().convert(
+            base.DocumentStream(name=PurePosixPath(name).name, stream=io.BytesIO(data))
+        )
         words = made.document.export_to_markdown()
     except Exception as error:  # the library's own errors, of many classes
         raise InterfuseError("input.format", f"docling cannot read it: {str(error)[:200]}") from error
