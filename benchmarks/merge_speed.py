@@ -1,13 +1,24 @@
 """Whole merges from the shell, beside mergekit on the same files and beside a plain copy of the same bytes.
 
-mergekit is not a dependency: give the path of its command (installed in an environment of its own) to compare with it.
+Seconds are wall time of whole processes, start-up included. The copy reads every source to the end, writes one, and waits for the
+disk. Commands take turns, so that a slow moment hits all. mergekit is not a dependency: ``--mergekit``, the variable MERGEKIT or the
+search path names its command (installed in an environment of its own); without it only the copy is compared with.
+Results are compared in the same run: with mergekit's answer as its users get it (computed in bfloat16) and, once, with what it
+gives when it computes in float32 and rounds at the end, as Interfuse does.
 
-    python benchmarks/merge_speed.py [--gigabytes 1.3] [--runs 5] [--mergekit VENV/bin/mergekit-yaml]
+    python benchmarks/merge_speed.py                                  all parts at 1.3 GB
+    python benchmarks/merge_speed.py --part speed --methods linear,slerp --gigabytes 3 --threads 1 --cold
+    python benchmarks/merge_speed.py --part memory                    peak private memory, and a hard limit of 1 GB
+    python benchmarks/merge_speed.py --part plan                      planning 50,000 tensors
+    python benchmarks/merge_speed.py --part svd                       decompositions beside the machine's matrix peak
+
+Each call updates its own rows of results/merge-speed.json and says what it did.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -16,14 +27,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from record import save, summary
-from safetensors.torch import load_file, save_file
+from record import RESULTS, save
 
 HIDDEN, FFN, VOCAB = 2048, 5632, 32000
 METHODS: dict[str, dict[str, Any]] = {
@@ -34,6 +44,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare-ties": {"merge_method": "dare_ties", "models": 2, "base": True, "ours": ["--density", "0.5", "--rescale", "l1"], "theirs": {"density": 0.5}},
     "sce": {"merge_method": "sce", "models": 2, "base": True, "ours": ["--select-topk", "0.5"], "theirs": {"select_topk": 0.5}},
 }  # fmt: skip
+#: How many times mergekit runs, at most, where it takes minutes.
+SLOW = {"ties": 1, "dare-ties": 2, "sce": 2}
 
 
 def checkpoint(folder: Path, gigabytes: float, seed: int) -> None:
@@ -52,12 +64,13 @@ def checkpoint(folder: Path, gigabytes: float, seed: int) -> None:
         }
         shapes |= {at + "input_layernorm.weight": (HIDDEN,), at + "post_attention_layernorm.weight": (HIDDEN,)}
     shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCAB, HIDDEN)}
+    from safetensors.torch import save_file
+
     tensors = {}
     for number, (name, shape) in enumerate(shapes.items()):
         base = torch.randn(shape, generator=torch.Generator().manual_seed(number)) * 0.02
-        change = (
-            torch.randn(shape, generator=torch.Generator().manual_seed(10_000 * seed + number)) * 0.002 if seed else 0.0
-        )
+        own = torch.Generator().manual_seed(10_000 * seed + number)
+        change = torch.randn(shape, generator=own) * 0.002 if seed else 0.0
         tensors[name] = (base + change).to(torch.bfloat16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN, "vocab_size": VOCAB,
@@ -66,16 +79,57 @@ def checkpoint(folder: Path, gigabytes: float, seed: int) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def timed(command: list[str], env: dict[str, str]) -> tuple[float, float]:
-    """Wall seconds and peak resident megabytes of a whole process."""
+@contextlib.contextmanager
+def sources(gigabytes: float, keep: Path | None):
+    """A folder with base, a, b and c; removed afterwards unless it shall be kept."""
+    root = keep / f"{gigabytes:g}" if keep else Path(tempfile.mkdtemp(prefix="merge-speed-"))
+    try:
+        for i, name in enumerate(["base", "a", "b", "c"]):
+            if not (root / name / "config.json").is_file():
+                shutil.rmtree(root / name, ignore_errors=True)
+                checkpoint(root / name, gigabytes, i)
+        yield root
+    finally:
+        for left in ("ours", "theirs", "exact", "copy", "recipe.yml") if keep else (".",):
+            path = root / left
+            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+
+
+def timed(command: list[str], threads: int, limit: int = 0) -> tuple[float, float]:
+    """Wall seconds and peak private memory (anonymous pages, megabytes) of a whole process.
+
+    Args:
+        threads: processors it may use. limit: bytes of private memory (RLIMIT_DATA) it may ask for; 0 for no limit.
+    """
+
+    def confine() -> None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        if limit:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     began = time.perf_counter()
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(said.decode()[-2000:])
-    return time.perf_counter() - began, usage.ru_maxrss / 1024
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=confine)
+    peak = [0.0]
+
+    def watch() -> None:
+        status = Path(f"/proc/{process.pid}/status")
+        with contextlib.suppress(OSError):
+            while process.returncode is None:
+                text = status.read_text()
+                at = text.find("RssAnon:")
+                if at < 0:
+                    return
+                peak[0] = max(peak[0], int(text[at + 8 : text.index("kB", at)]) / 1024)
+                time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    said = process.communicate()[1]
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise RuntimeError(said.decode(errors="replace")[-1500:])
+    return seconds, peak[0]
 
 
 COPY = """
@@ -91,92 +145,248 @@ os.fsync(out)
 """
 
 
+def forget(files: list[str]) -> None:
+    """Drops the files from the system's cache: the next reading is from the disk."""
+    for name in files:
+        fd = os.open(name, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
 def equal(ours: Path, theirs: Path) -> dict[str, float]:
-    """How far two results are apart: share of equal values, and the largest difference relative to the largest value."""
-    a = load_file(ours / "model.safetensors")
-    files = sorted(theirs.glob("*.safetensors"))
-    b = {k: v for f in files for k, v in load_file(f).items()}
-    same = total = 0
+    """How far two results are apart, over all values of bf16 weights.
+
+    Returns:
+        Share of equal values, share at most one unit in the last place apart, mean distance of the others in such units, and the largest
+        difference relative to the tensor's largest value.
+    """
+    from safetensors import safe_open
+
+    files = [safe_open(f, "pt") for f in sorted(theirs.glob("*.safetensors"))]
+    where = {name: f for f in files for name in f.keys()}  # noqa: SIM118
+    same = near = total = 0
     worst = 0.0
-    for name, value in a.items():
-        x, y = value.float(), b[name].float()
-        same += int((x == y).sum())
-        total += x.numel()
-        worst = max(worst, float((x - y).abs().max() / y.abs().max()))
-    return {"share_equal": same / total, "largest_relative_difference": worst}
+    with safe_open(ours / "model.safetensors", "pt") as mine:
+        for name in mine.keys():  # noqa: SIM118
+            x, y = mine.get_tensor(name), where[name].get_tensor(name)
+            # bit patterns as whole numbers in the order of the values they stand for
+            a, b = (t.view(torch.int16).int() for t in (x, y))
+            a, b = torch.maximum(a, -32768 - a), torch.maximum(b, -32768 - b)
+            apart = (a - b).abs() * ((x >= 0) == (y >= 0)) + 100 * ((x >= 0) != (y >= 0))
+            same += int((x == y).sum())
+            near += int(((apart <= 1) | (x == y)).sum())
+            total += x.numel()
+            worst = max(worst, float((x.float() - y.float()).abs().max() / y.abs().max().float()))
+    return {"equal": same / total, "within one unit": near / total, "largest relative difference": worst}
+
+
+def middle(values: list[float]) -> dict[str, float]:
+    """Median, smallest, largest and number of some seconds."""
+    return {"n": len(values), "median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def mergekit_command(path: str | None) -> str | None:
+    """mergekit-yaml, or None where it is not installed."""
+    return path or os.environ.get("MERGEKIT") or shutil.which("mergekit-yaml")
+
+
+def recipe_of(method: str, root: Path, dtype: dict[str, str]) -> Path:
+    """mergekit's recipe of a method."""
+    about = METHODS[method]
+    models = ["a", "b", "c"][: about["models"]]
+    recipe: dict[str, Any] = {
+        "merge_method": about["merge_method"],
+        "models": [{"model": str(root / n), "parameters": {"weight": 1.0}} for n in models],
+        "parameters": about.get("theirs", {}),
+        **dtype,
+    }
+    if about.get("base") or method == "slerp":
+        recipe["base_model"] = str(root / ("base" if about.get("base") else "a"))
+    file = root / "recipe.yml"
+    file.write_text(json.dumps(recipe))
+    return file
+
+
+def ours_command(method: str, root: Path, out: Path, extra: list[str]) -> list[str]:
+    """The command a user types."""
+    about = METHODS[method]
+    models = [str(root / n) for n in ["a", "b", "c"][: about["models"]]]
+    base = ["--base", str(root / "base")] if about.get("base") else []
+    program = str(Path(sys.executable).with_name("interfuse"))
+    return [program, "merge", method, *models, *base, *about.get("ours", []), *extra, "-q", "-o", str(out), "--force"]
+
+
+def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Times and results of some methods at one size."""
+    peer = mergekit_command(args.mergekit)
+    if peer is None:
+        print("mergekit is not here (MERGEKIT or --mergekit names its command): only the plain copy is compared with")
+    with sources(args.gigabytes, args.keep) as root:
+        for method in args.methods.split(","):
+            about = METHODS[method]
+            names = [*(["base"] if about.get("base") else []), *["a", "b", "c"][: about["models"]]]
+            files = [str(root / n / "model.safetensors") for n in names]
+            commands = {"copy": [sys.executable, "-c", COPY, str(root / "copy"), *files],
+                        "ours": ours_command(method, root, root / "ours", ["--workers", str(args.threads)])}  # fmt: skip
+            often = {"copy": args.runs, "ours": args.runs}
+            if peer and not args.without_peer:
+                recipe = recipe_of(method, root, {"dtype": "bfloat16"})
+                commands["mergekit"] = [peer, str(recipe), str(root / "theirs"), "--no-copy-tokenizer"]
+                often["mergekit"] = min(args.peer_runs or args.runs, SLOW.get(method, args.runs))
+            times: dict[str, list[float]] = {n: [] for n in commands}
+            peaks = dict.fromkeys(commands, 0.0)
+            for run in range(-1, args.runs):  # the first round warms the file cache
+                for name, words in commands.items():
+                    if run < 0 and (args.cold or name == "mergekit"):
+                        continue
+                    if run >= often[name]:
+                        continue
+                    if name == "mergekit":
+                        shutil.rmtree(root / "theirs", ignore_errors=True)
+                    if args.cold:
+                        forget(files)
+                    seconds, peak = timed(words, args.threads)
+                    peaks[name] = max(peaks[name], peak)
+                    if run >= 0:
+                        times[name].append(seconds)
+            row: dict[str, Any] = {"sources": len(names), "bytes each": os.stat(files[0]).st_size,
+                                   "seconds": {n: middle(t) for n, t in times.items()}, "peak private MB": peaks}  # fmt: skip
+            ours = statistics.median(times["ours"])
+            row["ours over copy"] = ours / statistics.median(times["copy"])
+            if "mergekit" in commands:
+                row["mergekit over ours"] = statistics.median(times["mergekit"]) / ours
+                row["beside mergekit in bfloat16"] = equal(root / "ours", root / "theirs")
+                if args.exact:
+                    recipe = recipe_of(method, root, {"dtype": "float32", "out_dtype": "bfloat16"})
+                    timed([str(peer), str(recipe), str(root / "exact"), "--no-copy-tokenizer"], args.threads)
+                    row["beside mergekit in float32"] = equal(root / "ours", root / "exact")
+                    shutil.rmtree(root / "exact", ignore_errors=True)
+            key = f"{args.gigabytes:g} GB, {args.threads} thread{'s' * (args.threads > 1)}, {'cold' if args.cold else 'warm'}"
+            found.setdefault("speed", {}).setdefault(key, {})[method] = row
+            print(key, method, json.dumps(row), flush=True)
+
+
+def memory(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Peak private memory of every method by default, and of merges that may not have more than 1 GB."""
+    goal = 512 + 3 * 2 * 4  # MB: three models, blocks of 2 MB of float32 with what is computed of them
+    rows: dict[str, Any] = {"goal MB": goal, "default": {}, "limit of 1 GB": {}}
+    with sources(args.gigabytes, args.keep) as root:
+        rows["bytes each"] = os.stat(root / "a" / "model.safetensors").st_size
+        for method in args.methods.split(","):
+            command = ours_command(method, root, root / "ours", [])
+            rows["default"][method] = timed(command, args.threads)[1]
+            try:
+                seconds, peak = timed(
+                    ours_command(method, root, root / "ours", ["--max-memory", "0.3"]), args.threads, limit=10**9
+                )
+                rows["limit of 1 GB"][method] = {"seconds": seconds, "peak private MB": peak}
+            except RuntimeError as error:
+                rows["limit of 1 GB"][method] = {"failed": str(error)[-300:]}
+            print(method, rows["default"][method], rows["limit of 1 GB"][method], flush=True)
+    found.setdefault("memory", {})[f"{args.gigabytes:g} GB"] = rows
+
+
+def plan(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Seconds from opened headers to a planned merge of 50,000 tensors."""
+    from safetensors.torch import save_file
+
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.method import load
+    from interfuse.core.rooms import load_room, prepare
+    from interfuse.merge.prepare import prepared
+
+    root = Path(tempfile.mkdtemp(prefix="merge-plan-"))
+    try:
+        for name in "ab":
+            (root / name).mkdir()
+            state = {f"model.layers.{i // 50}.mlp.experts.{i % 50}.weight": torch.ones(2, 2) for i in range(50_000)}
+            save_file(state, root / name / "model.safetensors", metadata={"format": "pt"})
+            (root / name / "config.json").write_text(
+                json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"})
+            )
+        seconds = []
+        for _ in range(args.runs):
+            call = prepare(
+                load_room("merge"), load("merge/linear"), {"models": [str(root / "a"), str(root / "b")]}, Ctx()
+            )
+            began = time.perf_counter()
+            with prepared(call) as done:
+                assert len(done.outputs) == 50_000
+            seconds.append(time.perf_counter() - began)
+        found["plan of 50,000 tensors, seconds"] = middle(seconds)
+        print("plan", found["plan of 50,000 tensors, seconds"])
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def svd(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Decompositions of task matrices as the methods ask for them, one thread."""
+    from interfuse.kit.decompose import leading_triplets, levelled
+
+    torch.set_num_threads(1)
+    rows: dict[str, Any] = {}
+
+    def best(work: Any, times: int = 3) -> tuple[float, Any]:
+        seconds, result = [], None
+        for _ in range(times):
+            began = time.perf_counter()
+            result = work()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds), result
+
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(2048, 2048, dtype=dtype)
+        rows[f"matrix product {str(dtype)[6:]}, GFLOP/s"] = 2 * 2048**3 / best(lambda x=x: x @ x, 5)[0] / 1e9
+    for m, n in ((1024, 1024), (1024, 2816)):
+        generator = torch.Generator().manual_seed(0)
+        # a low-rank change under noise, as fine-tuning leaves it
+        a = torch.randn(m, 64, generator=generator) @ torch.randn(64, n, generator=generator) / 8 + torch.randn(
+            m, n, generator=generator
+        )
+        k = min(m, n)
+        rank = k // 3
+        flops = (
+            6 * max(m, n) * k * k + 20 * k**3
+        )  # Golub and Van Loan 2013, figure 8.6.1: singular values and thin vectors
+        slow, (u, s, v) = best(lambda a=a, k=k: leading_triplets(a, k, "exact"), 1)
+        one: dict[str, Any] = {"exact, seconds": slow, "exact, GFLOP/s": flops / slow / 1e9}
+        optimal = float((s[rank:] ** 2).sum().sqrt())
+        quick, (ur, sr, vr) = best(lambda a=a, rank=rank: leading_triplets(a, rank, "randomised", 1))
+        one |= {"randomised at a third of the rank, seconds": quick, "its residue over the best possible": float(torch.linalg.matrix_norm(a.double() - (ur * sr) @ vr)) / optimal,
+                "its largest error of a singular value": float(((sr - s[:rank]).abs() / s[:rank]).max())}  # fmt: skip
+        gram, (polar, mean) = best(lambda a=a: levelled(a, "gram"))
+        one |= {"gram, seconds": gram, "its largest error of U V^T": float((polar - u @ v).abs().max()), "its error of the mean": abs(mean - float(s.mean())) / float(s.mean())}  # fmt: skip
+        rows[f"{m} x {n}"] = one
+        print(m, n, json.dumps(one), flush=True)
+    found["svd, one thread"] = rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=["all", "speed", "memory", "plan", "svd"], default="all")
     parser.add_argument("--gigabytes", type=float, default=1.3)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="0 is one per processor")
+    parser.add_argument(
+        "--peer-runs", type=int, default=0, help="runs of mergekit; 0 is as many, fewer where it takes minutes"
+    )
+    parser.add_argument("--without-peer", action="store_true", help="leave mergekit out")
+    parser.add_argument("--exact", action="store_true", help="compare once with mergekit computing in float32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cold", action="store_true", help="sources are read from the disk")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--mergekit", help="path of mergekit-yaml")
+    parser.add_argument("--keep", type=Path, help="keep the sources in this folder for the next call")
     args = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="merge-speed-"))
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    try:
-        for i, name in enumerate(["base", "a", "b", "c"]):
-            checkpoint(root / name, args.gigabytes, i)
-        size = (root / "base" / "model.safetensors").stat().st_size
-        rows = []
-        for method in args.methods.split(","):
-            about = METHODS[method]
-            base = about.get("base", False)
-            models = ["a", "b", "c"][: about["models"]]
-            sources = [str(root / n) for n in [*(["base"] if base else []), *models]]
-            command = [str(Path(sys.executable).with_name("interfuse")), "merge", method, *[str(root / n) for n in models],
-                       *(["--base", str(root / "base")] if base else []), *about.get("ours", []), "--workers", str(args.threads), "-q",
-                       "-o", str(root / "ours"), "--force"]  # fmt: skip
-            copy = [sys.executable, "-c", COPY, str(root / "copy"), *[s + "/model.safetensors" for s in sources]]
-            commands = {"ours": command, "copy": copy}
-            if args.mergekit:
-                recipe = {
-                    "merge_method": about["merge_method"],
-                    "dtype": "bfloat16",
-                    "models": [{"model": str(root / n), "parameters": {"weight": 1.0}} for n in models],
-                }
-                if base:
-                    recipe["base_model"] = str(root / "base")
-                if method == "slerp":
-                    recipe["base_model"] = str(root / "a")
-                recipe["parameters"] = about.get("theirs", {})
-                (root / "recipe.yml").write_text(json.dumps(recipe))
-                commands["mergekit"] = [
-                    args.mergekit,
-                    str(root / "recipe.yml"),
-                    str(root / "theirs"),
-                    "--no-copy-tokenizer",
-                ]
-            times: dict[str, list[float]] = {n: [] for n in commands}
-            peaks: dict[str, float] = {}
-            for run in range(args.runs + 1):
-                for name, words in commands.items():
-                    shutil.rmtree(root / "theirs", ignore_errors=True)
-                    seconds, peak = timed(words, env)
-                    peaks[name] = max(peaks.get(name, 0.0), peak)
-                    if run:
-                        times[name].append(seconds)
-            row = {
-                "method": method,
-                "sources": len(sources),
-                "bytes_each": size,
-                "seconds": {n: summary(t) for n, t in times.items()},
-                "peak_mb": peaks,
-            }
-            row["over_copy"] = statistics.median(times["ours"]) / statistics.median(times["copy"])
-            if args.mergekit:
-                timed(commands["mergekit"], env)
-                row["mergekit_over_ours"] = statistics.median(times["mergekit"]) / statistics.median(times["ours"])
-                row["results"] = equal(root / "ours", root / "theirs")
-            rows.append(row)
-            print(json.dumps(row))
-        assert np.isfinite(size)
-        print(save("merge-speed", {"what": "whole processes, warm cache", "gigabytes": args.gigabytes, "threads": args.threads, "rows": rows,
-                                   "peak_rss_of_children_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}))  # fmt: skip
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    file = RESULTS / "merge-speed.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    found = {k: v for k, v in found.items() if k not in ("machine", "commit")}
+    found["what"] = "wall seconds of whole processes, start-up included"
+    for name, part in (("svd", svd), ("plan", plan), ("memory", memory), ("speed", speed)):
+        if args.part in ("all", name):
+            part(args, found)
+            save("merge-speed", found)
+    print(file)
 
 
 if __name__ == "__main__":

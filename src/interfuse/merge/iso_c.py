@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.kit.decompose import levelled
 from interfuse.merge.room import Part, weighted_sum
 
 
@@ -17,6 +17,10 @@ def iso_c(
     part: Part,
     *,
     scale: Annotated[float, Field(description="factor of the merged task matrix (alpha)")] = 1.0,
+    svd: Annotated[
+        Literal["exact", "gram"],
+        Field(description="gram: by the eigenvectors of the Gram matrix, several times as fast, with half the digits"),
+    ] = "exact",
 ) -> Tensor:
     """``theta_0 + alpha * mean(sigma) U V^T`` for the sum of task matrices ``U diag(sigma) V^T`` (section 4.1). Tensors without two
     axes are averaged."""
@@ -25,6 +29,5 @@ def iso_c(
     count = len(deltas)
     if part.base.ndim != 2:
         return part.base.add(weighted_sum(deltas, [1.0 / count] * count), alpha=scale)
-    u, s, v = torch.linalg.svd(weighted_sum(deltas, [1.0] * count).double(), full_matrices=False)
-    level: Tensor = s.mean() * (u @ v)
-    return part.base.add(level.float(), alpha=scale)
+    directions, level = levelled(weighted_sum(deltas, [1.0] * count), svd)
+    return part.base.add(directions.mul_(level).float(), alpha=scale)

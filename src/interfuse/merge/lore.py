@@ -9,6 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.kit.counter_random import tensor_key
+from interfuse.kit.decompose import How, leading_triplets
 from interfuse.merge.room import Part, weighted_sum
 
 
@@ -25,6 +27,12 @@ def lore(
         Literal["mean", "sum"], Field(description="how task vectors are added to the estimated base")
     ] = "mean",
     steps: Annotated[int, Field(ge=1, description="rounds of coordinate descent")] = 20,
+    svd: Annotated[
+        How,
+        Field(
+            description="how the singular values above the threshold are found; randomised (Halko et al. 2011) begins with few"
+        ),
+    ] = "exact",
 ) -> Tensor:
     """Minimises ``sum_i |Z + D_i - theta_i|_F^2 + mu |D_i|_*``: ``D_i = SVT(theta_i - Z, mu/2)``, ``Z = mean_i(theta_i - D_i)``."""
     models = [m.double() for m in part.models]
@@ -32,10 +40,13 @@ def lore(
     base = torch.stack(models).mean(0)
     if base.ndim != 2:
         return base.float()
-    largest = max(float(torch.linalg.matrix_norm(m - base, 2)) for m in models)
+    keys = [tensor_key(part.seed, label, part.name) for label in part.labels]
+    largest = max(float(leading_triplets(m - base, 1, svd, key)[1].sum()) for m, key in zip(models, keys, strict=True))
     tasks = [torch.zeros_like(base)] * count
+    ranks = [max(1, min(base.shape) // 16)] * count if svd == "randomised" else [min(base.shape)] * count
     for _ in range(steps):
-        tasks = [_shrink(m - base, mu * largest / 2) for m in models]
+        for i, model in enumerate(models):
+            tasks[i], ranks[i] = _shrink(model - base, mu * largest / 2, ranks[i], svd, keys[i])
         before, base = base, torch.stack([m - d for m, d in zip(models, tasks, strict=True)]).mean(0)
         if float((base - before).abs().max()) <= 1e-12 * max(1.0, float(base.abs().max())):
             break
@@ -43,10 +54,14 @@ def lore(
     return (base + scale * total).float()
 
 
-def _shrink(matrix: Tensor, threshold: float) -> Tensor:
-    """Singular value thresholding: the proximal map of the nuclear norm."""
+def _shrink(matrix: Tensor, threshold: float, rank: int, svd: str, key: int) -> tuple[Tensor, int]:
+    """Singular value thresholding, the proximal map of the nuclear norm; and the rank that sufficed to find all that remains."""
     if threshold == 0:
-        return matrix
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    shrunk: Tensor = (u * torch.clamp(s - threshold, min=0)) @ v
-    return shrunk
+        return matrix, rank
+    most = min(matrix.shape)
+    while True:
+        u, s, v = leading_triplets(matrix, min(rank, most), svd, key)
+        if rank >= most or float(s[-1]) <= threshold:
+            shrunk: Tensor = (u * torch.clamp(s - threshold, min=0)) @ v
+            return shrunk, most if svd == "exact" else max(1, min(most, int((s > threshold).sum()) + 1))
+        rank *= 2

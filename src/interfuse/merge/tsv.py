@@ -9,6 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.kit.counter_random import tensor_key
+from interfuse.kit.decompose import How, leading_triplets
 from interfuse.kit.merging import polar
 from interfuse.merge.room import Part, weighted_sum
 
@@ -18,6 +20,12 @@ def tsv(
     part: Part,
     *,
     scale: Annotated[float, Field(description="factor of the merged task matrix (alpha)")] = 1.0,
+    svd: Annotated[
+        How,
+        Field(
+            description="how the leading triplets are found; randomised (Halko et al. 2011) is faster and nearly exact"
+        ),
+    ] = "exact",
 ) -> Tensor:
     """TSV-Merge: the top ``1/N`` singular triplets of each task matrix, singular vectors whitened by their polar factors
     (algorithm 1). Tensors without two axes are averaged."""
@@ -27,8 +35,10 @@ def tsv(
     if part.base.ndim != 2 or min(part.shape) < count:
         return part.base.add(weighted_sum(deltas, [1.0 / count] * count), alpha=scale)
     keep = min(part.shape) // count
-    triplets = [torch.linalg.svd(d.double(), full_matrices=False) for d in deltas]
-    left = torch.cat([u[:, :keep] for u, _, _ in triplets], dim=1)
-    sizes = torch.cat([s[:keep] for _, s, _ in triplets])
-    right = torch.cat([v[:keep] for _, _, v in triplets], dim=0)
+    triplets = [
+        leading_triplets(d, keep, svd, tensor_key(part.seed, part.labels[i], part.name)) for i, d in enumerate(deltas)
+    ]
+    left = torch.cat([u for u, _, _ in triplets], dim=1)
+    sizes = torch.cat([s for _, s, _ in triplets])
+    right = torch.cat([v for _, _, v in triplets], dim=0)
     return part.base + scale * ((polar(left) * sizes) @ polar(right)).float()

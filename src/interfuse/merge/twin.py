@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.kit.counter_random import tensor_key
+from interfuse.kit.decompose import How, leading_triplets
 from interfuse.merge.room import Part, PerModel, per_model, weighted_sum
 
 
@@ -23,6 +24,12 @@ def twin(
     exclusive_weight: Annotated[
         PerModel | None, Field(description="weight of each exclusive part; equal, together 1, when left out")
     ] = None,
+    svd: Annotated[
+        How,
+        Field(
+            description="how the leading triplets are found; randomised (Halko et al. 2011) is faster and nearly exact"
+        ),
+    ] = "exact",
 ) -> Tensor:
     """``theta_* + sum_i w_i SVD_r(theta_i - theta_*)``: theta_* the weighted mean, r = floor(density * min dimension)."""
     models = part.models
@@ -31,11 +38,11 @@ def twin(
     exclusive = per_model(1.0 / count if exclusive_weight is None else exclusive_weight, count, "exclusive_weight")
     shared = weighted_sum([m.clone() for m in models], [w / sum(shares) for w in shares])
     merged = shared.clone()
-    for model, share in zip(models, exclusive, strict=True):
+    for i, (model, share) in enumerate(zip(models, exclusive, strict=True)):
         change = model - shared
         if change.ndim == 2 and density < 1:
             rank = int(density * min(part.shape))
-            u, s, v = torch.linalg.svd(change.double(), full_matrices=False)
-            change = ((u[:, :rank] * s[:rank]) @ v[:rank]).float()
+            u, s, v = leading_triplets(change, rank, svd, tensor_key(part.seed, part.labels[i], part.name))
+            change = ((u * s) @ v).float()
         merged.add_(change, alpha=share)
     return merged

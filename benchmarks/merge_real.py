@@ -1,0 +1,317 @@
+"""Every merge method on a real language model: three experts of SmolLM2-135M, what each merge keeps of what they learned.
+
+Three experts are fine-tuned in full (a few minutes each, kept beside the model folders): worked solutions of gsm8k, topics of banking77,
+verdicts with reasons of creak. Every method of the room that applies merges them with the base. Held in: unseen examples of the three
+tasks; held out: facts of strategyqa, which no expert has seen. Measured: loss per answer token, and whether the right answer is
+likelier than the wrong ones (banking77: among five topics; creak and strategyqa: true or false, yes or no): gained, kept and lost beside the base,
+with 95 % intervals over the items. Each merged folder is loaded with ``AutoModelForCausalLM.from_pretrained``, and one generates.
+
+    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 40] [--items 40] [--only ties,linear]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from real_models import PLACE, smollm2
+from record import save
+
+DATA = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+TASKS = ("gsm8k", "banking77", "creak")
+HELD_OUT = "strategyqa"
+LONGEST = 160
+
+Item = dict[str, Any]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def load(task: str, rng: np.random.Generator) -> tuple[list[Item], list[Item]]:
+    """Examples to train on and unseen ones to measure on: ``prompt``, ``answer`` and, where there is a choice, wrong ``others``."""
+    if task == "gsm8k":
+        rows = [{"prompt": r["question"], "answer": r["answer"].replace("<<", "").replace(">>", ""), "others": []}
+                for r in _lines(DATA / task / "test.jsonl")]  # fmt: skip
+        order = [rows[i] for i in rng.permutation(len(rows))]
+        return order[:1000], order[1000:]
+    if task == "banking77":
+        topics = [t.replace("_", " ") for t in json.loads((DATA / task / "categories.json").read_text())]
+
+        def read(name: str) -> list[Item]:
+            with (DATA / task / name).open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            made = []
+            for i in rng.permutation(len(rows)):
+                right = rows[i]["category"].replace("_", " ")
+                wrong = [topics[j] for j in rng.permutation(len(topics)) if topics[j] != right][:4]
+                ask = f"A customer of a bank writes: {rows[i]['text'].strip()}\nWhat is it about?"
+                made.append({"prompt": ask, "answer": right, "others": wrong})
+            return made
+
+        return read("train.csv"), read("test.csv")
+    if task == "creak":
+
+        def claims(name: str) -> list[Item]:
+            rows = _lines(DATA / task / name)
+            return [{"prompt": f"Is this true or false, and why? {rows[i]['sentence']}", "answer": f"{rows[i]['label']}. {rows[i]['explanation']}",
+                     "right": rows[i]["label"], "others": ["false" if rows[i]["label"] == "true" else "true"]}
+                    for i in rng.permutation(len(rows))]  # fmt: skip
+
+        return claims("train.jsonl"), claims("dev.jsonl")
+    rows = _lines(DATA / HELD_OUT / "dev.jsonl")
+    word = {True: "yes", False: "no"}
+    return [], [{"prompt": rows[i]["question"], "answer": f"{word[rows[i]['answer']]}. {' '.join(rows[i]['facts'])}",
+                 "right": word[rows[i]["answer"]], "others": [word[not rows[i]["answer"]]]} for i in rng.permutation(len(rows))]  # fmt: skip
+
+
+def encode(tokenizer: Any, item: Item, answer: str) -> tuple[list[int], int]:
+    """Token ids of the chat with an answer, and where the answer begins."""
+    turn = [{"role": "user", "content": item["prompt"]}]
+    head = tokenizer(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)).input_ids
+    return (head + tokenizer(answer).input_ids + [tokenizer.eos_token_id])[: LONGEST + 60], len(head)
+
+
+def batch(rows: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, attention and targets (-100 outside the answers), padded on the right."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), width), pad)
+    seen, targets = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, (row, start) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        seen[i, : len(row)] = 1
+        targets[i, start : len(row)] = ids[i, start : len(row)]
+    return ids, seen, targets
+
+
+def token_losses(module: Any, ids: torch.Tensor, seen: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each target in nats, 0 elsewhere: [rows, width - 1]. Only the answers' positions get logits."""
+    hidden = module.model(input_ids=ids, attention_mask=seen).last_hidden_state[:, :-1]
+    after = targets[:, 1:]
+    where = after != -100
+    logits = module.lm_head(hidden[where]).float()
+    losses = torch.zeros(after.shape)
+    return losses.masked_scatter(where, torch.nn.functional.cross_entropy(logits, after[where], reduction="none"))
+
+
+def expert(task: str, base: Path, folder: Path, steps: int) -> Path:
+    """The base fine-tuned on one task; made unless it is there."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    module = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    module.train()
+    rng = np.random.default_rng(TASKS.index(task))
+    items = [
+        r
+        for r in (encode(tokenizer, i, i["answer"]) for i in load(task, rng)[0][: 8 * steps * 2])
+        if len(r[0]) <= LONGEST
+    ]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-5, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / 5) * (1 - s / steps))
+    for step in range(steps):
+        ids, seen, targets = batch([items[(step * 8 + i) % len(items)] for i in range(8)], tokenizer.eos_token_id)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = token_losses(module, ids, seen, targets)
+        loss = losses.sum() / (targets[:, 1:] != -100).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 5 == 0 or step == steps - 1:
+            print(f"{task}: step {step}, loss {loss.item():.3f}", file=sys.stderr, flush=True)
+    work = Path(tempfile.mkdtemp(prefix="expert-", dir=folder.parent))
+    module.to(torch.bfloat16).save_pretrained(work / "made")
+    tokenizer.save_pretrained(work / "made")
+    shutil.rmtree(folder, ignore_errors=True)
+    (work / "made").rename(folder)
+    work.rmdir()
+    return folder
+
+
+def measured(folder: Path, items: dict[str, list[Item]], generate: bool = False) -> dict[str, Any]:
+    """Per task: each item's loss per token, and whether its right answer is the likeliest (None where there is no choice)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        for task, rows in items.items():
+            loss: list[float] = []
+            right: list[bool] = []
+            for item in rows:
+                told = [encode(tokenizer, item, item["answer"])]
+                chosen = item.get("right", item["answer"])
+                if item["others"]:
+                    told += [encode(tokenizer, item, answer) for answer in [chosen, *item["others"]]]
+                ids, seen, targets = batch(told, tokenizer.eos_token_id)
+                losses = token_losses(module, ids, seen, targets)
+                loss.append(float(losses[0].sum() / (targets[0, 1:] != -100).sum()))
+                if item["others"]:
+                    ends = [len(row) - 2 for row, _ in told]  # the token that ends the turn is not part of a choice
+                    sums = [float(losses[i, : ends[i]].sum()) for i in range(1, len(told))]
+                    right.append(sums[0] < min(sums[1:]))
+            found[task] = {"loss": loss, "right": right or None}
+    if generate:
+        turn = [{"role": "user", "content": "What is the capital of France?"}]
+        prompt = tokenizer(
+            tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False), return_tensors="pt"
+        )
+        out = module.generate(**prompt, max_new_tokens=16, do_sample=False)
+        found["says"] = tokenizer.decode(out[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    return found
+
+
+def beside(base: dict[str, Any], other: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
+    """Differences of loss (paired t intervals) and gained, kept and lost items, task by task and held in and out."""
+    from interfuse.kit.stats import compare_outcomes, paired_t
+
+    rows: dict[str, Any] = {}
+    for name, group in [*((t, [t]) for t in tasks), ("held in", list(TASKS)), ("held out", [HELD_OUT])]:
+        before = np.concatenate([base[t]["loss"] for t in group])
+        after = np.concatenate([other[t]["loss"] for t in group])
+        change = paired_t(before, after)
+        row: dict[str, Any] = {
+            "loss per token": float(after.mean()),
+            "change": change.delta,
+            "change low": change.low,
+            "change high": change.high,
+            "n": len(after),
+        }
+        choice = [t for t in group if base[t]["right"]]
+        if choice:
+            one = np.concatenate([base[t]["right"] for t in choice])
+            two = np.concatenate([other[t]["right"] for t in choice])
+            outcome = compare_outcomes(one, two)
+            row |= {"choices": len(one), "right": float(two.mean()), "gained": outcome.gained, "kept": int((one & two).sum()), "lost": outcome.lost,
+                    "right change low": outcome.low, "right change high": outcome.high}  # fmt: skip
+        rows[name] = row
+    return rows
+
+
+def plans(only: list[str], tables: dict[str, Path]) -> list[tuple[str, dict[str, Any]]]:
+    """The methods that apply to three experts and their base, with what has to be said to them."""
+    from interfuse.core import index
+    from interfuse.core.method import load as load_method
+
+    special: dict[str, dict[str, Any]] = {
+        "task-arithmetic": {"weight": 0.4},
+        "dare-linear": {"weight": 0.4},
+        "breadcrumbs": {"weight": 0.4},
+        "rcp": {},
+        "lore": {"steps": 2},
+    }
+    made = []
+    for entry in sorted(index.entries().values(), key=lambda e: e.slug):
+        if (
+            entry.kind != "method"
+            or entry.room != "merge"
+            or (only and entry.slug not in only)
+            or entry.slug == "passthrough"
+        ):
+            continue
+        traits = load_method(entry.id).traits
+        least, most = traits.get("models", (1, 1000))
+        given: dict[str, Any] = dict(special.get(entry.slug, {}))
+        given["count"] = min(3, most)
+        given["base"] = traits.get("base", "optional") == "required"
+        given["look"] = bool(traits.get("calibration") or traits.get("looks") or traits.get("examples"))
+        if given["count"] >= least:
+            made.append((entry.slug, given))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--train-only", action="store_true")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    base = smollm2()
+    experts = [expert(task, base, PLACE / f"expert-{task}-{args.steps}", args.steps) for task in TASKS]
+    print(f"experts after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    if args.train_only:
+        return
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.errors import InterfuseError
+    from interfuse.core.rooms import apply
+
+    items = {task: load(task, np.random.default_rng(7))[1] for task in (*TASKS, HELD_OUT)}
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    items = {
+        t: [i for i in rows if len(encode(tokenizer, i, i["answer"])[0]) <= LONGEST][: args.items]
+        for t, rows in items.items()
+    }
+    tasks = list(items)
+    work = Path(tempfile.mkdtemp(prefix="merge-real-"))
+    rows: dict[str, Any] = {}
+    try:
+        tables = {}
+        for task in TASKS:  # examples for the methods that look at the models at work
+            part = load(task, np.random.default_rng(TASKS.index(task)))[0][:8]
+            tables[task] = work / f"{task}.txt"
+            tables[task].write_text(
+                "\n".join(f"{i['prompt']} {i['answer']}".replace("\n", " ") for i in part) + "\n", encoding="utf-8"
+            )
+        start = measured(base, items)
+        rows["base"] = beside(start, start, tasks)
+        for task, folder in zip(TASKS, experts, strict=True):
+            rows[f"expert {task}"] = beside(start, measured(folder, items), tasks)
+        for slug, given in plans([m for m in args.only.split(",") if m], tables):
+            count, wants_base = given.pop("count"), given.pop("base")
+            looks = given.pop("look")
+            out = work / "merged"
+            shutil.rmtree(out, ignore_errors=True)
+            if wants_base:
+                given["base"] = str(base)
+            if looks:
+                given["examples"] = [str(tables[t]) for t in TASKS[:count]]
+            clock = time.perf_counter()
+            try:
+                apply(slug, room="merge", out=out, ctx=Ctx(), models=[str(e) for e in experts[:count]], **given)
+            except InterfuseError as error:
+                rows[slug] = {"not run": f"{error.code}: {error.what}"}
+                print(f"{slug}: {rows[slug]['not run']}", file=sys.stderr, flush=True)
+                continue
+            seconds = time.perf_counter() - clock
+            found = measured(out, items, generate=True)
+            said = found.pop("says")
+            given.pop("base", None)
+            given.pop("examples", None)
+            rows[slug] = {
+                "models": count,
+                "given": given,
+                "seconds": seconds,
+                "says": said,
+                **beside(start, found, tasks),
+            }
+            brief = {k: round(rows[slug][k]["change"], 3) for k in (*tasks, "held in", "held out")}
+            print(f"{slug}: {seconds:.1f} s, change of loss {brief}; says {said!r}", file=sys.stderr, flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    name = "merge-real" if not args.only else "merge-real-part"
+    print(save(name, {"what": __doc__.splitlines()[0], "base": "SmolLM2-135M-Instruct", "steps": args.steps, "items": args.items,
+                      "seconds": time.perf_counter() - began, "rows": rows}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
