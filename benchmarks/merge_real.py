@@ -3,10 +3,10 @@
 Three experts are fine-tuned in full (a few minutes each, kept beside the model folders): worked solutions of gsm8k, topics of banking77,
 verdicts with reasons of creak. Every method of the room that applies merges them with the base. Held in: unseen examples of the three
 tasks; held out: facts of strategyqa, which no expert has seen. Measured: loss per answer token, and whether the right answer is
-likelier than the wrong ones (banking77: among five topics; creak and strategyqa: true or false, yes or no): gained, kept and lost beside the base,
+likelier than the wrong ones (banking77: among four topics; creak and strategyqa: true or false, yes or no): gained, kept and lost beside the base,
 with 95 % intervals over the items. Each merged folder is loaded with ``AutoModelForCausalLM.from_pretrained``, and one generates.
 
-    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 40] [--items 40] [--only ties,linear]
+    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 16] [--items 16] [--only ties,linear]
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from record import save
 DATA = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 TASKS = ("gsm8k", "banking77", "creak")
 HELD_OUT = "strategyqa"
-LONGEST = 160
+LONGEST = 128
+ROWS = 6  # examples in a step
 
 Item = dict[str, Any]
 
@@ -55,7 +56,7 @@ def load(task: str, rng: np.random.Generator) -> tuple[list[Item], list[Item]]:
             made = []
             for i in rng.permutation(len(rows)):
                 right = rows[i]["category"].replace("_", " ")
-                wrong = [topics[j] for j in rng.permutation(len(topics)) if topics[j] != right][:4]
+                wrong = [topics[j] for j in rng.permutation(len(topics)) if topics[j] != right][:3]
                 ask = f"A customer of a bank writes: {rows[i]['text'].strip()}\nWhat is it about?"
                 made.append({"prompt": ask, "answer": right, "others": wrong})
             return made
@@ -95,14 +96,18 @@ def batch(rows: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, to
     return ids, seen, targets
 
 
-def token_losses(module: Any, ids: torch.Tensor, seen: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each target in nats, 0 elsewhere: [rows, width - 1]. Only the answers' positions get logits."""
+def token_losses(
+    module: Any, ids: torch.Tensor, seen: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each target in nats, 0 elsewhere: [rows, width - 1], and the logits of the first row's first target. Only the
+    answers' positions get logits."""
     hidden = module.model(input_ids=ids, attention_mask=seen).last_hidden_state[:, :-1]
     after = targets[:, 1:]
     where = after != -100
     logits = module.lm_head(hidden[where]).float()
     losses = torch.zeros(after.shape)
-    return losses.masked_scatter(where, torch.nn.functional.cross_entropy(logits, after[where], reduction="none"))
+    each = torch.nn.functional.cross_entropy(logits, after[where], reduction="none")
+    return losses.masked_scatter(where, each), logits[0].detach()
 
 
 def expert(task: str, base: Path, folder: Path, steps: int) -> Path:
@@ -117,15 +122,15 @@ def expert(task: str, base: Path, folder: Path, steps: int) -> Path:
     rng = np.random.default_rng(TASKS.index(task))
     items = [
         r
-        for r in (encode(tokenizer, i, i["answer"]) for i in load(task, rng)[0][: 8 * steps * 2])
+        for r in (encode(tokenizer, i, i["answer"]) for i in load(task, rng)[0][: ROWS * steps * 2])
         if len(r[0]) <= LONGEST
     ]
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-5, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / 5) * (1 - s / steps))
     for step in range(steps):
-        ids, seen, targets = batch([items[(step * 8 + i) % len(items)] for i in range(8)], tokenizer.eos_token_id)
+        ids, seen, targets = batch([items[(step * ROWS + i) % len(items)] for i in range(ROWS)], tokenizer.eos_token_id)
         with torch.autocast("cpu", torch.bfloat16):
-            losses = token_losses(module, ids, seen, targets)
+            losses, _ = token_losses(module, ids, seen, targets)
         loss = losses.sum() / (targets[:, 1:] != -100).sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -156,15 +161,18 @@ def measured(folder: Path, items: dict[str, list[Item]], generate: bool = False)
             right: list[bool] = []
             for item in rows:
                 told = [encode(tokenizer, item, item["answer"])]
-                chosen = item.get("right", item["answer"])
-                if item["others"]:
-                    told += [encode(tokenizer, item, answer) for answer in [chosen, *item["others"]]]
+                if "right" not in item and item["others"]:  # choices of several words are read to their end
+                    told += [encode(tokenizer, item, answer) for answer in item["others"]]
                 ids, seen, targets = batch(told, tokenizer.eos_token_id)
-                losses = token_losses(module, ids, seen, targets)
+                losses, first = token_losses(module, ids, seen, targets)
                 loss.append(float(losses[0].sum() / (targets[0, 1:] != -100).sum()))
-                if item["others"]:
-                    ends = [len(row) - 2 for row, _ in told]  # the token that ends the turn is not part of a choice
-                    sums = [float(losses[i, : ends[i]].sum()) for i in range(1, len(told))]
+                if "right" in item:  # choices that begin with different words are decided by the first
+                    words = [tokenizer(answer).input_ids[0] for answer in (item["right"], *item["others"])]
+                    right.append(bool(first[words[0]] > max(first[w] for w in words[1:])))
+                elif item["others"]:
+                    sums = [
+                        float(losses[k, : len(row) - 2].sum()) for k, (row, _) in enumerate(told)
+                    ]  # without the turn's end
                     right.append(sums[0] < min(sums[1:]))
             found[task] = {"loss": loss, "right": right or None}
     if generate:
@@ -213,8 +221,10 @@ def plans(only: list[str], tables: dict[str, Path]) -> list[tuple[str, dict[str,
         "task-arithmetic": {"weight": 0.4},
         "dare-linear": {"weight": 0.4},
         "breadcrumbs": {"weight": 0.4},
-        "rcp": {},
-        "lore": {"steps": 2},
+        "lore": {"steps": 3, "svd": "randomised"},
+        "tsv": {"svd": "randomised"},
+        "twin": {"svd": "randomised"},
+        "iso-c": {"svd": "gram"},
     }
     made = []
     for entry in sorted(index.entries().values(), key=lambda e: e.slug):
@@ -230,7 +240,7 @@ def plans(only: list[str], tables: dict[str, Path]) -> list[tuple[str, dict[str,
         given: dict[str, Any] = dict(special.get(entry.slug, {}))
         given["count"] = min(3, most)
         given["base"] = traits.get("base", "optional") == "required"
-        given["look"] = bool(traits.get("calibration") or traits.get("looks") or traits.get("examples"))
+        given["look"] = "calibrate" in traits
         if given["count"] >= least:
             made.append((entry.slug, given))
     return made
@@ -238,8 +248,8 @@ def plans(only: list[str], tables: dict[str, Path]) -> list[tuple[str, dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--items", type=int, default=16)
     parser.add_argument("--only", default="")
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()

@@ -362,9 +362,72 @@ def svd(args: argparse.Namespace, found: dict[str, Any]) -> None:
     found["svd, one thread"] = rows
 
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "speed.md"
+MARKS = ("<!-- figures: written by benchmarks/merge_speed.py --part page -->", "<!-- end of figures -->")
+
+
+def page(found: dict[str, Any]) -> str:
+    """The figures as the tables of the documentation."""
+    lines: list[str] = []
+    about = found.get("machine", {})
+    lines += [
+        f"Measured on {about.get('cores', '?')} processors ({about.get('cpu', 'unknown')}), Python {about.get('python', '?')}, torch {about.get('torch', '?')}.",
+        "",
+    ]
+    for note in found.get("notes", []):
+        lines += [note, ""]
+    for key, rows in found.get("speed", {}).items():
+        lines += [f"**{key}** (medians in seconds, n = number of runs)", "", "| method | files | copy | Interfuse | mergekit | over the copy | mergekit over ours | equal values, mergekit in bfloat16 | in float32 |",
+                  "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        for method, row in rows.items():
+            told = {n: f"{v['median']:.1f} (n {v['n']})" for n, v in row["seconds"].items()}
+            same = [
+                f"{row[name]['equal']:.2%}" if (name := f"beside mergekit in {t}") in row else "-"
+                for t in ("bfloat16", "float32")
+            ]
+            faster = f"{row['mergekit over ours']:.1f}" if "mergekit over ours" in row else "-"
+            lines.append(f"| {method} | {row['sources']} x {row['bytes each'] / 1e9:.2f} GB | {told['copy']} | {told['ours']} | {told.get('mergekit', '-')} | "
+                         f"{row['ours over copy']:.1f} | {faster} | {same[0]} | {same[1]} |")  # fmt: skip
+        lines.append("")
+    for key, rows in found.get("memory", {}).items():
+        lines += [f"**Memory, sources of {key}** (peak of private pages in MB; the goal is {rows['goal MB']})", "", "| method | by default | under a hard limit of 1 GB (RLIMIT_DATA), `--max-memory 0.3` |", "|---|---|---|"]  # fmt: skip
+        for method, peak in rows["default"].items():
+            tight = rows["limit of 1 GB"][method]
+            words = (
+                f"{tight['peak private MB']:.0f} MB, {tight['seconds']:.1f} s"
+                if "seconds" in tight
+                else "failed: " + tight["failed"].strip().splitlines()[-1]
+            )
+            lines.append(f"| {method} | {peak:.0f} | {words} |")
+        lines.append("")
+    if planned := found.get("plan of 50,000 tensors, seconds"):
+        lines += [
+            f"**Planning** a merge of two models of 50,000 tensors: {planned['median']:.2f} s (n {planned['n']}).",
+            "",
+        ]
+    if rows := found.get("svd, one thread"):
+        peaks = {k: v for k, v in rows.items() if not isinstance(v, dict)}
+        lines += ["**Decompositions**, one thread. " + "; ".join(f"{k}: {v:.0f}" for k, v in peaks.items()) + ".", "",
+                  "| matrix | exact (float64) | randomised, a third of the rank | its residue over the best possible | gram | its largest error of U V^T |", "|---|---|---|---|---|---|"]  # fmt: skip
+        for name, row in rows.items():
+            if isinstance(row, dict):
+                lines.append(f"| {name} | {row['exact, seconds']:.2f} s, {row['exact, GFLOP/s']:.1f} GFLOP/s | {row['randomised at a third of the rank, seconds']:.2f} s | "
+                             f"{row['its residue over the best possible']:.4f} | {row['gram, seconds']:.2f} s | {row['its largest error of U V^T']:.1e} |")  # fmt: skip
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write_page(found: dict[str, Any]) -> None:
+    """Puts the tables into docs/speed.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text(f"{before}{MARKS[0]}\n\n{page(found).rstrip()}\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["all", "speed", "memory", "plan", "svd"], default="all")
+    parser.add_argument("--part", choices=["all", "speed", "memory", "plan", "svd", "page"], default="all")
     parser.add_argument("--gigabytes", type=float, default=1.3)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
@@ -386,6 +449,8 @@ def main() -> None:
         if args.part in ("all", name):
             part(args, found)
             save("merge-speed", found)
+    if args.part in ("all", "page"):
+        write_page(json.loads(file.read_text()))
     print(file)
 
 

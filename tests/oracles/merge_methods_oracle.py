@@ -280,7 +280,7 @@ def _polar(x: Array) -> Array:
     return u @ v
 
 
-def singular_tasks(models: Sequence[State], base: State, *, scale: float) -> State:
+def singular_tasks(models: Sequence[State], base: State, *, scale: float, svd: str) -> State:
     out, n = {}, len(models)
     for name, b in base.items():
         deltas = _deltas(models, base, name)
@@ -294,7 +294,7 @@ def singular_tasks(models: Sequence[State], base: State, *, scale: float) -> Sta
     return out
 
 
-def level_spectrum(models: Sequence[State], base: State, *, scale: float) -> State:
+def level_spectrum(models: Sequence[State], base: State, *, scale: float, svd: str) -> State:
     out = {}
     for name, b in base.items():
         deltas = _deltas(models, base, name)
@@ -306,7 +306,7 @@ def level_spectrum(models: Sequence[State], base: State, *, scale: float) -> Sta
     return out
 
 
-def shared_and_exclusive(models: Sequence[State], base: State | None, *, density: float, weight: Any, exclusive_weight: Any) -> State:  # fmt: skip
+def shared_and_exclusive(models: Sequence[State], base: State | None, *, density: float, weight: Any, exclusive_weight: Any, svd: str) -> State:  # fmt: skip
     n = len(models)
     share = np.array(_list(weight, n)) / sum(_list(weight, n))
     extra = _list(1 / n if exclusive_weight is None else exclusive_weight, n)
@@ -325,7 +325,7 @@ def shared_and_exclusive(models: Sequence[State], base: State | None, *, density
     return out
 
 
-def low_rank_estimate(models: Sequence[State], base: State | None, *, mu: float, scale: float, combine: str, steps: int) -> State:  # fmt: skip
+def low_rank_estimate(models: Sequence[State], base: State | None, *, mu: float, scale: float, combine: str, steps: int, svd: str) -> State:  # fmt: skip
     def shrink(x: Array, by: float) -> Array:
         u, s, v = np.linalg.svd(x, full_matrices=False)
         return u @ np.diag(np.maximum(s - by, 0)) @ v
