@@ -6,7 +6,7 @@ tasks; held out: facts of strategyqa, which no expert has seen. Measured: loss p
 likelier than the wrong ones (banking77: among four topics; creak and strategyqa: true or false, yes or no): gained, kept and lost beside the base,
 with 95 % intervals over the items. Each merged folder is loaded with ``AutoModelForCausalLM.from_pretrained``, and one generates.
 
-    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 16] [--items 16] [--only ties,linear]
+    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 8] [--items 10] [--only ties,linear]
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def expert(task: str, base: Path, folder: Path, steps: int) -> Path:
         for r in (encode(tokenizer, i, i["answer"]) for i in load(task, rng)[0][: ROWS * steps * 2])
         if len(r[0]) <= LONGEST
     ]
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-5, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / 5) * (1 - s / steps))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=5e-5, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1.0, (s + 1) / 3) * (1 - s / steps))
     for step in range(steps):
         ids, seen, targets = batch([items[(step * ROWS + i) % len(items)] for i in range(ROWS)], tokenizer.eos_token_id)
         with torch.autocast("cpu", torch.bfloat16):
@@ -137,7 +137,7 @@ def expert(task: str, base: Path, folder: Path, steps: int) -> Path:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if step % 5 == 0 or step == steps - 1:
+        if step % 4 == 0 or step == steps - 1:
             print(f"{task}: step {step}, loss {loss.item():.3f}", file=sys.stderr, flush=True)
     work = Path(tempfile.mkdtemp(prefix="expert-", dir=folder.parent))
     module.to(torch.bfloat16).save_pretrained(work / "made")
@@ -243,13 +243,26 @@ def plans(only: list[str], tables: dict[str, Path]) -> list[tuple[str, dict[str,
         given["look"] = "calibrate" in traits
         if given["count"] >= least:
             made.append((entry.slug, given))
-    return made
+    first = [
+        "linear",
+        "ties",
+        "task-arithmetic",
+        "dare-ties",
+        "sce",
+        "slerp",
+        "model-stock",
+        "della",
+        "varm",
+        "karcher",
+        "breadcrumbs",
+    ]
+    return sorted(made, key=lambda m: (first.index(m[0]) if m[0] in first else len(first), m[0]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--items", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--items", type=int, default=10)
     parser.add_argument("--only", default="")
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
@@ -274,6 +287,20 @@ def main() -> None:
     tasks = list(items)
     work = Path(tempfile.mkdtemp(prefix="merge-real-"))
     rows: dict[str, Any] = {}
+
+    def keep() -> Path:
+        """Saved after every method: a stop loses one."""
+        what = {
+            "what": __doc__.splitlines()[0],
+            "base": "SmolLM2-135M-Instruct",
+            "steps": args.steps,
+            "items": args.items,
+        }
+        return save(
+            "merge-real" if not args.only else "merge-real-part",
+            {**what, "seconds": time.perf_counter() - began, "rows": rows},
+        )
+
     try:
         tables = {}
         for task in TASKS:  # examples for the methods that look at the models at work
@@ -315,12 +342,11 @@ def main() -> None:
                 **beside(start, found, tasks),
             }
             brief = {k: round(rows[slug][k]["change"], 3) for k in (*tasks, "held in", "held out")}
+            keep()
             print(f"{slug}: {seconds:.1f} s, change of loss {brief}; says {said!r}", file=sys.stderr, flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    name = "merge-real" if not args.only else "merge-real-part"
-    print(save(name, {"what": __doc__.splitlines()[0], "base": "SmolLM2-135M-Instruct", "steps": args.steps, "items": args.items,
-                      "seconds": time.perf_counter() - began, "rows": rows}))  # fmt: skip
+    print(keep())
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from record import RESULTS, save
 
@@ -95,8 +96,8 @@ def sources(gigabytes: float, keep: Path | None):
             path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
-def timed(command: list[str], threads: int, limit: int = 0) -> tuple[float, float]:
-    """Wall seconds and peak private memory (anonymous pages, megabytes) of a whole process.
+def timed(command: list[str], threads: int, limit: int = 0) -> tuple[float, float, float]:
+    """Wall seconds, processor seconds and peak private memory (anonymous pages, megabytes) of a whole process.
 
     Args:
         threads: processors it may use. limit: bytes of private memory (RLIMIT_DATA) it may ask for; 0 for no limit.
@@ -108,6 +109,7 @@ def timed(command: list[str], threads: int, limit: int = 0) -> tuple[float, floa
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=confine)
     peak = [0.0]
@@ -129,7 +131,8 @@ def timed(command: list[str], threads: int, limit: int = 0) -> tuple[float, floa
     seconds = time.perf_counter() - began
     if process.returncode:
         raise RuntimeError(said.decode(errors="replace")[-1500:])
-    return seconds, peak[0]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak[0]
 
 
 COPY = """
@@ -170,14 +173,19 @@ def equal(ours: Path, theirs: Path) -> dict[str, float]:
     with safe_open(ours / "model.safetensors", "pt") as mine:
         for name in mine.keys():  # noqa: SIM118
             x, y = mine.get_tensor(name), where[name].get_tensor(name)
-            # bit patterns as whole numbers in the order of the values they stand for
-            a, b = (t.view(torch.int16).int() for t in (x, y))
-            a, b = torch.maximum(a, -32768 - a), torch.maximum(b, -32768 - b)
-            apart = (a - b).abs() * ((x >= 0) == (y >= 0)) + 100 * ((x >= 0) != (y >= 0))
-            same += int((x == y).sum())
-            near += int(((apart <= 1) | (x == y)).sum())
-            total += x.numel()
-            worst = max(worst, float((x.float() - y.float()).abs().max() / y.abs().max().float()))
+            a, b = (t.view(torch.int16).numpy().reshape(-1) for t in (x, y))
+            other = np.flatnonzero(a != b)
+            p, q = a[other].astype(np.int32), b[other].astype(np.int32)
+            p, q = (
+                np.maximum(p, -32768 - p),
+                np.maximum(q, -32768 - q),
+            )  # bit patterns in the order of the values they stand for
+            same += a.size - int(np.count_nonzero(p != q))
+            near += a.size - int(np.count_nonzero(np.abs(p - q) > 1))
+            total += a.size
+            if other.size:
+                u, v = (t.reshape(-1)[torch.from_numpy(other)].float() for t in (x, y))
+                worst = max(worst, float((u - v).abs().max() / y.abs().max().float()))
     return {"equal": same / total, "within one unit": near / total, "largest relative difference": worst}
 
 
@@ -217,6 +225,14 @@ def ours_command(method: str, root: Path, out: Path, extra: list[str]) -> list[s
     return [program, "merge", method, *models, *base, *about.get("ours", []), *extra, "-q", "-o", str(out), "--force"]
 
 
+def note(found: dict[str, Any], load: float) -> None:
+    """Says that the machine had other work, when it had."""
+    if load > 3:
+        words = ("Other work shared the processors during some of these runs: wall times are longer than on a machine of one's own and their ratios rough; "
+                 "processor seconds are the better measure.")  # fmt: skip
+        found["notes"] = [words]
+
+
 def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
     """Times and results of some methods at one size."""
     peer = mergekit_command(args.mergekit)
@@ -235,6 +251,7 @@ def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
                 commands["mergekit"] = [peer, str(recipe), str(root / "theirs"), "--no-copy-tokenizer"]
                 often["mergekit"] = min(args.peer_runs or args.runs, SLOW.get(method, args.runs))
             times: dict[str, list[float]] = {n: [] for n in commands}
+            works: dict[str, list[float]] = {n: [] for n in commands}
             peaks = dict.fromkeys(commands, 0.0)
             for run in range(-1, args.runs):  # the first round warms the file cache
                 for name, words in commands.items():
@@ -246,16 +263,21 @@ def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
                         shutil.rmtree(root / "theirs", ignore_errors=True)
                     if args.cold:
                         forget(files)
-                    seconds, peak = timed(words, args.threads)
+                    seconds, work, peak = timed(words, args.threads)
                     peaks[name] = max(peaks[name], peak)
                     if run >= 0:
                         times[name].append(seconds)
+                        works[name].append(work)
             row: dict[str, Any] = {"sources": len(names), "bytes each": os.stat(files[0]).st_size,
-                                   "seconds": {n: middle(t) for n, t in times.items()}, "peak private MB": peaks}  # fmt: skip
+                                   "seconds": {n: middle(t) for n, t in times.items()},
+                                   "processor seconds": {n: middle(t) for n, t in works.items()}, "peak private MB": peaks}  # fmt: skip
             ours = statistics.median(times["ours"])
             row["ours over copy"] = ours / statistics.median(times["copy"])
             if "mergekit" in commands:
                 row["mergekit over ours"] = statistics.median(times["mergekit"]) / ours
+                row["mergekit over ours, processor seconds"] = statistics.median(works["mergekit"]) / statistics.median(
+                    works["ours"]
+                )
                 row["beside mergekit in bfloat16"] = equal(root / "ours", root / "theirs")
                 if args.exact:
                     recipe = recipe_of(method, root, {"dtype": "float32", "out_dtype": "bfloat16"})
@@ -264,6 +286,8 @@ def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
                     shutil.rmtree(root / "exact", ignore_errors=True)
             key = f"{args.gigabytes:g} GB, {args.threads} thread{'s' * (args.threads > 1)}, {'cold' if args.cold else 'warm'}"
             found.setdefault("speed", {}).setdefault(key, {})[method] = row
+            note(found, os.getloadavg()[0])
+            save("merge-speed", found)
             print(key, method, json.dumps(row), flush=True)
 
 
@@ -275,7 +299,7 @@ def memory(args: argparse.Namespace, found: dict[str, Any]) -> None:
         rows["bytes each"] = os.stat(root / "a" / "model.safetensors").st_size
         for method in args.methods.split(","):
             command = ours_command(method, root, root / "ours", [])
-            rows["default"][method] = timed(command, args.threads)[1]
+            rows["default"][method] = timed(command, args.threads)[2]
             try:
                 seconds, peak = timed(
                     ours_command(method, root, root / "ours", ["--max-memory", "0.3"]), args.threads, limit=10**9
@@ -377,8 +401,8 @@ def page(found: dict[str, Any]) -> str:
     for note in found.get("notes", []):
         lines += [note, ""]
     for key, rows in found.get("speed", {}).items():
-        lines += [f"**{key}** (medians in seconds, n = number of runs)", "", "| method | files | copy | Interfuse | mergekit | over the copy | mergekit over ours | equal values, mergekit in bfloat16 | in float32 |",
-                  "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [f"**{key}** (medians in seconds, n = number of runs)", "", "| method | files | copy | Interfuse | mergekit | over the copy | mergekit over ours | the same in processor seconds | equal values, mergekit in bfloat16 | in float32 |",
+                  "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
         for method, row in rows.items():
             told = {n: f"{v['median']:.1f} (n {v['n']})" for n, v in row["seconds"].items()}
             same = [
@@ -386,8 +410,9 @@ def page(found: dict[str, Any]) -> str:
                 for t in ("bfloat16", "float32")
             ]
             faster = f"{row['mergekit over ours']:.1f}" if "mergekit over ours" in row else "-"
+            work = f"{row['mergekit over ours, processor seconds']:.1f}" if "mergekit over ours" in row else "-"
             lines.append(f"| {method} | {row['sources']} x {row['bytes each'] / 1e9:.2f} GB | {told['copy']} | {told['ours']} | {told.get('mergekit', '-')} | "
-                         f"{row['ours over copy']:.1f} | {faster} | {same[0]} | {same[1]} |")  # fmt: skip
+                         f"{row['ours over copy']:.1f} | {faster} | {work} | {same[0]} | {same[1]} |")  # fmt: skip
         lines.append("")
     for key, rows in found.get("memory", {}).items():
         lines += [f"**Memory, sources of {key}** (peak of private pages in MB; the goal is {rows['goal MB']})", "", "| method | by default | under a hard limit of 1 GB (RLIMIT_DATA), `--max-memory 0.3` |", "|---|---|---|"]  # fmt: skip

@@ -13,7 +13,6 @@ import os
 import stat
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
@@ -31,8 +30,6 @@ INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 #: Bytes read at a time when numbers are converted: small enough to stay in a core's cache.
 _PIECE = 1 << 19
-#: Fewer bytes are read, not mapped.
-_MAPPED = 1 << 16
 
 
 class Flat(Protocol):
@@ -59,7 +56,6 @@ class Weights(Mapping[str, TensorInfo]):
         self._files = files
         self._tensors = tensors
         self._maps: dict[Path, mmap.mmap] = {}
-        self._pages: dict[Path, tuple[mmap.mmap, Tensor]] = {}
         self._scratch = threading.local()
         self._lock = threading.Lock()
         self.where = where
@@ -133,7 +129,7 @@ class Weights(Mapping[str, TensorInfo]):
 
     def close(self) -> None:
         """Closes the files. Tensors handed out before stay valid."""
-        self._maps, self._pages = {}, {}
+        self._maps = {}
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -221,8 +217,6 @@ class Weights(Mapping[str, TensorInfo]):
         if info.file is None:
             return out.copy_(self._tensors[info.name].view(-1)[start:stop])
         size = info.dtype.itemsize
-        if count * size >= _MAPPED and self._read_mapped(info, start, stop, out):
-            return out
         if info.dtype == torch.float32:
             if count:
                 self.read_bytes(info, start * size, bytes_of(out))
@@ -236,25 +230,6 @@ class Weights(Mapping[str, TensorInfo]):
             read_at(fd, view[: n * size], first + done * size, where)
             out[done : done + n].copy_(numbers[:n])
         return out
-
-    def _read_mapped(self, info: TensorInfo, start: int, stop: int, out: Tensor) -> bool:
-        """Converts straight from the mapped file, one copy less than reading; pages are let go at once. False where it cannot."""
-        fd, size = self._fd(info), info.dtype.itemsize
-        first, last = info.offset + start * size, info.offset + stop * size
-        if sys.platform != "linux" or info.offset % size or os.fstat(fd).st_size < last:
-            return False
-        assert info.file is not None
-        with self._lock:
-            if info.file not in self._pages:
-                pages = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-                with warnings.catch_warnings():  # it is only read from
-                    warnings.simplefilter("ignore")
-                    self._pages[info.file] = pages, torch.frombuffer(pages, dtype=torch.uint8)
-            pages, stored = self._pages[info.file]
-        out.copy_(stored[first:last].view(info.dtype))
-        edge = first // mmap.PAGESIZE * mmap.PAGESIZE
-        pages.madvise(mmap.MADV_DONTNEED, edge, last - edge)
-        return True
 
     def read_bytes(self, info: TensorInfo, start: int, view: memoryview) -> None:
         """Fills ``view`` with the tensor's stored bytes from byte ``start`` on."""
