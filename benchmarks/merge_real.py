@@ -187,7 +187,7 @@ def measured(folder: Path, items: dict[str, list[Item]], generate: bool = False)
 
 def beside(base: dict[str, Any], other: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
     """Differences of loss (paired t intervals) and gained, kept and lost items, task by task and held in and out."""
-    from interfuse.kit.stats import compare_outcomes, paired_t
+    from interfuse.kit.stats import compare_outcomes, paired_t, score_interval
 
     rows: dict[str, Any] = {}
     for name, group in [*((t, [t]) for t in tasks), ("held in", list(TASKS)), ("held out", [HELD_OUT])]:
@@ -206,8 +206,9 @@ def beside(base: dict[str, Any], other: dict[str, Any], tasks: list[str]) -> dic
             one = np.concatenate([base[t]["right"] for t in choice])
             two = np.concatenate([other[t]["right"] for t in choice])
             outcome = compare_outcomes(one, two)
-            row |= {"choices": len(one), "right": float(two.mean()), "gained": outcome.gained, "kept": int((one & two).sum()), "lost": outcome.lost,
-                    "right change low": outcome.low, "right change high": outcome.high}  # fmt: skip
+            span = score_interval(outcome.gained, outcome.lost, outcome.n)
+            row |= {"choices": len(one), "right": float(two.mean()), "gained": outcome.gained, "kept": outcome.kept, "lost": outcome.lost,
+                    "right change low": span.low, "right change high": span.high}  # fmt: skip
         rows[name] = row
     return rows
 
