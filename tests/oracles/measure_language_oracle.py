@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(folder: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
 
 
 def _nats(folder: str, before: str, text: str) -> tuple[float, int]:
     """Minus the log-probability of ``text`` after ``before``, and its tokens: words here, so nothing straddles the border."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer, model = _opened(folder)
     start = tokenizer(before, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
     total, ids = 0.0, tokenizer(text, add_special_tokens=False)["input_ids"]
     for i, token in enumerate(ids):

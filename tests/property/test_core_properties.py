@@ -92,6 +92,7 @@ soup = st.lists(
 @example("? ? ? a")
 @example("*x")
 @example("a: &x\nb: *x")
+@example("&0: &0")
 def test_arbitrary_text_is_read_or_refused(text: str) -> None:
     """Nothing but plain data or one coded error; and what is read, PyYAML reads too (its own types aside)."""
     try:

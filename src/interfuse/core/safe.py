@@ -154,9 +154,15 @@ class _Builder:
             raise self.fail(event, f"tags such as {event.tag} are refused: a recipe is data, never code")
         before = self.count
         value = self.value(event, path, depth)
-        if event.anchor:
-            self.anchors[event.anchor] = (value, self.count - before + 1)
+        self.name(event, value, self.count - before + 1)
         return value
+
+    def name(self, event: Any, value: Any, size: int) -> None:
+        """Keeps what an anchor stands for; one that stands twice is refused, as PyYAML refuses it."""
+        if event.anchor:
+            if event.anchor in self.anchors:
+                raise self.fail(event, f"the anchor &{event.anchor} stands twice")
+            self.anchors[event.anchor] = (value, size)
 
     def value(self, event: Any, path: tuple[str | int, ...], depth: int) -> Any:
         import yaml
@@ -174,6 +180,7 @@ class _Builder:
             if not isinstance(child, yaml.ScalarEvent) or child.tag is not None:
                 raise self.fail(child, "keys must be plain words")
             key = child.value
+            self.name(child, key, 1)
             self.grow(child, len(key) // CHARS_PER_NODE)
             if key in mapping:
                 raise self.fail(child, f"the key {key[:100]!r} occurs twice")
