@@ -28,6 +28,12 @@ from tests.conformance.fixtures import (
 )
 from tests.tiny_models import words
 
+#: check -> why no measure can be asked it
+NOT_APPLICABLE = {
+    "resume_equals_one_go": "a report is made in one go, from predictions that take seconds",
+    "dtype_kept": "a report holds statistics, not tensors of its inputs",
+}
+
 
 def held_out(path: Path) -> str:
     """A parquet file of 60 digits that no tiny model was trained on."""
@@ -78,10 +84,7 @@ def measure(case: Case, shared: Path) -> Scene:
         bad,
         compare=lambda oracle: _measure_oracle(case, given, oracle),
         tolerance=1e-9,
-        not_applicable={
-            "resume_equals_one_go": "a report is made in one go, from predictions that take seconds",
-            "dtype_kept": "a report holds statistics, not tensors of its inputs",
-        },
+        not_applicable=NOT_APPLICABLE,
     )
 
 
@@ -166,10 +169,7 @@ def language(case: Case, path: Path) -> Scene:
         bad,
         compare=lambda oracle: _language_oracle(case, given, oracle),
         tolerance=1e-5,
-        not_applicable={
-            "resume_equals_one_go": "a report is made in one go, from predictions that take seconds",
-            "dtype_kept": "a report holds statistics, not tensors of its inputs",
-        },
+        not_applicable=NOT_APPLICABLE,
     )
 
 
