@@ -209,6 +209,25 @@ def test_random_kills_during_run_end_with_the_same_bytes(toy: Toy) -> None:
     assert resumed > KILLS / 4  # else every run began at the beginning
 
 
+@lean
+def test_a_run_killed_at_any_call_before_its_first_step_is_gone_on_with(toy: Toy) -> None:
+    """Also between the first byte of its mark and the mark's name."""
+    run(toy.recipe, "clean")
+    torn = 0
+    for number in range(12):
+        out = Path(f"out-{number}")
+
+        def work(out: Path = out, number: int = number) -> None:
+            kill_at(number)
+            run(toy.recipe, out)
+
+        assert outcome(forked(work)) == -signal.SIGKILL
+        torn += out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists()
+        run(toy.recipe, out)
+        assert tree(out) == tree(Path("clean"))
+    assert torn >= 2
+
+
 def is_whole(path: Path) -> bool:
     try:
         verify(path)

@@ -317,10 +317,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def half_written(path: Path) -> list[Path]:
+    """What killed processes left half-written beside ``path``."""
+    return [p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.tmp-")]
+
+
 def sweep(path: Path) -> None:
     """Removes what killed processes left half-written beside ``path``. The caller must hold the right to write there."""
     with contextlib.suppress(OSError):  # what cannot be removed now is removed by the next start
-        for left in [p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.tmp-")]:
+        for left in half_written(path):
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:
