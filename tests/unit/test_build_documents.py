@@ -16,6 +16,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.data.graph import Graph
 from interfuse.data.graph_files import read_documents
 from interfuse.data.lm import Prompt, Reply, words_of
+from interfuse.data.ontology import read_ontology
 from interfuse.data.statements import Literal
 from interfuse.kit.document_prompts import about_document, fenced, mark_of
 from interfuse.kit.language import RuleParser, lemma_of, open_parser, singular
@@ -133,6 +134,27 @@ def test_every_statement_points_to_the_words_that_say_it(tmp_path: Path) -> None
     assert texts[proof.document][1][proof.start : proof.end] == "Oslo | 709037"
     (proof,) = seen["Oslo", "founded-by", "Harald Hardrada"].evidence
     assert texts[proof.document][1][proof.start : proof.end] == "It was founded by Harald Hardrada."
+
+
+WANTED = """@prefix owl: <http://www.w3.org/2002/07/owl#> . @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+<urn:x:City> a owl:Class ; rdfs:label "city" . <urn:x:Country> a owl:Class ; rdfs:label "country" .
+<urn:x:capital> a owl:ObjectProperty ; rdfs:label "capital of" ; rdfs:domain <urn:x:City> ; rdfs:range <urn:x:Country> .
+"""
+
+
+def test_the_ontology_stands_beside_its_graph(tmp_path: Path) -> None:
+    words = "Oslo is the capital of Norway. Oslo was founded by Harald Hardrada."
+    (tmp_path / "wanted.ttl").write_text(WANTED)
+    graph, _ = build(
+        write(tmp_path / "in", {"a.txt": words}),
+        tmp_path / "g",
+        tmp_path / "cache",
+        ontology=str(tmp_path / "wanted.ttl"),
+    )
+    relations = {s.predicate for s in graph if s.predicate.startswith("urn:x:") or ":relation:" in s.predicate}
+    assert relations == {"urn:x:capital"}
+    beside = read_ontology(tmp_path / "g" / "ontology.ttl")
+    assert beside.fingerprint() == read_ontology(tmp_path / "wanted.ttl").fingerprint()
 
 
 DOCUMENTS = {

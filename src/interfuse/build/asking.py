@@ -10,12 +10,19 @@ from typing import Any
 from interfuse.build.room import Candidate, Work
 from interfuse.build.tables import value_of
 from interfuse.core.rooms import Call, Cost
-from interfuse.data.chunks import Chunk, sentences, token_count
+from interfuse.data.chunks import Chunk, sentences
 from interfuse.data.ontology import Ontology
 from interfuse.kit.document_prompts import about_document, corrected
 from interfuse.kit.mended_replies import records
 from interfuse.kit.quotes import find_quote
 
+#: modules that a method's findings depend on when it asks a language model
+ASKING = (
+    "interfuse.build.asking",
+    "interfuse.kit.document_prompts",
+    "interfuse.kit.mended_replies",
+    "interfuse.kit.quotes",
+)
 FIELDS = ("subject", "relation", "object", "subject_type", "object_type", "quote")
 NEEDED = ("subject", "relation", "object")
 #: what a model is made to answer with, where its server can
@@ -184,8 +191,3 @@ def cost_of_asking(call: Call, params: Mapping[str, Any]) -> Cost:
     size = sum(f.size for f in corpus.files) if corpus is not None else 0
     calls = max(1, round(size / 5 / call.params["chunk_tokens"]))
     return Cost(calls=calls, seconds=float(calls))
-
-
-def tokens_of(chunk: Chunk) -> int:
-    """Words and marks of a chunk."""
-    return token_count(chunk.text)

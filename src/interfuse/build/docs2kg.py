@@ -8,18 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from interfuse.build.asking import cost_of_asking, extract_chunks
+from interfuse.build.asking import ASKING, cost_of_asking, extract_chunks
 from interfuse.build.assembling import CLASS, document_iri, element_iri
-from interfuse.build.reading import Memory, candidates, names_of, read_chunks
+from interfuse.build.reading import READING, read_by_rules, read_tables, reader_of
 from interfuse.build.room import Candidate, Work
-from interfuse.build.tables import table_candidates, value_of
+from interfuse.build.tables import value_of
 from interfuse.core.method import method
 from interfuse.core.rooms import Call, Cost
 from interfuse.data.chunks import Chunk
 from interfuse.data.corpus import Document
 from interfuse.data.statements import LABEL, TYPE, XSD, Evidence, Statement, entity_id, relation_id
 from interfuse.data.statements import Literal as Value
-from interfuse.kit.language import open_parser
 
 #: fields of a mail's head that name people
 PEOPLE = ("from", "to", "cc")
@@ -143,7 +142,7 @@ def _metadata(work: Work, document: Document, node: str, proof: tuple[Evidence, 
 def prepare(work: Work, *, entities: list[str] | None, parser: str, **_: Any) -> Any:
     """The parser, and the names that the list, the ontology and an earlier graph bring."""
     pairs = [tuple(e.rsplit("=", 1)) if "=" in e else (e, "") for e in entities or ()]
-    return open_parser(parser), names_of(work, [(p[0].strip(), p[1].strip()) for p in pairs])
+    return reader_of(work, parser, [(p[0].strip(), p[1].strip()) for p in pairs])
 
 
 def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
@@ -152,8 +151,7 @@ def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
 
 @method(
     per="chunk", needs=("documents",), batch=32, prepare=prepare, document=layout, index="element", cost=_cost,
-    parts=("interfuse.kit.language", "interfuse.kit.mentions", "interfuse.kit.open_relations", "interfuse.build.reading", "interfuse.build.tables",
-           "interfuse.build.asking", "interfuse.kit.document_prompts", "interfuse.kit.mended_replies", "interfuse.kit.quotes"),
+    parts=(*READING, *ASKING),
 )  # fmt: skip
 def docs2kg(
     work: Work,
@@ -172,14 +170,8 @@ def docs2kg(
     Raises:
         InterfuseError: ``needs.package``, ``budget.spent`` or ``endpoint.failed``.
     """
-    opened, names = work.ready
-    for chunk in work.chunks:
-        if any(chunk.columns):
-            yield from table_candidates(chunk)
-    if work.lm is not None:
-        work.chunks = tuple(c for c in work.chunks if not any(c.columns))
+    yield from read_tables(work)
+    if work.lm is None:
+        yield from read_by_rules(work)
+    else:
         yield from extract_chunks(work, max_tokens=max_tokens, tries=2, nearly=0.9)
-        return
-    memories: dict[str, Memory] = {}
-    for chunk, shift, found in read_chunks(work, opened.parse):
-        yield from candidates(chunk, shift, found, memories.setdefault(chunk.id, Memory(names)), work)

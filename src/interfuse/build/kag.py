@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from interfuse.build.asking import FIELDS, NEEDED, ask, cost_of_asking, grounded, prompt_of
+from interfuse.build.asking import ASKING, FIELDS, NEEDED, ask, cost_of_asking, grounded, prompt_of
 from interfuse.build.assembling import CLASS, chunk_iri, document_iri
-from interfuse.build.reading import Memory, candidates, names_of, read_chunks
+from interfuse.build.reading import READING, read_by_rules, read_tables, reader_of
 from interfuse.build.room import Candidate, Work
-from interfuse.build.tables import table_candidates
 from interfuse.core.method import method
 from interfuse.core.rooms import Call, Cost
 from interfuse.data.chunks import Chunk
@@ -20,7 +19,7 @@ from interfuse.data.graph import Graph
 from interfuse.data.statements import LABEL, TYPE, Evidence, Statement, relation_id
 from interfuse.data.statements import Literal as Value
 from interfuse.kit.document_prompts import about_document
-from interfuse.kit.language import open_parser, singular
+from interfuse.kit.language import singular
 from interfuse.kit.mended_replies import records
 
 #: relations of meaning by which phrases and concepts are aligned (section 2.4)
@@ -109,7 +108,7 @@ def align(graph: Graph, work: Work, *, similar: float, **_: Any) -> Iterator[Sta
 
 def prepare(work: Work, *, parser: str, **_: Any) -> Any:
     """The parser and the names of ontology and earlier graph."""
-    return open_parser(parser), names_of(work)
+    return reader_of(work, parser)
 
 
 def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
@@ -118,8 +117,7 @@ def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
 
 @method(
     per="chunk", needs=("documents",), batch=16, prepare=prepare, document=chunk_nodes, index="chunk", finish=align, cost=_cost,
-    parts=("interfuse.kit.language", "interfuse.kit.mentions", "interfuse.kit.open_relations", "interfuse.build.reading", "interfuse.build.tables",
-           "interfuse.build.asking", "interfuse.kit.document_prompts", "interfuse.kit.mended_replies", "interfuse.kit.quotes"),
+    parts=(*READING, *ASKING),
 )  # fmt: skip
 def kag(
     work: Work,
@@ -147,20 +145,15 @@ def kag(
     Raises:
         InterfuseError: ``needs.package``, ``budget.spent`` or ``endpoint.failed``.
     """
-    opened, names = work.ready
-    for chunk in work.chunks:
-        if any(chunk.columns):
-            yield from table_candidates(chunk)
-    if work.lm is not None:
+    yield from read_tables(work)
+    if work.lm is None:
+        yield from read_by_rules(work)
+    else:
         yield from _by_model(work, categories or [], max_tokens)
-        return
-    memories: dict[str, Memory] = {}
-    for chunk, shift, found in read_chunks(work, opened.parse):
-        yield from candidates(chunk, shift, found, memories.setdefault(chunk.id, Memory(names)), work)
 
 
 def _by_model(work: Work, categories: Sequence[str], max_tokens: int) -> Iterator[Candidate]:
-    chunks = {c.id: c for c in work.chunks if not any(c.columns)}
+    chunks = {c.id: c for c in work.chunks}
     kinds = [
         *categories,
         *([c.label for c in work.ontology.classes.values() if c.label] if work.ontology is not None else []),

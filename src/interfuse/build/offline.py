@@ -7,27 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from interfuse.build.reading import Memory, candidates, names_of, read_chunks
+from interfuse.build.reading import READING, read_by_rules, read_tables, reader_of
 from interfuse.build.room import Candidate, Work
-from interfuse.build.tables import table_candidates
 from interfuse.core.method import method
-from interfuse.kit.language import open_parser
 
 
 def prepare(work: Work, *, parser: str, tables: bool) -> Any:
     """The parser, and the names that ontology and earlier graph bring."""
-    opened = open_parser(parser)
-    work.ctx.log(
-        f"sentences are read by {opened.name}"
-        + (" (install 'interfuse[nlp]' for a real parser)" if opened.name.startswith("rules") else "")
-    )
-    return opened, names_of(work)
+    return reader_of(work, parser)
 
 
-@method(
-    per="chunk", needs=("documents",), batch=64, prepare=prepare,
-    parts=("interfuse.kit.language", "interfuse.kit.mentions", "interfuse.kit.open_relations", "interfuse.build.reading", "interfuse.build.tables"),
-)  # fmt: skip
+@method(per="chunk", needs=("documents",), batch=64, prepare=prepare, parts=READING)
 def offline(
     work: Work,
     *,
@@ -43,11 +33,6 @@ def offline(
     Raises:
         InterfuseError: ``needs.package`` when spaCy is asked for and not installed.
     """
-    opened, names = work.ready
-    for chunk in work.chunks:
-        if chunk.columns and tables:
-            yield from table_candidates(chunk)
-    memories: dict[str, Memory] = {}
-    for chunk, shift, sentences in read_chunks(work, opened.parse):
-        memory = memories.setdefault(chunk.id, Memory(names))
-        yield from candidates(chunk, shift, sentences, memory, work)
+    if tables:
+        yield from read_tables(work)
+    yield from read_by_rules(work)

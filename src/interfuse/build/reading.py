@@ -8,15 +8,23 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from interfuse.build.room import Candidate, Work
-from interfuse.build.tables import value_of
+from interfuse.build.tables import table_candidates, value_of
 from interfuse.data.chunks import Chunk
 from interfuse.data.ontology import Ontology
 from interfuse.data.statements import ALIAS, XSD, Literal
-from interfuse.kit.language import Sentence
+from interfuse.kit.language import Parser, Sentence, open_parser
 from interfuse.kit.mentions import EMPTY, Mention, acronyms, find_mentions, gazetteer, iso_date
 from interfuse.kit.open_relations import IS_A, Found, open_relations
 
 T = TypeVar("T")
+#: modules that a method's findings depend on when it reads by rules
+READING = (
+    "interfuse.kit.language",
+    "interfuse.kit.mentions",
+    "interfuse.kit.open_relations",
+    "interfuse.build.reading",
+    "interfuse.build.tables",
+)
 #: what words of a text say of a property's name, where the name itself is not written
 PARAPHRASES = {
     "author": ("written by", "novel by", "book by", "authored by", "wrote", "write"), "director": ("directed by", "film by", "direct"),
@@ -90,6 +98,36 @@ def read_chunks(work: Work, parse: Callable[[list[str]], Iterable[T]]) -> Iterat
     texts = [c.text[start:end] for c, start, end in places]
     for (chunk, start, _), made in zip(places, parse(texts), strict=True):
         yield chunk, start, made
+
+
+def reader_of(work: Work, parser: str, extra: Sequence[tuple[str, str]] = ()) -> tuple[Parser, Names]:
+    """What :func:`read_by_rules` reads with: a parser, and the names that ontology, earlier graph and a list bring.
+
+    Raises:
+        InterfuseError: ``needs.package`` when spaCy is asked for and not installed.
+    """
+    opened = open_parser(parser)
+    work.ctx.log(
+        f"sentences are read by {opened.name}"
+        + (" (install 'interfuse[nlp]' for a real parser)" if opened.name.startswith("rules") else "")
+    )
+    return opened, names_of(work, extra)
+
+
+def read_tables(work: Work) -> Iterator[Candidate]:
+    """The rows of the tables among the chunks; what is left to read is then ``work.chunks``."""
+    for chunk in work.chunks:
+        if any(chunk.columns):
+            yield from table_candidates(chunk)
+    work.chunks = tuple(c for c in work.chunks if not any(c.columns))
+
+
+def read_by_rules(work: Work) -> Iterator[Candidate]:
+    """The open relations of the chunks' prose (with an ontology, those it has a name for), by what :func:`reader_of` made."""
+    opened, names = work.ready
+    memories: dict[str, Memory] = {}
+    for chunk, shift, sentences in read_chunks(work, opened.parse):
+        yield from candidates(chunk, shift, sentences, memories.setdefault(chunk.id, Memory(names)), work)
 
 
 @dataclass

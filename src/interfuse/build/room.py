@@ -222,6 +222,8 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     facts = _finish(call, work, graph, batch, settings, by_chunk)
     graph.save(folder)
     write_documents(folder, texts)
+    if work.ontology is not None and not (folder / "ontology.ttl").exists():  # a method may have written its own
+        work.ontology.write(folder / "ontology.ttl")
     skipped = sorted((s.name, s.code, s.why) for s in corpus.skipped) if corpus is not None else []
     if skipped:
         call.ctx.log(
