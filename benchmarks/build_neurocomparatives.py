@@ -3,7 +3,9 @@
     python benchmarks/build_neurocomparatives.py [PAIRS]
 
 Animals with their usual adult masses in kilograms (common reference values, rounded) are the gold: a statement that uses a word of size or
-weight is right or wrong by them; others are counted as comparisons but not judged. All systems make ten continuations per prompt.
+weight is right or wrong by them; others are counted as comparisons but not judged. All systems make ten continuations per prompt, and say how
+many tokens the model computed for them. The critic judges each pair after learning from the statements of other pairs. Intervals of
+differences are drawn over pairs. What is measured of one pair is kept: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -12,18 +14,21 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from real_models import smollm2
-from record import save
+from record import part, save
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import Source, apply
 from interfuse.data.lm import open_lm
 from interfuse.kit.comparatives import prompt_of, taken_apart
 from interfuse.kit.constrained_beam import Constraint, constrained_beam
+from interfuse.kit.critics import train_critic
 from interfuse.kit.stats import wilson_interval
 from interfuse.kit.token_models import CausalStepper
 
@@ -43,82 +48,179 @@ def verdict(first: str, second: str, comparative: str) -> bool | None:
     return MASS[second] < MASS[first] if comparative in LESS else None
 
 
-def figures(rows: list[tuple[str, str, str]], prompts: int, seconds: float) -> dict[str, Any]:
-    """Rows (first, second, continuation) of one system in numbers."""
-    apart = [(a, b, taken_apart(a, b, c)) for a, b, c in rows]
-    formed = [(a, b, c) for a, b, c in apart if not isinstance(c, str)]
-    judged = [v for a, b, c in formed if (v := verdict(a, b, c.comparative)) is not None]
-    kinds: dict[tuple[str, str], set[str]] = {}
-    for a, b, c in formed:
-        kinds.setdefault((a, b), set()).add(c.comparative)
-    found: dict[str, Any] = {"statements": len(rows), "well formed": len(formed) / max(len(rows), 1), "judged": len(judged), "seconds": seconds,
-                             "comparatives per prompt": sum(map(len, kinds.values())) / prompts}  # fmt: skip
-    if judged:
-        interval = wilson_interval(sum(judged), len(judged))
-        found |= {"right of judged": interval.estimate, "low": interval.low, "high": interval.high}
-    return found
+PLAIN, SAMPLED, MADE, VOTED = (
+    "plain beam",
+    "nucleus sampling",
+    "constrained, clustered",
+    "constrained, clustered, voted",
+)
+CONSISTENT, JUDGED = (
+    "the same, and not contradicted by the pair the other way round",
+    "the same, and a critic's better half",
+)
+COUNT, LONGEST, FOLDS, DRAWS = 10, 20, 5, 1000
+
+#: (first, second, continuation, confidence)
+Said = tuple[str, str, str, float]
 
 
-def main(count: int = 20) -> None:
-    ctx = Ctx()
-    lm: Any = open_lm(Source(str(smollm2()), "SmolLM2-135M-Instruct"), ctx)
-    rng, names = ctx.rng("pairs"), list(MASS)
-    pairs: list[list[str]] = []
-    while len(pairs) < count:
-        a, b = (names[int(i)] for i in rng.choice(len(names), 2, replace=False))
-        if max(MASS[a], MASS[b]) >= APART * min(MASS[a], MASS[b]) and [a, b] not in pairs and [b, a] not in pairs:
-            pairs.append([a, b])
-    ordered = [(a, b) for a, b in pairs] + [(b, a) for a, b in pairs]
-    results: dict[str, Any] = {}
-    began = time.perf_counter()
-    rows: list[tuple[str, str, str]] = []
-    end = [
-        *lm.tokenizer(".", add_special_tokens=False)["input_ids"],
-        *lm.tokenizer("\n", add_special_tokens=False)["input_ids"],
-        *lm.tokenizer.all_special_ids,
-    ]
-    stepper = CausalStepper(lm.module)
-    for a, b in ordered:
+def measured(lm: Any, pair: tuple[str, str]) -> dict[str, Any]:
+    """What each system says of a pair in both orders; seconds of processor time and tokens computed."""
+    found: dict[str, list[Said]] = {PLAIN: [], SAMPLED: []}
+    cost: dict[str, dict[str, float]] = {}
+    end = [*lm.tokenizer(".", add_special_tokens=False)["input_ids"], *lm.tokenizer("\n", add_special_tokens=False)["input_ids"],
+           *lm.tokenizer.all_special_ids]  # fmt: skip
+    orders = [pair, (pair[1], pair[0])]
+    began, stepper = time.process_time(), CausalStepper(lm.module)
+    for a, b in orders:
         for f in constrained_beam(
-            stepper, lm.tokens_of(prompt_of(a, b)), Constraint(), end=end, beam=10, max_length=20, count=10
+            stepper,
+            lm.tokens_of(prompt_of(a, b)),
+            Constraint(),
+            end=end,
+            beam=COUNT,
+            max_length=LONGEST,
+            penalty=0.1,
+            count=COUNT,
         ):
-            rows.append((a, b, lm.tokenizer.decode(list(f.tokens))))
-    results["plain beam"] = figures(rows, len(ordered), time.perf_counter() - began)
-    began = time.perf_counter()
-    replies = lm.generate(
-        [prompt_of(a, b) for a, b in ordered], max_tokens=20, temperature=1.0, top_p=0.9, n=10, stop=(".", "\n"), seed=1
-    )
-    results["nucleus sampling"] = figures(
-        [(a, b, r.text) for (a, b), group in zip(ordered, replies, strict=True) for r in group],
-        len(ordered),
-        time.perf_counter() - began,
-    )
-    began = time.perf_counter()
+            found[PLAIN].append((a, b, lm.tokenizer.decode(list(f.tokens)), f.score(0.1)))
+    cost[PLAIN] = {"seconds": time.process_time() - began, "tokens": stepper.forward_tokens}
+    began = time.process_time()
+    replies = lm.generate([prompt_of(a, b) for a, b in orders], max_tokens=LONGEST, temperature=1.0, top_p=0.9, n=COUNT, stop=(".", "\n"), seed=1)  # fmt: skip
+    found[SAMPLED] = [(a, b, r.text, 0.0) for (a, b), group in zip(orders, replies, strict=True) for r in group]
+    cost[SAMPLED] = {"seconds": time.process_time() - began, "tokens": sum(r.tokens for group in replies for r in group)}  # fmt: skip
+    began = time.process_time()
     with tempfile.TemporaryDirectory() as place:
-        apply("build/neurocomparatives", lm=lm, pairs=pairs, beam=10, returned=10, survivors=5, out=Path(place) / "g")
-        lines = [json.loads(line) for line in (Path(place) / "g" / "comparisons.jsonl").read_text().splitlines()]
-        funnel = json.loads((Path(place) / "g" / "interfuse.json").read_text())["facts"]["method"]["funnel"]
-    took = time.perf_counter() - began
+        apply("build/neurocomparatives", lm=lm, pairs=[list(pair)], beam=COUNT, returned=COUNT, longest=LONGEST, survivors=5, out=Path(place) / "g")  # fmt: skip
+        rows = [json.loads(line) for line in (Path(place) / "g" / "comparisons.jsonl").read_text().splitlines()]
+        told = json.loads((Path(place) / "g" / "interfuse.json").read_text())["facts"]
+    cost[MADE] = {"seconds": time.process_time() - began, "tokens": told["counts"]["tokens computed"]}
+    return {"said": found, "rows": rows, "cost": cost, "funnel": told["method"]["funnel"]}
 
-    def said(row: dict[str, Any]) -> tuple[str, str, str]:
-        return row["first"], row["second"], row["text"].split(",", 1)[1].strip().split(" ", 1)[1]
 
-    results["constrained, clustered"] = figures([said(r) for r in lines], len(ordered), took)
-    results["constrained, clustered, voted"] = figures([said(r) for r in lines if not r["dropped"]], len(ordered), took)
-    both = consistent([r for r in lines if not r["dropped"]])
-    results["the same, and not contradicted by the pair the other way round"] = figures(
-        [said(r) for r in both], len(ordered), took
-    )
-    sample = [r["text"] for r in lines if not r["dropped"]]
-    save("build-neurocomparatives", {"model": "SmolLM2-135M-Instruct (4-bit weights as bfloat16)", "pairs": len(pairs), "prompts": len(ordered), "systems": results,
-                                     "funnel": funnel, "examples": [sample[int(i)] for i in np.linspace(0, len(sample) - 1, 12)]})  # fmt: skip
-    print(json.dumps(results, indent=1))
+def said(row: dict[str, Any]) -> Said:
+    text = row["text"].split(",", 1)[1].strip().split(" ", 1)[1]
+    return row["first"], row["second"], text, row["entailed"] - row["contradicted"] + row["logprob"] / 100
 
 
 def consistent(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Statements without an equal one about the pair in the other order (both would say that each is bigger)."""
     said = {(r["first"], r["second"], r["comparative"], r["property"]) for r in rows}
     return [r for r in rows if (r["second"], r["first"], r["comparative"], r["property"]) not in said]
+
+
+def figures(rows: Sequence[Said], prompts: int, cost: dict[str, float]) -> dict[str, Any]:
+    """Rows of one system in numbers."""
+    apart = [(a, b, taken_apart(a, b, c), v) for a, b, c, v in rows]
+    formed = [(a, b, c, v) for a, b, c, v in apart if not isinstance(c, str)]
+    judged = sorted(((v, ok) for a, b, c, v in formed if (ok := verdict(a, b, c.comparative)) is not None), key=lambda r: -r[0])  # fmt: skip
+    kinds: dict[tuple[str, str], set[str]] = {}
+    for a, b, c, _ in formed:
+        kinds.setdefault((a, b), set()).add(c.comparative)
+    found: dict[str, Any] = {"statements": len(rows), "well formed": len(formed) / max(len(rows), 1), "judged": len(judged), **cost,
+                             "comparatives per prompt": sum(map(len, kinds.values())) / prompts}  # fmt: skip
+    if judged:
+        interval = wilson_interval(sum(ok for _, ok in judged), len(judged))
+        found |= {"right of judged": interval.estimate, "low": interval.low, "high": interval.high, "right per prompt": sum(ok for _, ok in judged) / prompts}  # fmt: skip
+        found["as the filter tightens"] = [{"kept": k, "right": sum(ok for _, ok in judged[:k]) / k,
+                                            "of all right ones": sum(ok for _, ok in judged[:k]) / max(sum(ok for _, ok in judged), 1)}
+                                           for share in (0.75, 0.5, 0.25) if (k := round(share * len(judged)))]  # fmt: skip
+    return found
+
+
+def critic(groups: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """Of each pair's statements the half that is likelier right, by a critic that learnt from other pairs."""
+    order = Ctx().rng("folds").permutation(len(groups))
+    fold = {int(g): n % FOLDS for n, g in enumerate(order)}
+    chosen: list[list[dict[str, Any]]] = [[] for _ in groups]
+    for f in range(FOLDS):
+        known = [(r["text"], ok, str(g)) for g, rows in enumerate(groups) if fold[g] != f for r in rows
+                 if (ok := verdict(r["first"], r["second"], r["comparative"])) is not None]  # fmt: skip
+        judge = train_critic([t for t, _, _ in known], [ok for _, ok, _ in known], groups=[g for *_, g in known], rng=Ctx(seed=f).rng("critic"), least=40)  # fmt: skip
+        own = [(g, r) for g, rows in enumerate(groups) if fold[g] == f for r in rows]
+        p = judge([r["text"] for _, r in own])
+        bar = float(np.median(judge([t for t, _, _ in known])))
+        for (g, r), value in zip(own, p, strict=True):
+            if value > bar:
+                chosen[g].append(r)
+    return chosen
+
+
+def difference(first: list[list[Said]], second: list[list[Said]]) -> dict[str, float]:
+    """How much more of what the second system says is right, of what can be judged; the interval is drawn over pairs."""
+    counts = np.zeros((len(first), 4))
+    for k, groups in enumerate((first, second)):
+        for i, rows in enumerate(groups):
+            for a, b, text, _ in rows:
+                c = taken_apart(a, b, text)
+                ok = None if isinstance(c, str) else verdict(a, b, c.comparative)
+                counts[i, 2 * k : 2 * k + 2] += (ok is not None, bool(ok))
+
+    def gain(total: Any) -> float:
+        return float(total[3] / max(total[2], 1) - total[1] / max(total[0], 1))
+
+    rng = Ctx().rng("draws")
+    drawn = [gain(counts[rng.integers(0, len(counts), len(counts))].sum(0)) for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {"pairs": len(counts), "difference": gain(counts.sum(0)), "low": float(low), "high": float(high)}
+
+
+def pairs_of(count: int) -> list[tuple[str, str]]:
+    """Pairs of animals, one at least :data:`APART` times as heavy as the other."""
+    rng, names, found = Ctx().rng("pairs"), list(MASS), list[tuple[str, str]]()
+    while len(found) < count:
+        a, b = (names[int(i)] for i in rng.choice(len(names), 2, replace=False))
+        apart = max(MASS[a], MASS[b]) >= APART * min(MASS[a], MASS[b])
+        if apart and (a, b) not in found and (b, a) not in found:
+            found.append((a, b))
+    return found
+
+
+def main(count: int = 24) -> None:
+    model = smollm2()
+    if model is None:
+        print("skipped: the model is not here")
+        return
+    lm: Any = open_lm(Source(str(model), "SmolLM2-135M-Instruct"), Ctx())
+    parts = []
+    for pair in pairs_of(count):
+        parts.append(part("build-neurocomparatives", " ".join(pair), partial(measured, lm, pair)))
+        print(pair, {k: round(v["seconds"], 1) for k, v in parts[-1]["cost"].items()}, flush=True)
+    write(parts)
+
+
+def write(parts: list[dict[str, Any]]) -> None:
+    """All pairs together."""
+    voted = [[r for r in p["rows"] if not r["dropped"]] for p in parts]
+    both = [consistent(rows) for rows in voted]
+    kept: dict[str, list[list[Said]]] = {
+        name: [[tuple(x) for x in p["said"][name]] for p in parts] for name in (PLAIN, SAMPLED)
+    }
+    for name, groups in (
+        (MADE, [p["rows"] for p in parts]),
+        (VOTED, voted),
+        (CONSISTENT, both),
+        (JUDGED, critic(both)),
+    ):
+        kept[name] = [[said(r) for r in rows] for rows in groups]
+
+    def cost(name: str) -> dict[str, float]:
+        return {k: sum(p["cost"].get(name, p["cost"][MADE])[k] for p in parts) for k in ("seconds", "tokens")}
+
+    table = {
+        name: figures([r for rows in groups for r in rows], 2 * len(parts), cost(name)) for name, groups in kept.items()
+    }
+    steps: tuple[tuple[str, str], ...] = ((PLAIN, MADE), (SAMPLED, MADE), (MADE, VOTED), (VOTED, CONSISTENT), (CONSISTENT, JUDGED), (SAMPLED, JUDGED))  # fmt: skip
+    funnel: dict[str, dict[str, int]] = {}
+    for p in parts:
+        for row in p["funnel"]:
+            at = funnel.setdefault(row["stage"], {"in": 0, "out": 0})
+            at["in"], at["out"] = at["in"] + row["in"], at["out"] + row["out"]
+    sample = [r["text"] for rows in both for r in rows]
+    save("build-neurocomparatives", {"model": "SmolLM2-135M-Instruct (4-bit weights as bfloat16)", "pairs": len(parts), "prompts": 2 * len(parts), "systems": table,
+                                     "paired": {f"{b} minus {a}": difference(kept[a], kept[b]) for a, b in steps}, "funnel": funnel,
+                                     "examples": [sample[int(i)] for i in np.linspace(0, len(sample) - 1, 12)]})  # fmt: skip
+    print(json.dumps(table, indent=1))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import re
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from record import save
+from record import part, save
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import Source, apply
@@ -94,6 +95,8 @@ def saved(module: Any, tok: Any, folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------ symbolic distillation
 
 KINDS, RELATIONS, VALUES, THINGS = 12, ("colour", "size", "use", "place"), 8, 25
+#: heads whose triples are judged, four each; and the strength of the critic, chosen with other seeds than those reported
+JUDGED, STRENGTH = 240, 30.0
 
 
 def symbolic(seed: int) -> dict[str, float]:
@@ -125,7 +128,7 @@ def symbolic(seed: int) -> dict[str, float]:
         teacher, tok = fresh(tok_folder, 96, seed)
         lm = saved(trained(teacher, tok, texts, 700, seed), tok, root / "teacher")
         judged = []
-        for head in [heads[int(i)] for i in rng.permutation(len(heads))[:120]]:
+        for head in [heads[int(i)] for i in rng.permutation(len(heads))[:JUDGED]]:
             for r in RELATIONS:
                 tail = truth[int(head.split()[0][4:]), r] if rng.random() < 0.6 else f"{r}{int(rng.integers(VALUES))}"
                 judged.append({"head": head, "relation": r, "tail": tail, "valid": int(right(head, r, tail))})
@@ -145,6 +148,7 @@ def symbolic(seed: int) -> dict[str, float]:
             top_p=1.0,
             max_tokens=2,
             recall=0.8,
+            strength=STRENGTH,
             table=table,
             seed=seed,
             out=root / "g",
@@ -281,7 +285,7 @@ def main(names: Sequence[str]) -> None:
             continue
         rows = []
         for seed in SEEDS:
-            rows.append(run(seed))
+            rows.append(part(f"build-students-{name}", f"seed {seed}", partial(run, seed)))
             print(name, json.dumps(rows[-1]), flush=True)
         save(f"build-{name}-students", {"seeds": rows, "means": {k: float(np.mean([r[k] for r in rows])) for k in rows[0]},
                                         "paired": {f"{a} minus {b}": compared(rows, a, b) for a, b in pairs}})  # fmt: skip

@@ -2,8 +2,10 @@
 
     INTERFUSE_SHARED_DATA=... python benchmarks/build_symbolic_kd.py [HEADS PER RELATION]
 
-The teacher writes tails for heads of LRE relations; gold facts judge them. The critic learns from the judged triples of one half of the
-heads, the other half is measured. Beside the critic stands a filter without training: how often the teacher wrote the same tail.
+The teacher writes tails for heads of LRE relations; gold facts judge them. Heads are dealt into five folds: for each fold the critic learns from the
+judged triples of the other four and chooses its cut there, so that every triple is judged by a critic that never saw its head. Beside the critic
+stands a filter without training, how often the teacher wrote the same tail, and plain prompting: the greedy tail alone. Intervals are drawn
+over heads. What is written for one relation is kept: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -12,101 +14,147 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from build_bertnet import right
 from real_models import smollm2
-from record import save
+from record import part, save
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import Source, apply
 from interfuse.data.lm import open_lm
-from interfuse.kit.critics import cut_at_recall
-from interfuse.kit.stats import wilson_interval
+from interfuse.kit.commonsense import Relation
+from interfuse.kit.critics import cut_at_recall, held_out, train_critic
 
 PLACE = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 RELATIONS = {
     "antonym": ("linguistic/adj_antonym", "is the opposite of"), "superclass": ("commonsense/object_superclass", "is a kind of"),
     "made by": ("factual/product_by_company", "is made by the company"), "past tense": ("linguistic/verb_past_tense", "has the past tense"),
+    "landmark": ("factual/landmark_in_country", "is in the country of"), "sport": ("factual/person_plays_pro_sport", "plays professional"),
 }  # fmt: skip
-SHOTS = 4
+SHOTS, FOLDS, RECALLS, DRAWS = 4, 5, (0.9, 0.8, 0.7, 0.6, 0.5, 0.3), 1000
 
 
-def main(most: int = 50) -> None:
-    folder = PLACE / "lre-relations"
-    if not folder.is_dir():
-        print("skipped: the LRE relations are not here")
+def main(most: int = 60) -> None:
+    model = smollm2()
+    if not (PLACE / "lre-relations").is_dir() or model is None:
+        print("skipped: the LRE relations or the model are not here")
         return
-    ctx = Ctx()
-    lm: Any = open_lm(Source(str(smollm2()), "SmolLM2-135M-Instruct"), ctx)
+    lm: Any = open_lm(Source(str(model), "SmolLM2-135M-Instruct"), Ctx())
     judged: list[dict[str, Any]] = []
-    for name, (file, phrase) in RELATIONS.items():
-        samples = json.loads((folder / f"{file}.json").read_text())["samples"]
-        gold: dict[str, list[str]] = {}
-        for s in samples:
-            gold.setdefault(s["subject"], []).append(s["object"])
-        heads = [list(gold)[int(i)] for i in ctx.rng(f"heads {name}").permutation(len(gold))]
-        schema = {name: {"phrase": phrase, "examples": [[h, gold[h][0]] for h in heads[:SHOTS]]}}
-        with tempfile.TemporaryDirectory() as place:
-            apply("build/symbolic-kd", lm=lm, relations=schema, heads=heads[SHOTS : SHOTS + most], tails=5, shots=SHOTS, top_p=0.9, max_tokens=8, recall=1.0,
-                  out=Path(place) / "g")  # fmt: skip
-            for line in (Path(place) / "g" / "corpus.jsonl").read_text().splitlines():
-                row = json.loads(line)
-                judged.append({**row, "valid": int(any(right(row["tail"], g) for g in gold[row["head"]]))})
-        print(name, np.mean([r["valid"] for r in judged if r["relation"] == name]), flush=True)
-    runs = [measured(judged, seed) for seed in range(5)]
-    table = {}
-    for filtered in ("critic", "agreement"):
-        table[filtered] = []
-        for i, recall in enumerate(runs[0][filtered]):
-            kept = sum(r[filtered][i]["kept"] for r in runs)
-            good = sum(r[filtered][i]["valid"] for r in runs)
-            gains = np.array([r[filtered][i]["precision"] - r["share valid"] for r in runs])
-            spread = gains.std(ddof=1) / np.sqrt(len(gains)) * 2.776  # Student's t, 4 degrees of freedom
-            table[filtered].append({"recall aimed at": recall["recall aimed at"], "kept": kept / len(runs), "precision": good / max(kept, 1),
-                                    "recall": float(np.mean([r[filtered][i]["recall"] for r in runs])), "gain": float(gains.mean()),
-                                    "low": float(gains.mean() - spread), "high": float(gains.mean() + spread)})  # fmt: skip
-    whole = wilson_interval(sum(r["valid"] for r in judged), len(judged))
-    save("build-symbolic-kd", {"model": "SmolLM2-135M-Instruct (4-bit weights as bfloat16)", "triples": len(judged), "splits": len(runs),
-                               "share valid": {"value": whole.estimate, "low": whole.low, "high": whole.high}, "filters": table,
-                               "examples": [[r["head"], r["relation"], r["tail"], r["valid"]] for r in judged[:: max(len(judged) // 12, 1)]]})  # fmt: skip
+    for name in RELATIONS:
+        judged += part("build-symbolic-kd", f"{name} {most}", partial(written, lm, name, most))
+        mine = [r for r in judged if r["relation"] == name]
+        print(name, len(mine), np.mean([r["valid"] for r in mine]), flush=True)
+    triples = [r for r in judged if not r["greedy"]]
+    alone = [r for r in judged if r["greedy"]]
+    truth = np.array([bool(r["valid"]) for r in triples])
+    heads = [f"{r['relation']} {r['head']}" for r in triples]
+    scores = {"critic": folded(triples, heads), "agreement": agreed(triples, heads)}
+    table: dict[str, Any] = {}
+    for name, by_fold in scores.items():
+        table[name] = []
+        for recall in RECALLS:
+            kept = np.zeros(len(triples), bool)
+            for own, p, bar in by_fold:
+                kept[own] = p > bar[recall]
+            table[name].append({"recall aimed at": recall, **against(truth, kept, heads)})
+    save("build-symbolic-kd", {
+        "model": "SmolLM2-135M-Instruct (4-bit weights as bfloat16)", "relations": {n: {"triples": sum(r["relation"] == n for r in triples),
+            "share valid": float(np.mean([r["valid"] for r in triples if r["relation"] == n])),
+            "share valid, weighted by how often": float(np.average([r["valid"] for r in triples if r["relation"] == n],
+                                                                   weights=[r["times"] for r in triples if r["relation"] == n])),
+            "greedy tail right": float(np.mean([r["valid"] for r in alone if r["relation"] == n]))} for n in RELATIONS},
+        "triples": len(triples), "heads": len(set(heads)), "share valid": float(truth.mean()),
+        "greedy tails": {"n": len(alone), "right": float(np.mean([r["valid"] for r in alone]))}, "filters": table,
+        "examples": [[r["head"], r["relation"], r["tail"], r["valid"]] for r in triples[:: max(len(triples) // 12, 1)]]})  # fmt: skip
     print(json.dumps(table, indent=1))
 
 
-def measured(judged: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """One split of the heads: the critic learns and chooses its cuts on one half, the other is measured."""
+def written(lm: Any, name: str, most: int) -> list[dict[str, Any]]:
+    """The teacher's triples of one relation, sampled and greedy, judged by the gold facts."""
+    file, phrase = RELATIONS[name]
+    samples = json.loads((PLACE / "lre-relations" / f"{file}.json").read_text())["samples"]
+    gold: dict[str, list[str]] = {}
+    for s in samples:
+        gold.setdefault(s["subject"], []).append(s["object"])
+    heads = [list(gold)[int(i)] for i in Ctx().rng(f"heads {name}").permutation(len(gold))]
+    schema = {name: {"phrase": phrase, "examples": [[h, gold[h][0]] for h in heads[:SHOTS]]}}
+    found = []
+    for greedy in (False, True):
+        with tempfile.TemporaryDirectory() as place:
+            apply("build/symbolic-kd", lm=lm, relations=schema, heads=heads[SHOTS : SHOTS + most], tails=1 if greedy else 5, shots=SHOTS, top_p=0.9,
+                  temperature=0.0 if greedy else 1.0, max_tokens=8, recall=1.0, out=Path(place) / "g")  # fmt: skip
+            for line in (Path(place) / "g" / "corpus.jsonl").read_text().splitlines():
+                row = json.loads(line)
+                found.append({k: row[k] for k in ("head", "relation", "tail", "times")}
+                             | {"valid": int(any(right(row["tail"], g) for g in gold[row["head"]])), "greedy": greedy})  # fmt: skip
+    return found
+
+
+def dealt(heads: list[str], fold: int) -> Any:
+    """Which rows belong to a fold: whole heads."""
+    names = list(dict.fromkeys(heads))
+    place = {names[int(i)]: n % FOLDS for n, i in enumerate(Ctx().rng("folds").permutation(len(names)))}
+    return np.array([place[h] == fold for h in heads])
+
+
+def bars(p: Any, valid: list[bool]) -> dict[float, float]:
+    return {recall: cut_at_recall(p, valid, recall).threshold for recall in RECALLS}
+
+
+def folded(rows: list[dict[str, Any]], heads: list[str]) -> list[tuple[Any, Any, dict[float, float]]]:
+    """For each fold: its rows, the critic's probability of each, and the cuts, which were chosen on other heads."""
     from interfuse.build.symbolic_kd import views
-    from interfuse.kit.commonsense import Relation
-    from interfuse.kit.critics import held_out, train_critic
 
-    ctx = Ctx(seed=seed)
-    test = held_out([r["head"] for r in judged], 0.5, ctx.rng("test"))
-    learn, rest = (
-        [r for r, t in zip(judged, test, strict=True) if not t],
-        [r for r, t in zip(judged, test, strict=True) if t],
-    )
-    cut = held_out([r["head"] for r in learn], 0.3, ctx.rng("cut"))
     relations = {name: Relation(name, phrase, ()) for name, (_, phrase) in RELATIONS.items()}
-    inner = [r for r, c in zip(learn, cut, strict=True) if not c]
-    outer = [r for r, c in zip(learn, cut, strict=True) if c]
-    critic = train_critic([f"{r['head']} {relations[r['relation']].phrase} {r['tail']}" for r in inner], [r["valid"] for r in inner],
-                          groups=[r["head"] for r in inner], rng=ctx.rng("critic"))  # fmt: skip
 
-    def p(rows: list[dict[str, Any]]) -> Any:
-        return views(critic, [(relations[r["relation"]], r["head"], r["tail"]) for r in rows], ctx.rng("views"))
+    def triples(chosen: list[dict[str, Any]]) -> list[tuple[Relation, str, str]]:
+        return [(relations[r["relation"]], r["head"], r["tail"]) for r in chosen]
 
-    made: dict[str, Any] = {"share valid": float(np.mean([r["valid"] for r in rest]))}
-    for name, score in (("critic", p), ("agreement", lambda rows: np.array([float(r["times"]) for r in rows]))):
-        made[name] = []
-        for recall in (0.9, 0.8, 0.7, 0.6, 0.5, 0.3):
-            bar = cut_at_recall(score(outer), [r["valid"] for r in outer], recall).threshold
-            kept = [r for r, s in zip(rest, score(rest), strict=True) if s > bar]
-            good = sum(r["valid"] for r in kept)
-            made[name].append({"recall aimed at": recall, "kept": len(kept), "valid": good, "precision": good / max(len(kept), 1),
-                               "recall": good / max(sum(r["valid"] for r in rest), 1)})  # fmt: skip
+    made = []
+    for fold in range(FOLDS):
+        ctx, own = Ctx(seed=fold), dealt(heads, fold)
+        learn = [(r, h) for r, h, o in zip(rows, heads, own, strict=True) if not o]
+        cut = held_out([h for _, h in learn], 0.3, ctx.rng("cut"))
+        inner, outer = ([x for x, c in zip(learn, cut, strict=True) if c == side] for side in (False, True))
+        critic = train_critic([f"{r['head']} {relations[r['relation']].phrase} {r['tail']}" for r, _ in inner], [r["valid"] for r, _ in inner],
+                              groups=[h for _, h in inner], rng=ctx.rng("critic"))  # fmt: skip
+        seen = views(critic, triples([r for r, _ in outer]), ctx.rng("views"))
+        p = views(critic, triples([r for r, o in zip(rows, own, strict=True) if o]), ctx.rng("views"))
+        made.append((own, p, bars(seen, [bool(r["valid"]) for r, _ in outer])))
     return made
+
+
+def agreed(rows: list[dict[str, Any]], heads: list[str]) -> list[tuple[Any, Any, dict[float, float]]]:
+    """The same with the count of equal tails as the score."""
+    made = []
+    for fold in range(FOLDS):
+        own = dealt(heads, fold)
+        times, valid = np.array([float(r["times"]) for r in rows]), [bool(r["valid"]) for r in rows]
+        made.append((own, times[own], bars(times[~own], [v for v, o in zip(valid, own, strict=True) if not o])))
+    return made
+
+
+def against(truth: Any, kept: Any, heads: list[str]) -> dict[str, Any]:
+    """Precision and recall of what is kept, and what precision is gained over keeping all, with an interval over heads."""
+    names = {h: i for i, h in enumerate(dict.fromkeys(heads))}
+    counts = np.zeros((len(names), 4))
+    for h, t, k in zip(heads, truth, kept, strict=True):
+        counts[names[h]] += (1, t, k, t and k)
+
+    def gain(total: Any) -> float:
+        return float(total[3] / max(total[2], 1) - total[1] / max(total[0], 1))
+
+    rng = Ctx().rng("draws")
+    drawn = [gain(counts[rng.integers(0, len(names), len(names))].sum(0)) for _ in range(DRAWS)]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    total = counts.sum(0)
+    return {"kept": int(total[2]), "precision": float(total[3] / max(total[2], 1)), "recall": float(total[3] / max(total[1], 1)),
+            "gain": gain(total), "low": float(low), "high": float(high)}  # fmt: skip
 
 
 if __name__ == "__main__":

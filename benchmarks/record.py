@@ -7,7 +7,8 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     """Minimum, quartiles and maximum of some measurements."""
     low, middle, high = statistics.quantiles(values, n=4)
     return {"n": len(values), "min": min(values), "q1": low, "median": middle, "q3": high, "max": max(values)}
+
+
+def part(name: str, key: str, make: Callable[[], Any]) -> Any:
+    """One part of a long benchmark (a seed, a relation) as JSON, made once: a run that was stopped goes on where it was.
+
+    Parts lie under ``INTERFUSE_BENCH_PARTS`` (else the temporary folder); remove them after a change of the script or of what it runs.
+    """
+    from interfuse.core.ctx import Ctx
+    from interfuse.kit.kept_steps import kept
+
+    place = Path(os.environ.get("INTERFUSE_BENCH_PARTS") or Path(tempfile.gettempdir()) / "interfuse-parts")
+    return kept(Ctx(scratch=place / name), key, make)
 
 
 def save(name: str, figures: dict[str, Any]) -> Path:

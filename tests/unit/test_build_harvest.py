@@ -138,6 +138,13 @@ def test_a_causal_model_is_searched_with_and_without_subjects(tmp_path: Path) ->
     found = list(graph.statements(p=relation_id("capital")))
     assert sorted(graph.label(s.subject) for s in found) == ["kenya", "norway"]
     assert all(0 <= s.confidence <= 1 and s.evidence[0].model == "causal" for s in found)
+    rows = world.lines(tmp_path / "asked" / "tuples.jsonl")
+    weights = json.loads((tmp_path / "asked" / "interfuse.json").read_text())["facts"]["method"]["relations"]["capital"]
+    used = [p["weight"] for p in weights["prompts"] if p["weight"] > 0]
+    assert sorted(r["entities"][0] for r in rows) == ["kenya", "norway"]
+    for row in rows:
+        assert row["search"] < 0
+        assert np.isclose(np.dot(used, row["prompts"]), row["score"])
 
 
 def test_three_entities_become_a_statement_with_a_qualifier(tmp_path: Path) -> None:

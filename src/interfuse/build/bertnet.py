@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -63,6 +64,9 @@ def bertnet(
 ) -> Iterator[Candidate]:  # fmt: skip
     """Weighs prompts, searches for tuples, scores them again under all prompts, ranks.
 
+    Beside the graph: ``tuples.jsonl``, every tuple with its score, the score in the search (the log-probability that ordered it), the
+    score under each prompt that has a weight, and its confidence.
+
     Raises:
         InterfuseError: ``input.format`` for a prompt without its slots, ``input.shape`` for seeds of another length, ``input.empty``
             without prompt or seed, ``needs.capability`` for a model whose token probabilities cannot be read.
@@ -71,6 +75,7 @@ def bertnet(
     module, tokenizer, masked = token_model(work)
     scorer = TupleScorer(module, tokenizer, masked=masked, whole=not masked if whole_entity is None else whole_entity)
     report: dict[str, Any] = {}
+    lines: list[str] = []
     for relation in wanted:
 
         def harvest(relation: _Relation = relation) -> dict[str, Any]:
@@ -96,21 +101,26 @@ def bertnet(
             wrong_scores = _mixed(scorer, prompts, weights, wrong) if wrong else np.zeros(0)
             sure = confidence([s for s, _ in ranked], right_scores, wrong_scores)
             soft = softmax([s for s, _ in ranked])
+            first = {tuple(e.lower() for e in t): s for s, t in (found if search else [])}
+            apart = _by_prompt(scorer, prompts, weights, [t for _, t in ranked] if rescore else [])
             return {
                 "scored": scorer.scored - before,
                 "prompts": [{"text": p.text, "weight": w, "seeds": a, "corrupted": b}
                             for p, w, a, b in zip(prompts, weights, pos, neg, strict=True)],
-                "tuples": [{"entities": t, "score": s, "weight": w, "confidence": c}
-                           for (s, t), w, c in zip(ranked, soft, sure, strict=True)],
+                "tuples": [{"entities": t, "score": s, "weight": w, "confidence": c, "search": first.get(tuple(e.lower() for e in t)),
+                            "prompts": list(apart[i]) if rescore else []}
+                           for i, ((s, t), w, c) in enumerate(zip(ranked, soft, sure, strict=True))],
             }  # fmt: skip
 
         made = kept(work.ctx, f"relation {relation.name}", harvest)
         work.count("tuples", len(made["tuples"]))
         report[relation.name] = {**made, "tuples": len(made["tuples"])}
         prompt = fingerprint([p["text"] for p in made["prompts"]])
+        lines += [json.dumps({"relation": relation.name, **row}, ensure_ascii=False) + "\n" for row in made["tuples"]]
         for row in made["tuples"]:
             yield _candidate(work, relation, row, prompt)
     work.report("relations", report)
+    work.save("tuples.jsonl", "".join(lines))
 
 
 def _candidate(work: Work, relation: _Relation, row: Mapping[str, Any], prompt: str) -> Candidate:
@@ -234,10 +244,16 @@ def _search(work: Work, module: Any, tokenizer: Any, masked: bool, relation: _Re
     return sorted(((s, n) for n, s in found.items()), key=lambda pair: -pair[0])
 
 
+def _by_prompt(
+    scorer: TupleScorer, prompts: Sequence[Prompt], weights: Floats, tuples: Sequence[Sequence[str]]
+) -> Floats:
+    """The score of each tuple under each prompt that has a weight, [N, P]."""
+    used = [p for p, w in zip(prompts, weights, strict=True) if w > 0]
+    return scorer([(p, t) for t in tuples for p in used]).reshape(len(tuples), len(used))
+
+
 def _mixed(scorer: TupleScorer, prompts: Sequence[Prompt], weights: Floats, tuples: Sequence[Sequence[str]]) -> Floats:
-    used = [(p, float(w)) for p, w in zip(prompts, weights, strict=True) if w > 0]
-    values = scorer([(p, t) for t in tuples for p, _ in used]).reshape(len(tuples), len(used))
-    return np.asarray(values @ np.array([w for _, w in used]))
+    return np.asarray(_by_prompt(scorer, prompts, weights, tuples) @ weights[weights > 0])
 
 
 def confidence(scores: Sequence[float], right: Floats, wrong: Floats) -> list[float]:

@@ -13,7 +13,7 @@ from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.data.graph import Graph
-from interfuse.data.lm import LM
+from interfuse.data.lm import LM, Prompt
 from interfuse.data.statements import Evidence, Literal, relation_id
 from interfuse.kit.asking import numbered, p_yes, prepared, said_to
 from interfuse.kit.kept_steps import kept
@@ -122,19 +122,19 @@ def _searched(work: Work, rule: Rule, source: _Model | _Known, beam: int, keep: 
 
         def step(variable: Variable = variable, ties: tuple[Predicate, ...] = ties, turn: int = turn) -> dict[str, Any]:
             made: dict[str, Any] = {"bindings": [], "proposed": 0, "of another type": 0, "not true": 0}
-            for binding in dict.fromkeys([*beams["head"], *beams["tail"]]):
-                values = source.propose(rule, variable, ties, binding, turn == 0)
+            asked = list(dict.fromkeys([*beams["head"], *beams["tail"]]))
+            proposed = source.propose(rule, variable, ties, asked, turn == 0)
+            judged = source.judge(variable, ties, asked, proposed) if critic else [None] * len(asked)
+            for binding, values, said in zip(asked, proposed, judged, strict=True):
                 made["proposed"] += len(values)
-                typed, true = np.ones(len(values)), np.ones(len(values))
-                if critic and values:
-                    typed, true = source.judge(variable, ties, binding, values)
+                typed, true, chosen = np.ones(len(values)), np.ones(len(values)), np.ones(len(values), dtype=bool)
+                if said is not None and values:
+                    typed, true = said
                     passed, _ = lowered(typed, threshold, max(threshold - 0.1, 0.0))
                     bar = snapped(float(true[passed].max()), threshold) if passed.any() else threshold
                     made["of another type"] += int((~passed).sum())
                     made["not true"] += int((passed & (true < bar - 1e-9)).sum())
                     chosen = passed & (true >= bar - 1e-9)
-                else:
-                    chosen = np.ones(len(values), dtype=bool)
                 made["bindings"] += [[[*binding, (variable.name, v)], float((a + b) / 2)]
                                      for v, a, b, ok in zip(values, typed, true, chosen, strict=True) if ok]  # fmt: skip
             texts = [_so_far(rule, dict(b)) for b, _ in made["bindings"]]
@@ -188,33 +188,39 @@ class _Model:
         self._scores: LM | None = self.lm
 
     def propose(
-        self, rule: Rule, variable: Variable, ties: Sequence[Predicate], binding: Binding, first: bool
-    ) -> list[str]:
-        """Step 2 of the card: numbered values, until the beam is full or a request brings nothing new too often."""
-        values = dict(binding)
-        sentence = " and ".join(p.says(values) for p in ties)
+        self, rule: Rule, variable: Variable, ties: Sequence[Predicate], bindings: Sequence[Binding], first: bool
+    ) -> list[list[str]]:
+        """Step 2 of the card for every binding, all of them asked at once: numbered values, until the beam is full or requests bring
+        nothing new too often."""
+        sentences = [" and ".join(p.says(dict(b)) for p in ties) for b in bindings]
+        known = [{plain_key(v) for _, v in b} for b in bindings]
         wanted = 2 * self.ask if first else self.ask
-        found: dict[str, str] = {}
-        idle = 0
+        found: list[dict[str, str]] = [{} for _ in bindings]
+        idle, open_ones = [0] * len(bindings), list(range(len(bindings)))
         for turn in range(max(1, -(-self.beam // self.ask)) + self.retries):
-            text = (f"Give me {wanted} values of {variable.name} to fill in the sentence '{sentence}' in the format '1. value.' where "
-                    f"{variable.name} is a {variable.type}.")  # fmt: skip
-            if found:
-                text += " Do not generate these values: " + ", ".join(list(found.values())[-50:]) + "."
-            seed = self.work.ctx.seed_for(f"{rule.name} {variable.name} {binding} {turn}") % 2**31
-            reply = self.lm.generate([said_to(self.lm, text)], max_tokens=min(512, 12 * wanted), temperature=self.temperature, seed=seed,
-                                     ctx=self.work.ctx)[0][0]  # fmt: skip
-            before = len(found)
-            for value in numbered(reply.text):
-                if usable(value, variable) and plain_key(value) not in {plain_key(v) for v in values.values()}:
-                    found.setdefault(plain_key(value), value)
-            idle = idle + 1 if len(found) == before else 0
-            if variable.factual or len(found) >= self.beam or idle >= 2:
+            if not open_ones:
                 break
-        answers = list(found.values())[: self.beam]
+            seed = self.work.ctx.seed_for(f"{rule.name} {variable.name} {turn}") % 2**31
+            replies = self.lm.generate([self._request(wanted, variable, sentences[i], list(found[i].values())) for i in open_ones],
+                                       max_tokens=min(512, 12 * wanted), temperature=self.temperature, seed=seed, ctx=self.work.ctx)  # fmt: skip
+            for i, reply in zip(open_ones, replies, strict=True):
+                before = len(found[i])
+                for value in numbered(reply[0].text):
+                    if usable(value, variable) and plain_key(value) not in known[i]:
+                        found[i].setdefault(plain_key(value), value)
+                idle[i] = idle[i] + 1 if len(found[i]) == before else 0
+            open_ones = [i for i in open_ones if not (variable.factual or len(found[i]) >= self.beam or idle[i] >= 2)]
+        answers = [list(f.values())[: self.beam] for f in found]
         if variable.factual:
-            answers = self._agreed(answers[:1], sentence, variable)
+            answers = [self._agreed(a[:1], s, variable) for a, s in zip(answers, sentences, strict=True)]
         return answers
+
+    def _request(self, wanted: int, variable: Variable, sentence: str, found: Sequence[str]) -> Prompt:
+        text = (f"Give me {wanted} values of {variable.name} to fill in the sentence '{sentence}' in the format '1. value.' where "
+                f"{variable.name} is a {variable.type}.")  # fmt: skip
+        if found:
+            text += " Do not generate these values: " + ", ".join(found[-50:]) + "."
+        return said_to(self.lm, text)
 
     def _agreed(self, answers: list[str], sentence: str, variable: Variable) -> list[str]:
         """A date or number counts only when a second answer says the same."""
@@ -226,12 +232,23 @@ class _Model:
         return answers if plain_key(answers[0]) in second else []
 
     def judge(
-        self, variable: Variable, ties: Sequence[Predicate], binding: Binding, values: Sequence[str]
-    ) -> tuple[Floats, Floats]:
-        """Step 3: probabilities that each value is of its type, and that the sentences are true."""
-        typed = p_yes(self.lm, [f"Is {v} a {variable.type}?" for v in values], ctx=self.work.ctx)
-        says = [" and ".join(p.says({**dict(binding), variable.name: v}) for p in ties) for v in values]
-        return typed, p_yes(self.lm, [f"Is it true that {s}?" for s in says], ctx=self.work.ctx)
+        self,
+        variable: Variable,
+        ties: Sequence[Predicate],
+        bindings: Sequence[Binding],
+        values: Sequence[Sequence[str]],
+    ) -> list[tuple[Floats, Floats]]:
+        """Step 3: probabilities that each value is of its type, and that the sentences are true; every question is asked once."""
+        typed = [[f"Is {v} a {variable.type}?" for v in own] for own in values]
+        true = [
+            ["Is it true that " + " and ".join(p.says({**dict(b), variable.name: v}) for p in ties) + "?" for v in own]
+            for b, own in zip(bindings, values, strict=True)
+        ]
+        asked = list(dict.fromkeys(q for part in (*typed, *true) for q in part))
+        said = dict(zip(asked, p_yes(self.lm, asked, ctx=self.work.ctx).tolist(), strict=True))
+        return [
+            (np.array([said[q] for q in a]), np.array([said[q] for q in b])) for a, b in zip(typed, true, strict=True)
+        ]
 
     def likelihood(self, texts: Sequence[str], bindings: Sequence[Mapping[str, str]]) -> list[float]:
         """Mean log-likelihood per token of each text; zeros from a model that cannot score, which the log says."""
@@ -269,9 +286,13 @@ class _Known:
         return self._pairs.get(relation_id(predicate.name.replace("_", " ")), [])
 
     def propose(
-        self, rule: Rule, variable: Variable, ties: Sequence[Predicate], binding: Binding, first: bool
-    ) -> list[str]:
-        """What the graph says stands there; a predicate with a generic variable allows anything the other side is known to be."""
+        self, rule: Rule, variable: Variable, ties: Sequence[Predicate], bindings: Sequence[Binding], first: bool
+    ) -> list[list[str]]:
+        """What the graph says stands there for each binding."""
+        return [self._fitting(rule, variable, b, first) for b in bindings]
+
+    def _fitting(self, rule: Rule, variable: Variable, binding: Binding, first: bool) -> list[str]:
+        """A predicate with a generic variable allows anything the other side is known to be."""
         values, generic = dict(binding), {v.name for v in rule.variables.values() if v.generic}
         left: list[str] | None = None
         for p in rule.premises:
@@ -286,10 +307,14 @@ class _Known:
         return sorted(left or [])[: self.beam] if first else (left or [])[: self.beam]
 
     def judge(
-        self, variable: Variable, ties: Sequence[Predicate], binding: Binding, values: Sequence[str]
-    ) -> tuple[Floats, Floats]:
+        self,
+        variable: Variable,
+        ties: Sequence[Predicate],
+        bindings: Sequence[Binding],
+        values: Sequence[Sequence[str]],
+    ) -> list[tuple[Floats, Floats]]:
         """The graph has said so."""
-        return np.ones(len(values)), np.ones(len(values))
+        return [(np.ones(len(own)), np.ones(len(own))) for own in values]
 
     def likelihood(self, texts: Sequence[str], bindings: Sequence[Mapping[str, str]]) -> list[float]:
         """The mean logarithm of how many statements speak of each value."""

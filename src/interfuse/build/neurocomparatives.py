@@ -98,6 +98,7 @@ def neurocomparatives(
         for pair in wanted:
             made = kept(work.ctx, f"pair {' / '.join(pair)}", partial(search, pair))
             lost += made["unmet"]
+            work.count("tokens computed", made["tokens"])
             found = [Proposal(tuple(pair), text, score) for text, score in made["found"]]
             for row in _sifted(found, pair, comparatives, distance, survivors, vote, judge, least, funnel):
                 rows.append(row)
@@ -196,7 +197,7 @@ class _Search:
             yield Constraint(fixed, blocked, ordered=True, unrepeated=3, starts=self.starts)
 
     def __call__(self, pair: tuple[str, str, str]) -> dict[str, Any]:
-        """Distinct continuations with their best score, and how many searches met nothing."""
+        """Distinct continuations with their best score, how many searches met nothing, and the tokens the model computed."""
         _, first, second = pair
         prompt = prompt_of(first, second)
         ids = self.lm.tokens_of(prompt)
@@ -212,7 +213,11 @@ class _Search:
                 if f.complete:
                     text = str(self.lm.tokenizer.decode(list(f.tokens), skip_special_tokens=True)).strip()
                     found[text] = max(found.get(text, -np.inf), f.score(0.1))
-        return {"found": sorted(found.items(), key=lambda kv: (-kv[1], kv[0])), "unmet": unmet}
+        return {
+            "found": sorted(found.items(), key=lambda kv: (-kv[1], kv[0])),
+            "unmet": unmet,
+            "tokens": stepper.forward_tokens,
+        }
 
 
 @dataclass(frozen=True)
