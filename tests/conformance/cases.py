@@ -86,6 +86,7 @@ case("distill/kd3", inputs="images", teachers=["resnet"], student="convnext", mi
 case("distill/dhkd", inputs="images", head="linear", oracle="dhkd_loss")
 case("distill/nd-kd", inputs="images", student="convnext", warmup_epochs=0, oracle="nd_loss")
 case("distill/sft", inputs="tokens", teachers=0, oracle="sft_loss")
+case("distill/lora", inputs="tokens", teachers=0, rank=2, oracle="lora_loss")
 case("distill/lm-kd", inputs="tokens", divergence="skewed-reverse-kl", top_k=5, alpha=0.7, oracle="lm_kd_loss")
 case("distill/uld", inputs="tokens", top_k=5, oracle="uld_loss", na={"refuses_wrong_shape": "reads teachers of any vocabulary"})
 case("distill/fusechat", inputs="tokens", teachers=2, top_k=5, lm_weight=0.6, oracle="fusechat_loss", na={"refuses_wrong_shape": "reads sources of any vocabulary"})

@@ -29,7 +29,6 @@ from interfuse.kit.ontological import bridge, joined, measures, network, read_tr
 from interfuse.kit.qa_pairs import (
     Pair,
     as_messages,
-    as_user_assistant,
     by_patterns,
     read_pairs,
     support,
@@ -393,8 +392,6 @@ def test_replies_are_read_and_written_in_the_forms_of_trainers() -> None:
     pairs = read_pairs(reply)
     assert pairs == [Pair("What is iron?", "A metal of strength."), Pair("Where is Rome?", "In Italy.")]
     assert as_messages(pairs[0])["messages"][1] == {"role": "assistant", "content": "A metal of strength."}
-    prompt, completion = as_user_assistant(pairs[1])
-    assert prompt + completion == "User: Where is Rome?<|end_of_turn|>Assistant: In Italy.<|end_of_turn|>"
     assert without_doubles([*pairs, Pair("what is IRON", "x")]) == [0, 1]
     assert support("Iron has strength", "iron of great strength") == 1.0
     assert numbered("1. a cat\n2) 'dog'.\n- bird\nnothing\n") == ["a cat", "dog", "bird"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -46,7 +46,23 @@ ASK_TOPIC = (
 )
 
 
-@method(per="whole", needs=("documents",), parts=("interfuse.kit.qa_pairs", "interfuse.kit.ontological"))
+def _rows(call: Any, params: Mapping[str, Any]) -> int:
+    """Pairs asked for of every passage; about four bytes are a token."""
+    files = call.inputs["documents"].files
+    size = sum(int(f.size) for f in files)
+    return int(params["pairs"]) * max(size // (4 * int(params["passage"])), len(files), 1)
+
+
+CHATS = {"messages": "messages"}
+
+
+@method(
+    per="whole",
+    needs=("documents",),
+    tables={"train": ("qa-train.jsonl", CHATS), "val": ("qa-val.jsonl", CHATS)},
+    rows=_rows,
+    parts=("interfuse.kit.qa_pairs", "interfuse.kit.ontological"),
+)
 def mechgpt(
     work: Work, *,
     pairs: Annotated[int, Field(ge=1, description="question and answer pairs asked for per passage")] = 2,

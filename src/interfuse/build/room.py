@@ -34,7 +34,7 @@ from pydantic import Field
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import read_params
-from interfuse.core.rooms import Call, Cost, Input, Room, Source
+from interfuse.core.rooms import Call, Cost, Input, Room, Source, key_of
 from interfuse.core.safe import jsonable, write_atomic
 from interfuse.data.chunks import Chunk, split
 from interfuse.data.corpus import Corpus, Document, open_corpus
@@ -368,6 +368,17 @@ def promise(call: Call, path: Path) -> Any:
     return Graph(path.name, path)
 
 
+def parts(call: Call, path: Path) -> dict[str, Any]:
+    """The tables that a method keeps beside its graph: its trait ``tables``, ``name -> (file, role -> column)``; ``rows`` says how many
+    rows they may have together."""
+    from interfuse.data.kept_tables import kept_table
+
+    rows = call.method.traits.get("rows")
+    most = int(rows(call, own_params(call))) if rows is not None else 1
+    return {name: kept_table(name, path / file, columns, most, [key_of(call), name])
+            for name, (file, columns) in call.method.traits.get("tables", {}).items()}  # fmt: skip
+
+
 def _open_lm(source: Source, ctx: Ctx) -> Any:
     from interfuse.data.lm import open_lm
     from interfuse.data.models import open_model
@@ -414,6 +425,7 @@ ROOM = Room(
     settings=BuildSettings,
     run=run,
     promise=promise,
+    parts=parts,
     check=check,
     estimate=estimate,
 )

@@ -46,10 +46,20 @@ def _cost(call: Any, params: Mapping[str, Any]) -> Cost:
     return Cost(calls=requests)
 
 
+def _rows(call: Any, params: Mapping[str, Any]) -> int:
+    return int((len(params["heads"]) + params["new_heads"]) * len(params["relations"]) * params["tails"])
+
+
+#: what a student reads of train.jsonl and val.jsonl
+LEARNT = {"prompt": "prompt", "response": "completion"}
+
+
 @method(
     per="whole",
     needs=("lm",),
     cost=_cost,
+    tables={"train": ("train.jsonl", LEARNT), "val": ("val.jsonl", LEARNT)},
+    rows=_rows,
     parts=("interfuse.kit.commonsense", "interfuse.kit.critics", "interfuse.kit.sifting"),
 )
 def symbolic_kd(

@@ -11,7 +11,8 @@
       teacher: {use: distill/none, student: small, data: digits, epochs: 20}
 
 A step's keys besides ``use`` are the inputs of its room (names of sources or of other steps, or inline tables) and the
-parameters of its method. Every mistake is refused with the line it stands on.
+parameters of its method. What a step keeps beside its artifact's main thing, such as a table of examples, is named by
+``{from: STEP, take: NAME}``. Every mistake is refused with the line it stands on.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ KEYS = ("interfuse", "title", "description", "seeds", "sources", "steps")
 
 @dataclass(frozen=True)
 class Ref:
-    """A mention of another step's result."""
+    """A mention of another step's result, or of a part that it keeps beside it."""
 
     step: str
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,19 @@ class Recipe:
                 fix=did_you_mean(value, [*self.sources, *names]),
             )
         if isinstance(value, dict):
+            if value.get("from") in names and value["from"] not in self.sources:
+                return self._part(value, where)
             return Source(self._inline(value, where, ()), "", self.path.parent)
         raise InterfuseError("recipe.key", f"an input is a name or a table, not {value!r}", where=where)
+
+    def _part(self, value: dict[str, Any], where: str) -> Ref:
+        for key in value:
+            if key not in ("from", "take"):
+                raise InterfuseError("recipe.key", f"what a step keeps is named by from and take, not by {key!r}", where=where,
+                                     fix=f"{{from: {value['from']}, take: NAME}}")  # fmt: skip
+        if not isinstance(value.get("take", ""), str):
+            raise InterfuseError("recipe.key", f"'take' names one part of a step, not {value['take']!r}", where=where)
+        return Ref(value["from"], value.get("take", ""))
 
     def _spec(self, name: str, where: str, seen: tuple[str, ...]) -> Any:
         if name in seen:
@@ -165,9 +178,11 @@ def _failer(path: Path, lines: Lines) -> Any:
 
 
 def names_in(value: Any) -> Iterator[str]:
-    """Every string a value holds as itself or in lists: the candidates for mentions of steps."""
+    """Every string a value holds as itself, in lists or as ``from``: the candidates for mentions of steps."""
     if isinstance(value, str):
         yield value
+    elif isinstance(value, dict):
+        yield from names_in(value.get("from"))
     elif isinstance(value, list):
         for item in value:
             yield from names_in(item)

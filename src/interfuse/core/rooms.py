@@ -101,6 +101,7 @@ class Room:
         run: does the work: fills the folder it is given and returns facts for the manifest.
         check: raises coded errors before any work starts. estimate: the cost, from sizes alone.
         promise: the noun that ``run`` will have made at a path, known before the work as far as the plan needs it.
+        parts: further nouns that will lie beside it, by name, promised likewise: a recipe takes one with ``{from: STEP, take: NAME}``.
         across_seeds: one call sees the inputs of all seeds.
         settings: a dataclass whose fields are parameters of every method of the room.
         widen: changes what a parameter of a method may be given as, for rooms that understand more than the method does.
@@ -116,6 +117,7 @@ class Room:
     across_seeds: bool = False
     settings: type | None = None
     widen: Callable[[Param], Param] = field(default=lambda param: param)
+    parts: Callable[[Call, Path], Mapping[str, Any]] = field(default=lambda call, path: {})
 
     def open_inputs(self, given: Mapping[str, Any], ctx: Ctx, where: str = "") -> dict[str, Any]:
         """Opens every input. ``given`` maps input names to a :class:`Source`, a noun, or lists of these."""

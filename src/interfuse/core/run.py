@@ -16,7 +16,7 @@ from typing import Any
 
 from interfuse.core.artifact import lock, verify
 from interfuse.core.ctx import Ctx
-from interfuse.core.errors import InterfuseError
+from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import load
 from interfuse.core.recipe import Recipe, Ref, Step
 from interfuse.core.rooms import Call, Cost, Room, Source, carry_out, drop_scratch, jsonable, key_of, load_room, split
@@ -73,7 +73,7 @@ def make_plan(recipe: Recipe, out: Path, ctx: Ctx, *, force: bool = False, fresh
     """
     _refuse_foreign(out, force)
     plan = Plan(recipe, out, fresh=fresh)
-    made: dict[tuple[str, int], Any] = {}
+    made: dict[tuple[str, int, str], Any] = {}
     opened: dict[tuple[str, Opener, int], Any] = {}
     for step in recipe.steps:
         where = recipe.where(step)
@@ -97,8 +97,10 @@ def make_plan(recipe: Recipe, out: Path, ctx: Ctx, *, force: bool = False, fresh
                 path = out / "steps" / step.name / ("all" if room.across_seeds else f"seed-{group[0]}")
                 item = Planned(step, room, call, key, path, room.estimate(call), not fresh and _is_done(path, key))
                 plan.work.append(item)
+                kept = room.parts(call, path)
                 for seed in group:
-                    made[(step.name, seed)] = _named(room.promise(call, path), item)
+                    made[(step.name, seed, "")] = _named(room.promise(call, path), item)
+                    made.update({(step.name, seed, name): _named(noun, item, name) for name, noun in kept.items()})
         except InterfuseError as error:
             if error.where.startswith(str(recipe.path)):
                 raise
@@ -110,7 +112,7 @@ def make_plan(recipe: Recipe, out: Path, ctx: Ctx, *, force: bool = False, fresh
 def _bind(
     value: Any,
     seed: int,
-    made: dict[tuple[str, int], Any],
+    made: dict[tuple[str, int, str], Any],
     opened: dict[tuple[str, Opener, int], Any],
     room: Room,
     name: str,
@@ -119,7 +121,11 @@ def _bind(
     if isinstance(value, list):
         return [_bind(v, seed, made, opened, room, name, ctx) for v in value]
     if isinstance(value, Ref):
-        return made[(value.step, seed)]
+        if (value.step, seed, value.part) not in made:
+            kept = [part for step, _, part in made if step == value.step and part]
+            raise InterfuseError("recipe.key", f"the step {value.step} keeps nothing called {value.part!r}", where=name,
+                                 fix=did_you_mean(value.part, kept) if kept else "It keeps nothing but its result.")  # fmt: skip
+        return made[(value.step, seed, value.part)]
     item = next(i for i in room.inputs if i.name == name)
     slot = (fingerprint(jsonable({"spec": value.spec, "name": value.name})), item.open, seed)
     if slot not in opened:
@@ -127,7 +133,7 @@ def _bind(
     return opened[slot]
 
 
-def _named(noun: Any, item: Planned) -> Any:
+def _named(noun: Any, item: Planned, part: str = "") -> Any:
     parents = tuple(
         n
         for r in item.call.replicas[:1]
@@ -135,7 +141,8 @@ def _named(noun: Any, item: Planned) -> Any:
         for n in (v if isinstance(v, list) else [v])
         if n is not None
     )
-    return dataclasses.replace(noun, name=item.step.name, made_by=item.call.method.id, parents=parents, key=item.key)
+    name, key = (f"{item.step.name} {part}", f"{item.key} {part}") if part else (item.step.name, item.key)
+    return dataclasses.replace(noun, name=name, made_by=item.call.method.id, parents=parents, key=key)
 
 
 def _is_done(path: Path, key: str) -> bool:

@@ -183,8 +183,3 @@ def as_alpaca(pair: Pair) -> dict[str, str]:
 def as_sharegpt(pair: Pair) -> dict[str, Any]:
     """Conversations of human and gpt."""
     return {"conversations": [{"from": "human", "value": pair.question}, {"from": "gpt", "value": pair.answer}]}
-
-
-def as_user_assistant(pair: Pair, end: str = "<|end_of_turn|>") -> tuple[str, str]:
-    """The paper's prompt and completion: ``User: Q<|end_of_turn|>Assistant:`` and `` A<|end_of_turn|>``; the loss is on the second."""
-    return f"User: {pair.question}{end}Assistant:", f" {pair.answer}{end}"
