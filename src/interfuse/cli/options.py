@@ -32,6 +32,8 @@ def work_options(*, many_seeds: bool = False, out_help: str) -> list[click.Param
         click.Option(["--device"], default="auto", show_default=True, help="auto, cpu, cuda, mps or an exact name."),
         click.Option(["--dtype"], type=click.Choice(DTYPES), default="float32", show_default=True,
                      help="Floating type to compute in."),
+        click.Option(["--budget-calls"], type=click.FloatRange(min=0), help="Calls of language models that may be made at most."),
+        click.Option(["--budget-tokens"], type=click.FloatRange(min=0), help="Tokens of their prompts and replies at most, estimated before."),
         json_option(),
         quiet_option(),
     ]  # fmt: skip
@@ -45,10 +47,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "interfuse"
 
 
-def context(seed: int, device: str, dtype: str, **more: Any) -> Ctx:
+def context(
+    seed: int,
+    device: str,
+    dtype: str,
+    budget_calls: float | None = None,
+    budget_tokens: float | None = None,
+    **more: Any,
+) -> Ctx:
     """The context of the flags, with progress on stderr."""
     from interfuse.cli.progress import reporter
-    from interfuse.core.ctx import Ctx
+    from interfuse.core.ctx import Budget, Ctx
+
+    more.setdefault("budget", Budget(calls=budget_calls, tokens=budget_tokens))
 
     shown = reporter(quiet=quiet())
     return Ctx(seed=seed, device=device, dtype=dtype, cache=cache_folder(), log=shown.log, bar=shown.bar, **more)

@@ -181,7 +181,8 @@ def _call(method: Method, room: Room, values: dict[str, Any]) -> None:
     from interfuse.core.artifact import open_artifact, refuse_taken
     from interfuse.core.rooms import apply, key_of, manifest_of, prepare
 
-    ctx = context(values.get("seed", 0), values.get("device", "auto"), values.get("dtype", "float32"))
+    ctx = context(values.get("seed", 0), values.get("device", "auto"), values.get("dtype", "float32"),
+                  values.get("budget_calls"), values.get("budget_tokens"))  # fmt: skip
     out, force = values.get("out") or default_out(method.entry), bool(values.get("force"))
     given = {**given_params(method, values), **given_inputs(room, values)}
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result

@@ -30,6 +30,8 @@ def _run(
     force: bool,
     device: str,
     dtype: str,
+    budget_calls: float | None,
+    budget_tokens: float | None,
 ) -> None:
     """Run a recipe: a file, or an id such as recipes/quickstart.
 
@@ -41,7 +43,7 @@ def _run(
 
     if len(set(seed)) != len(seed):
         raise InterfuseError("param.value", "--seed names one seed twice", where="--seed")
-    ctx = context(0, device, dtype)
+    ctx = context(0, device, dtype, budget_calls, budget_tokens)
     began = time.monotonic()
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
         loaded = load_recipe(locate(recipe), seeds=seed)

@@ -7,7 +7,7 @@ reply are bounded.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
@@ -93,6 +93,21 @@ class EndpointLM:
                  stop: Sequence[str] = (), n: int = 1, seed: int = 0, schema: Mapping[str, Any] | None = None,
                  ctx: Ctx | None = None) -> list[list[Reply]]:  # fmt: skip
         """One call per prompt, several at a time. A schema goes along as ``response_format`` (servers that know none ignore it)."""
+        found = []
+        for answer in self.each(prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop, n=n, seed=seed,
+                                schema=schema, ctx=ctx):  # fmt: skip
+            if isinstance(answer, BaseException):
+                raise answer
+            found.append(answer)
+        return found
+
+    def each(self, prompts: Sequence[Prompt], *, max_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
+             stop: Sequence[str] = (), n: int = 1, seed: int = 0, schema: Mapping[str, Any] | None = None,
+             ctx: Ctx | None = None) -> Iterator[list[Reply] | InterfuseError]:  # fmt: skip
+        """The replies to each prompt in order as they come, or the error that its call ended in: what was paid for is not lost.
+
+        After a first error no further call is begun; prompts that were not asked have that error too.
+        """
         check_prompts(prompts)
         options: dict[str, Any] = {
             "model": self.model,
@@ -130,17 +145,28 @@ class EndpointLM:
         ask = chat if self.api == "chat" else continued
         client = self._client  # its errors are raised here, not in a thread
         assert client is not None
+        first: list[InterfuseError] = []
+
+        def one(prompt: Prompt) -> list[Reply] | InterfuseError:
+            if first:
+                return first[0]
+            try:
+                replies = self._asked(lambda: ask(prompt))
+                if len(replies) == n:
+                    return replies
+                error = InterfuseError(
+                    "endpoint.failed", f"{len(replies)} replies came for {n} that were asked for", where=self.name
+                )
+            except InterfuseError as caught:
+                error = caught
+            first.append(error)
+            return error
+
         bar = (ctx or Ctx()).bar(f"ask {self.name}", len(prompts), "prompts")
         with ThreadPoolExecutor(max_workers=max(1, self.workers)) as pool, bar as progress:
-            found = []
-            for replies in pool.map(lambda p: self._asked(lambda: ask(p)), prompts):
-                if len(replies) != n:
-                    raise InterfuseError(
-                        "endpoint.failed", f"{len(replies)} replies came for {n} that were asked for", where=self.name
-                    )
-                found.append(replies)
+            for answer in pool.map(one, prompts):
+                yield answer
                 progress.advance()
-        return found
 
     def _reply(self, prompt: Prompt, text: Any, finish: str, usage: Any, n: int) -> Reply:
         text = self._text(text)

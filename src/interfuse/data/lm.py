@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -199,8 +199,8 @@ class CachedLM:
     """Any LM with its replies kept on disk by content: model, prompt, options and seed. What is kept is not asked or paid again.
 
     Args:
-        inner: the model. folder: where replies are kept. batch: prompts per call of the model; what a call brought is kept
-            before the next one, so that a kill loses one call at most.
+        inner: the model. folder: where replies are kept. batch: prompts per call of a model here; what a call brought is kept
+            before the next one, so that a kill loses one call at most. An endpoint's replies are kept one by one.
     """
 
     def __init__(self, inner: LM, folder: Path, batch: int = 16) -> None:
@@ -229,17 +229,35 @@ class CachedLM:
         files = [self._file("reply", _plain(p), options) for p in prompts]
         missing = _first_missing(files)
         self.found += len(prompts) - len(missing)
+        asked: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop, "n": n, "seed": seed,
+                                 "schema": schema}  # fmt: skip
         for start in range(0, len(missing), self.batch):
             part = missing[start : start + self.batch]
             texts = [prompts[i] for i in part]
             if ctx is not None:
                 ctx.budget.spend(calls=len(part), tokens=estimated_tokens(texts, max_tokens, n))
             self.asked += len(part)
-            made = self.inner.generate(texts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop, n=n, seed=seed,
-                                       schema=schema, ctx=ctx)  # fmt: skip
-            for i, replies in zip(part, made, strict=True):
+            for i, replies in self._brought(part, texts, asked, ctx):
                 write_atomic(files[i], canonical_json([dataclasses.asdict(r) for r in replies]))
         return [[Reply(**row) for row in _kept(f)] for f in files]
+
+    def _brought(
+        self, part: Sequence[int], texts: Sequence[Prompt], asked: Mapping[str, Any], ctx: Ctx | None
+    ) -> Iterator[tuple[int, list[Reply]]]:
+        """What the model answers, as it comes. Of an endpoint every answer is given by itself, also when another call fails."""
+        from interfuse.data.endpoint_lm import EndpointLM
+
+        if not isinstance(self.inner, EndpointLM):
+            yield from zip(part, self.inner.generate(texts, **asked, ctx=ctx), strict=True)
+            return
+        failed: list[BaseException] = []
+        for i, answer in zip(part, self.inner.each(texts, **asked, ctx=ctx), strict=True):
+            if isinstance(answer, BaseException):
+                failed.append(answer)
+            else:
+                yield i, answer
+        if failed:
+            raise failed[0]
 
     def score(self, pairs: Sequence[tuple[str, str]], *, ctx: Ctx | None = None) -> list[Scored]:
         """As the model's own."""

@@ -8,8 +8,9 @@ A table source in a recipe::
     reviews:  {data: reviews.parquet, columns: {text: body, label: stars}}
 
 Columns have one of the roles ``image``, ``text``, ``features`` (one column or a list of number columns), ``label``, ``id``; for language
-models also ``prompt`` and ``response``, ``messages`` (a conversation: rows of role and content), and ``choices`` (a list of answers, of
-which ``label`` names the right one by its place, letter or text).
+models also ``prompt`` and ``response``, ``messages`` (a conversation: rows of role and content), ``chosen`` and ``rejected`` (two
+responses, of which the first is preferred), and ``choices`` (a list of answers, of which ``label`` names the right one by its place,
+letter or text). A folder that a step has made is a table too, its columns as that step declared them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from interfuse.core.artifact import MANIFEST, open_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Source
@@ -31,7 +33,7 @@ from interfuse.core.safe import file_sha256, fingerprint
 if TYPE_CHECKING:
     from datasets import Dataset
 
-ROLES = ("image", "text", "features", "label", "id", "prompt", "response", "messages", "choices")
+ROLES = ("image", "text", "features", "label", "id", "prompt", "response", "messages", "chosen", "rejected", "choices")
 #: roles that a model can be given, one of which every table has
 CONTENT = ("image", "text", "features", "messages", "prompt")
 KEYS = (
@@ -48,6 +50,8 @@ KEYS = (
     "scale",
     "labels",
 )
+#: the file that holds the rows of a table that a step has made
+MADE = "examples.parquet"
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
@@ -228,7 +232,10 @@ def _read(spec: Mapping[str, Any], source: Source, content: bool) -> Table:
     path = path if path.is_absolute() else source.folder / path
     if not path.exists():
         raise InterfuseError("input.missing", "there is no such file or folder", where=str(path))
-    if path.is_dir():
+    if (path / MANIFEST).is_file():
+        dataset, made, origin = read_made(path)
+        columns = columns or made
+    elif path.is_dir():
         dataset, columns, origin = _image_folder(path, columns)
     elif path.suffix in (".pkl", ".pickle", ".npy", ".npz", ".pt", ".joblib"):
         raise InterfuseError(
@@ -277,6 +284,19 @@ def read_file(path: Path) -> Any:
             "input.format", f"the file cannot be read: {str(error).splitlines()[0]}", where=str(path)
         ) from error
     return Dataset(InMemoryTable(table))
+
+
+def read_made(path: Path) -> tuple[Any, dict[str, Any], Any]:
+    """The rows of a table that a step has made, its declared columns, and what fixes its content.
+
+    Raises:
+        InterfuseError: ``input.type`` for an artifact of another kind, ``artifact.damaged``.
+    """
+    artifact = open_artifact(path)
+    if artifact.kind != "table":
+        raise InterfuseError("input.type", f"the folder holds a {artifact.kind}, not a table", where=str(path))
+    columns = {str(role): str(name) for role, name in artifact.manifest["facts"]["columns"].items()}
+    return read_file(path / MADE), columns, {"made": artifact.digest}
 
 
 def _image_folder(path: Path, columns: dict[str, Any]) -> tuple[Any, dict[str, Any], Any]:
