@@ -149,7 +149,7 @@ case("build/hydra", inputs="panel", domain="towns and composers", random=False, 
 case("build/table-rows", inputs="rows", key="name", columns={"employer": {"relation": "works for", "class": "company"}, "born": "birth year"}, random=False, oracle="mapped_rows", na={"resume_equals_one_go": "rows are read in one go, in less time than keeping state takes"})
 case("synthesize/labeling", rationale="kept", random=False, oracle="labels")
 case("synthesize/expansion", wanted=7, requests=4, at_once=2, shots=2, shots_made=1, similar=0.6, oracle="tasks")
-case("synthesize/curation", axes={"topic": ["salt", "stars", "ships"], "level": ["school", "university"]}, per_cell=2, similar=0.75, quality=0.4, random=False, oracle="lessons")
+case("synthesize/curation", axes={"topic": ["salt", "stars", "ships"], "level": ["school", "university"]}, per_cell=2, similar=0.85, quality=0.3, random=False, oracle="lessons")
 case("synthesize/feedback", candidates=3, gap=2.0, random=False, oracle="preferences")
 case("synthesize/self-knowledge", verify="number", samples=3, per_prompt=2, hint=True, random=False, oracle="verified")
 case("synthesize/feature", top_k=5, random=False, oracle="said_inside")

@@ -723,3 +723,27 @@ def test_the_loss_of_preferences_is_that_of_trl(folder: Path, tmp_path: Path) ->
     ours = DPO(beta=0.1).terms(mock.Mock(), views)["dpo"].mean()
     assert abs(float(ours) - np.log(2)) > 0.1
     assert float(ours) == pytest.approx(float(theirs.detach()), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_both_loops_learn_the_same_from_preferences(folder: Path, tmp_path: Path) -> None:
+    """Full batches at a constant rate: the room's loop and trl's trainer take the same steps."""
+    pytest.importorskip("trl")
+    from safetensors.torch import load_file
+
+    from interfuse.core.rooms import apply
+
+    rows = Dataset.from_dict({"prompt": ["The cat", "One plus", "She"], "chosen": [" sees a bird", " two", " sings"], "rejected": [" runs", " is three", " runs"]})  # fmt: skip
+    given = {"data": rows, "epochs": 3, "batch_size": 4, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.0, "schedule": "constant",
+             "warmup": 0.0}  # fmt: skip
+    found = {}
+    for loop in ("own", "trl"):
+        apply("distill/dpo", student=lm(folder, "bytes"), loop=loop, out=tmp_path / loop, **given)
+        found[loop] = load_file(tmp_path / loop / "model.safetensors")
+    module = lm(folder, "bytes").module
+    assert module is not None
+    start = module.state_dict()
+    moved = max(float((found["own"][n] - start[n]).abs().max()) for n in found["own"])
+    apart = max(float((found["own"][n] - found["trl"][n]).abs().max()) for n in found["own"])
+    assert moved > 1e-3
+    assert apart < 1e-3 * moved

@@ -205,6 +205,22 @@ def table_of_texts(texts: Sequence[str], name: str, origin: Any) -> Table:
     return _declare(Dataset.from_dict({"text": list(texts)}), {"text": "text"}, name, origin)
 
 
+def with_places(table: Table) -> Table:
+    """Prompts, or conversations that end with a question, with a place for an answer: what stands there says nothing."""
+    import dataclasses
+
+    if table.kind == "prompt" and "response" not in table.columns:
+        return dataclasses.replace(table, columns={**table.columns, "response": table.columns["prompt"]})
+    if table.kind != "messages" or all(m and m[-1]["role"] == "assistant" for m in table.values("messages")):
+        return table
+    from datasets import Dataset
+
+    name = table.columns["messages"]
+    turns = [[dict(m) for m in row] for row in _column(table.dataset, name)]
+    turns = [t if t and t[-1]["role"] == "assistant" else [*t, {"role": "assistant", "content": "..."}] for t in turns]
+    return dataclasses.replace(table, dataset=Dataset.from_dict({name: turns}), columns={"messages": name})
+
+
 def _content_digest(dataset: Dataset) -> str:
     import hashlib
 

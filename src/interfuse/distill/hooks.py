@@ -48,6 +48,7 @@ class Needs:
         raw_logits: the teacher's logits are used as they are, so that probabilities will not do.
         tokens: for causal language models only. The method prepares what the teachers say itself (see ``token_targets``), so that
             they may read other tokens; they run on batches only where ``live`` says so.
+        answers: the method brings the answers itself, so that prompts alone are examples.
     """
 
     labels: bool = False
@@ -62,6 +63,7 @@ class Needs:
     mixes: bool = False
     raw_logits: bool = False
     tokens: bool = False
+    answers: bool = False
 
 
 @dataclass
@@ -233,6 +235,10 @@ class Hooks:
 
     def on_epoch_end(self, run: Run) -> None:
         """Runs after each epoch."""
+
+    def fit(self, run: Run) -> list[dict[str, Any]] | None:
+        """Trains in another library's loop and returns a row per epoch; None leaves it to the room's own."""
+        return None
 
     def export(self, run: Run) -> torch.nn.Module:
         """The module to save."""

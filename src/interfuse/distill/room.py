@@ -25,7 +25,7 @@ from interfuse.core.rooms import Call, Cost, Input, Room
 from interfuse.data.models import Model, build, device_of, open_model, read_config, save, size_of, tokenizer_folder
 from interfuse.data.predictors import speaks_probabilities
 from interfuse.data.seeding import seeded
-from interfuse.data.tables import Table, open_table
+from interfuse.data.tables import Table, open_table, with_places
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 from interfuse.distill.teacher_cache import stored
 from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, forward, targets
@@ -189,7 +189,8 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     with threads_for(max(size_of(m) for m in [student, *call.inputs["teacher"]])):
         state = start(call, hooks)
         state.facts.update(facts)
-        history = train(state, hooks)
+        history = hooks.fit(state)
+        history = train(state, hooks) if history is None else history
         module = hooks.export(state)
     save(module.cpu(), folder, tokenizer_from=tokenizer_folder(student))
     hooks.write(state, folder)
@@ -215,7 +216,7 @@ def start(call: Call, hooks: Hooks) -> Run:
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     student_model: Model = call.inputs["student"]
     teacher_models: list[Model] = call.inputs["teacher"]
-    data: Table = call.inputs["data"]
+    data: Table = with_places(call.inputs["data"]) if needs.answers else call.inputs["data"]
     student = build(student_model, ctx, train=True).to(device)
     teachers = [build(t, ctx).to(device).eval().requires_grad_(False) for t in teacher_models]
     labels = torch.from_numpy(data.labels()) if "label" in data.columns else None

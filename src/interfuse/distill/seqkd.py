@@ -41,7 +41,7 @@ class SeqKD(Hooks):
     ] = None
 
     def needs(self) -> Needs:
-        return Needs(labels=True, teachers=(1, 1) if self.served is None else (0, 0), tokens=True)
+        return Needs(labels=True, teachers=(1, 1) if self.served is None else (0, 0), tokens=True, answers=True)
 
     def calls(self, call: Call) -> int:
         return 0 if self.served is None or isinstance(self.served, str) else len(call.inputs["data"])

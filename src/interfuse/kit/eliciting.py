@@ -181,6 +181,11 @@ def unusable(reply: Reply, *, cut: bool) -> str:
     return "cut off at max_tokens" if cut and reply.finish == "length" else ""
 
 
+def trimmed(lm: LM, text: str) -> str:
+    """A reply as it stands in an example: without space around it; where it goes on a text, the space before it is part of it."""
+    return text.strip() if reads_turns(lm) else text.rstrip()
+
+
 def rouge_above(candidate: str, others: Sequence[str], threshold: float) -> bool:
     """Whether ROUGE-L F1 of a text with any of the others is at least ``threshold``; shared words bound it, so few are compared."""
     from interfuse.kit.near_duplicates import rouge_l

@@ -15,7 +15,7 @@ from interfuse.core.rooms import Call
 from interfuse.data.lm import LM, Prompt
 from interfuse.kit.asking import p_yes
 from interfuse.kit.document_prompts import about_document
-from interfuse.kit.eliciting import flat, reads_turns, refuses, request, rouge_above, unusable
+from interfuse.kit.eliciting import flat, reads_turns, refuses, request, rouge_above, trimmed, unusable
 from interfuse.synthesize.examples import UNSEEN, Asked, put, refuse_kinds, size_of
 from interfuse.synthesize.room import Work
 
@@ -125,10 +125,10 @@ def curation(
         if reason:
             work.drop(reason, prompt=question, reply=reply.text, **cell)
         else:
-            told.append((cell, question, reply.text.strip()))
+            told.append((cell, question, trimmed(work.lm, reply.text)))
     good = [1.0] * len(told)
     if work.verifier is not None:
-        good = p_yes(work.verifier, [f"{q}\nProposed answer: {a}\nIs the proposed answer right and complete?" for _, q, a in told], ctx=work.ctx).tolist()  # fmt: skip
+        good = p_yes(work.verifier, [f"{q}\nProposed answer: {a.strip()}\nIs the proposed answer right and complete?" for _, q, a in told], ctx=work.ctx).tolist()  # fmt: skip
     for (cell, question, answer), p in zip(told, good, strict=True):
         if work.verifier is not None and p < quality:
             work.drop("the verifier doubts it", prompt=question, reply=answer, probability=p, **cell)

@@ -13,7 +13,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.core.rooms import Call
 from interfuse.data.lm import LM, Prompt
-from interfuse.kit.eliciting import refuses, request, rouge_above, unusable
+from interfuse.kit.eliciting import refuses, request, rouge_above, trimmed, unusable
 from interfuse.kit.near_duplicates import plain_key
 from interfuse.synthesize.examples import UNSEEN, Asked, examples_of, put, refuse_kinds, size_of
 from interfuse.synthesize.room import Work
@@ -115,7 +115,7 @@ def expansion(
         if reason:
             work.drop(reason, prompt=task.prompt, reply=reply.text)
         else:
-            yield {"prompt": task.prompt, "response": reply.text.strip()}
+            yield {"prompt": task.prompt, "response": trimmed(work.lm, reply.text)}
 
 
 def _request(

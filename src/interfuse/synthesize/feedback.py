@@ -12,7 +12,7 @@ from interfuse.core.method import method
 from interfuse.core.rooms import Call
 from interfuse.data.lm import LM, Prompt
 from interfuse.data.local_lm import LocalLM
-from interfuse.kit.eliciting import flat, number_of, request, unusable
+from interfuse.kit.eliciting import flat, number_of, request, trimmed, unusable
 from interfuse.kit.verifiers import answer_key
 from interfuse.synthesize.examples import (
     Asked,
@@ -99,7 +99,7 @@ def feedback(
             if reason:
                 work.drop(f"an answer is {reason}" if reason != "empty" else "an answer is empty", prompt=example.prompt, reply=reply.text)  # fmt: skip
             else:
-                good.setdefault(answer_key(reply.text), reply.text.strip())
+                good.setdefault(answer_key(reply.text), trimmed(student, reply.text))
         if len(good) >= (1 if judge == "revise" else 2):
             answers.append((example, list(good.values())))
         else:
@@ -108,7 +108,7 @@ def feedback(
 
 
 def _about(lm: LM, told: str, asked: Asked, answer: str) -> Prompt:
-    return request(lm, told, f"Prompt:\n{asked.words}\n\nThe student's answer:\n{answer}", answer="JSON:")
+    return request(lm, told, f"Prompt:\n{asked.words}\n\nThe student's answer:\n{answer.strip()}", answer="JSON:")
 
 
 def _ranked(
@@ -164,6 +164,9 @@ def _revised(
     found = work.ask_records(work.lm, prompts, "revisions", REVISED, needed=("revision",), temperature=0.0, schema=_schema(REVISED))  # fmt: skip
     for (example, texts), rows in zip(answers, found, strict=True):
         better = str(rows[0]["revision"]).strip() if rows else ""
+        space = texts[0][
+            : len(texts[0]) - len(texts[0].lstrip())
+        ]  # what goes on a text begins as the student's answer did
         if not better:
             work.drop("no reply could be read", prompt=example.prompt)
         elif answer_key(better) == answer_key(texts[0]):
@@ -171,7 +174,7 @@ def _revised(
         elif not _alike(better, texts[0], ratio):
             work.drop("one answer is much longer than the other", prompt=example.prompt)
         else:
-            yield preferred(example, better, texts[0], critique=str(rows[0].get("critique") or "").strip())
+            yield preferred(example, space + better, texts[0], critique=str(rows[0].get("critique") or "").strip())
 
 
 def _alike(first: str, second: str, ratio: float | None) -> bool:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from interfuse.core.method import method
 from interfuse.core.rooms import Call
-from interfuse.kit.eliciting import unusable
+from interfuse.kit.eliciting import trimmed, unusable
 from interfuse.synthesize.examples import answer_columns, answered, examples_of, put, refuse_kinds, size_of
 from interfuse.synthesize.room import Work
 
@@ -77,4 +77,4 @@ def labeling(
         if reason:
             work.drop(reason, prompt=example.prompt, reply=reply.text)
         else:
-            yield answered(example, reply.text.strip())
+            yield answered(example, trimmed(work.lm, reply.text))

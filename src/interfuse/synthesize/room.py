@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,12 @@ class SynthesizeSettings:
         int, Field(ge=1, le=10, description="times a prompt is asked about when its reply cannot be read")
     ] = 2
     cut: Annotated[bool, Field(description="drop replies that end because max_tokens were spent")] = True
+    form: Annotated[
+        Literal["given", "messages"],
+        Field(
+            description="rows as the prompts are given, or every prompt as a conversation, for students that were trained for chat"
+        ),
+    ] = "given"
 
 
 @dataclass
@@ -154,7 +160,20 @@ def expected(call: Call) -> int:
 
 def columns(call: Call) -> dict[str, str]:
     """Role -> column of the table that will be made."""
-    return dict(call.method.traits["columns"](call.params, call.inputs))
+    found = dict(call.method.traits["columns"](call.params, call.inputs))
+    if call.params["form"] == "messages" and "prompt" in found:
+        del found["prompt"]
+        found = {"messages": "messages", **{role: name for role, name in found.items() if role != "response"}}
+    return found
+
+
+def in_turns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose prompt is a text as one whose prompt (and response) are turns of a conversation."""
+    if not isinstance(row.get("prompt"), str):
+        return dict(row)
+    turns = [{"role": "user", "content": row["prompt"]}]
+    turns += [{"role": "assistant", "content": row["response"]}] if "response" in row else []
+    return {"messages": turns, **{name: value for name, value in row.items() if name not in ("prompt", "response")}}
 
 
 def promise(call: Call, path: Path) -> MadeTable:
@@ -175,6 +194,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     assert models["lm"] is not None, "the room's input lm is required"
     work = Work(call.ctx, models["lm"], _settings(call.params), call.inputs.get("data"), models["student"], models["verifier"])  # fmt: skip
     rows = list(call.method.target(work, **own_params(call.params)))
+    rows = [in_turns(row) for row in rows] if call.params["form"] == "messages" else rows
     lost = work.account.lost
     if not rows:
         said = ", ".join(f"{n} {why}" for why, n in sorted(lost.items())) or "the model gave none"

@@ -11,7 +11,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.core.rooms import Call
 from interfuse.kit.asking import p_yes
-from interfuse.kit.eliciting import unusable
+from interfuse.kit.eliciting import trimmed, unusable
 from interfuse.kit.verifiers import Kind, answer_key, answer_of, compiled, majority, same_number, same_words
 from interfuse.synthesize.examples import (
     Asked,
@@ -110,7 +110,7 @@ def self_knowledge(
             if reason:
                 work.drop(reason, prompt=example.prompt, reply=reply.text)
             else:
-                said.append(reply.text.strip())
+                said.append(trimmed(work.lm, reply.text))
         sets.append((example, list(dict.fromkeys(said)), said))
     passed, failed = [], []
     for (_, texts, _), good in zip(sets, _verdicts(work, sets, verify, form, least), strict=True):
@@ -139,7 +139,9 @@ def _verdicts(
     if verify == "judge":
         assert work.verifier is not None, "refused before work"
         asked = [
-            f"{e.words}\nProposed answer: {t}\nIs the proposed answer right?" for e, texts, _ in sets for t in texts
+            f"{e.words}\nProposed answer: {t.strip()}\nIs the proposed answer right?"
+            for e, texts, _ in sets
+            for t in texts
         ]
         sure = iter(p_yes(work.verifier, asked, ctx=work.ctx).tolist())
         return [[next(sure) >= least for _ in texts] for _, texts, _ in sets]
@@ -171,7 +173,7 @@ def _hinted(
         with_hint = f"{asked}\n{told}" if isinstance(asked, str) else [*asked[:-1], {**asked[-1], "content": f"{asked[-1]['content']}\n{told}"}]  # fmt: skip
         prompts.append(put(work.lm, Asked(with_hint), instruction))
     for i, (reply, *_) in zip(open_ones, work.ask(work.lm, prompts, "hints", temperature=0.0), strict=True):
-        text = reply.text.strip()
+        text = trimmed(work.lm, reply.text)
         if unusable(reply, cut=work.settings.cut):
             continue
         if _by_rule(examples[i], [text], [text], verify, form, least)[0]:
