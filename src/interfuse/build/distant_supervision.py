@@ -7,20 +7,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from interfuse.build.reading import read_chunks
+from interfuse.build.reading import READING, read_chunks, read_tables
 from interfuse.build.room import Candidate, Work
-from interfuse.build.tables import table_candidates
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.data.chunks import Chunk
 from interfuse.data.statements import XSD
 from interfuse.data.statements import Literal as Value
 from interfuse.kit.distant import examples_of, extract, train
-from interfuse.kit.language import open_parser
-from interfuse.kit.mentions import iso_date
+from interfuse.kit.guided import guided_relations, topic_of, wanted_of
+from interfuse.kit.language import Sentence, open_parser
+from interfuse.kit.mentions import Mention, find_mentions, iso_date
 
 
-def prepare(work: Work, *, parser: str, regularisation: float, threshold: float | None, tables: bool) -> Any:
-    """The trained extractor.
+def prepare(
+    work: Work, *, parser: str, regularisation: float, threshold: float | None, guide: bool, tables: bool
+) -> Any:
+    """The parser, the trained extractor, and its relations as :mod:`interfuse.kit.guided` looks for them.
 
     Raises:
         InterfuseError: ``input.missing`` when the table has no sentences with triples.
@@ -32,12 +35,12 @@ def prepare(work: Work, *, parser: str, regularisation: float, threshold: float 
     opened = open_parser(parser)
     made = train(examples, opened, c=regularisation, folds=3 if threshold is None else 0)
     work.ctx.log(f"{len(made.relations)} relations learnt from {len(examples)} sentences; threshold {made.threshold:g}")
-    return opened, made
+    return opened, made, wanted_of((r, ()) for r in made.relations) if guide else []
 
 
 @method(
     per="chunk", needs=("documents", "table"), batch=64, prepare=prepare,
-    parts=("interfuse.kit.language", "interfuse.kit.mentions", "interfuse.kit.distant", "interfuse.build.reading", "interfuse.build.tables"),
+    parts=(*READING, "interfuse.kit.distant"),
 )  # fmt: skip
 def distant_supervision(
     work: Work,
@@ -55,6 +58,9 @@ def distant_supervision(
             description="probability from which a relation is given; none: found on left-out sentences, in three times the time",
         ),
     ] = 0.1,
+    guide: Annotated[
+        bool, Field(description="sentences in which nothing learnt is found are read by what the relations' names say")
+    ] = True,
     tables: Annotated[bool, Field(description="rows of tables become entities with what stands in their cells")] = True,
 ) -> Iterator[Candidate]:
     """One logistic regression per relation on dependency paths and n-grams around mentions, and one that says whose relation it is.
@@ -62,21 +68,35 @@ def distant_supervision(
     Raises:
         InterfuseError: ``input.missing`` when the table has no sentences with triples, ``needs.package``.
     """
-    opened, extractor = work.ready
-    for chunk in work.chunks:
-        if chunk.columns and tables:
-            yield from table_candidates(chunk)
+    opened, extractor, wanted = work.ready
+    if tables:
+        yield from read_tables(work)
     limit = extractor.threshold if threshold is None else threshold
     for chunk, shift, sentences in read_chunks(work, lambda texts: extract(extractor, opened, texts, threshold=limit)):
+        topic: Mention | None = None
         for sentence, relations in sentences:
-            start, end = sentence.words[0].start + shift, sentence.words[-1].end + shift
             for r in relations:
-                words = sentence.words
-                date = iso_date(r.label) if r.object.kind == "date" else ""
-                value = Value(date, XSD + {4: "gYear", 7: "gYearMonth", 10: "date"}[len(date)]) if date else r.label
-                yield Candidate(
-                    r.subject.label, r.name, value, r.subject.kind, "" if date else r.object.kind, confidence=round(r.probability, 4),
-                    kind="probability", chunk=chunk.id, start=start, end=end,
-                    subject_at=(words[r.subject.first].start + shift, words[r.subject.last - 1].end + shift),
-                    object_at=(words[r.object.first].start + shift, words[r.object.last - 1].end + shift),
-                )  # fmt: skip
+                yield _candidate(
+                    chunk, shift, sentence, r.subject, r.name, r.object, r.label, r.probability, "probability"
+                )
+            if wanted and not relations:
+                for g in guided_relations(sentence, find_mentions(sentence), wanted, topic=topic):
+                    yield _candidate(
+                        chunk, shift, sentence, g.subject, g.name, g.object, g.label, g.confidence / 2, "extractor"
+                    )
+            topic = topic or topic_of(sentence) if wanted else None
+
+
+def _candidate(chunk: Chunk, shift: int, sentence: Sentence, subject: Mention, name: str, target: Mention, label: str, sure: float, kind: str) -> Candidate:  # fmt: skip
+    words = sentence.words
+    date = iso_date(label)
+    value = Value(date, XSD + {4: "gYear", 7: "gYearMonth", 10: "date"}[len(date)]) if date else label
+    places = {
+        k: (words[m.first].start + shift, words[m.last - 1].end + shift)
+        for k, m in (("subject_at", subject), ("object_at", target))
+        if m.last <= len(words) and sentence.text(m.first, m.last) in (m.label, label)
+    }
+    return Candidate(
+        subject.label, name, value, subject.kind, "" if date else target.kind, confidence=round(sure, 4), kind=kind, chunk=chunk.id,
+        start=words[0].start + shift, end=words[-1].end + shift, **places,
+    )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from interfuse.build.room import Candidate, Work
@@ -12,6 +12,7 @@ from interfuse.build.tables import table_candidates, value_of
 from interfuse.data.chunks import Chunk
 from interfuse.data.ontology import Ontology
 from interfuse.data.statements import ALIAS, XSD, Literal
+from interfuse.kit.guided import Wanted, guided_relations, topic_of, wanted_of
 from interfuse.kit.language import Parser, Sentence, open_parser
 from interfuse.kit.mentions import EMPTY, Mention, acronyms, find_mentions, gazetteer, iso_date
 from interfuse.kit.open_relations import IS_A, Found, open_relations
@@ -25,22 +26,6 @@ READING = (
     "interfuse.build.reading",
     "interfuse.build.tables",
 )
-#: what words of a text say of a property's name, where the name itself is not written
-PARAPHRASES = {
-    "author": ("written by", "novel by", "book by", "authored by", "wrote", "write"), "director": ("directed by", "film by", "direct"),
-    "composer": ("composed by", "music by", "compose"), "screenwriter": ("written by", "screenplay by", "co-written by"),
-    "publisher": ("published by", "publish"), "developer": ("developed by", "develop"), "producer": ("produced by", "produce"),
-    "performer": ("performed by", "recorded by", "sung by", "perform", "record"), "cast member": ("starring", "star", "stars", "star in"),
-    "based on": ("based on", "adapted from", "base on"), "place of birth": ("born in", "born at"), "date of birth": ("born on",),
-    "place of death": ("died in", "die in", "die at"), "date of death": ("die on", "died on"), "inception": ("founded in", "established in", "formed in", "created in"),
-    "founded by": ("founded by", "established by"), "publication date": ("released in", "published in", "released on", "published on", "release in"),
-    "capital": ("capital of",), "country": ("located in", "city in", "city of"), "located in": ("located in", "situated in", "lie in", "located at"),
-    "occupation": (IS_A,), "genre": (IS_A,), "instance of": (IS_A,), "award received": ("win", "receive", "awarded"), "spouse": ("marry", "married to"),
-    "member of sports team": ("play for", "plays for"), "employer": ("work for", "work at", "employed by"), "educated at": ("study at", "studied at", "attend", "graduate from"),
-    "record label": ("released by", "released on", "released through"), "illustrator": ("illustrated by",), "editor": ("edited by",),
-    "designed by": ("designed by",), "discoverer or inventor": ("discovered by", "invented by"), "parent taxon": ("species of", "genus of", "family of"),
-    "mouth of the watercourse": ("tributary of", "flow into", "flows into", "empty into"), "constellation": ("constellation of", "located in"),
-}  # fmt: skip
 
 
 @dataclass
@@ -50,6 +35,7 @@ class Names:
     ontology: Ontology | None = None
     table: dict[str, dict[tuple[str, ...], tuple[str, str]]] = field(default_factory=dict)
     relations: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    wanted: list[Wanted] = field(default_factory=list)
 
 
 def names_of(work: Work, extra: Sequence[tuple[str, str]] = ()) -> Names:
@@ -67,11 +53,16 @@ def names_of(work: Work, extra: Sequence[tuple[str, str]] = ()) -> Names:
     made.table = gazetteer(entries)
     relations: dict[str, list[str]] = {}
     for p in work.ontology.properties.values() if work.ontology is not None else ():
-        for word in (p.label, *p.aliases, *PARAPHRASES.get(p.label.casefold().strip(), ())):
+        for word in (p.label, *p.aliases):
             if word:
                 relations.setdefault(word.casefold().strip(), []).append(p.label)
                 relations.setdefault(f"{word.casefold().strip()} of", []).append(p.label)
     made.relations = {k: tuple(dict.fromkeys(v)) for k, v in relations.items()}
+    made.wanted = wanted_of(
+        (p.label, p.aliases)
+        for p in (work.ontology.properties.values() if work.ontology is not None else ())
+        if p.label
+    )
     return made
 
 
@@ -191,16 +182,36 @@ def candidates(
     for sentence in sentences:
         mentions = find_mentions(sentence, names.table)
         found = open_relations(sentence, mentions, lambda i, s=sentence: memory.resolve(s, i))  # type: ignore[misc]
+        stated = [(f, r, c) for f in found for r, c in _relations(f, names)]
+        if names.wanted:
+            stated += _guided(sentence, mentions, memory, stated)
         memory.learn(sentence, found)
-        for f in found:
-            for relation, confidence in _relations(f, names):
-                made = _candidate(f, relation, confidence, chunk, sentence, shift, names, aliases)
-                if made is not None:
-                    yield made
-                else:
-                    work.by_chunk[chunk.id]["dropped: empty words"] = (
-                        work.by_chunk[chunk.id].get("dropped: empty words", 0) + 1
-                    )
+        for f, relation, confidence in stated:
+            made = _candidate(f, relation, confidence, chunk, sentence, shift, names, aliases)
+            if made is not None:
+                yield made
+            else:
+                work.by_chunk[chunk.id]["dropped: empty words"] = (
+                    work.by_chunk[chunk.id].get("dropped: empty words", 0) + 1
+                )
+
+
+def _guided(
+    sentence: Sentence, mentions: Sequence[Mention], memory: Memory, stated: Sequence[tuple[Found, str, float]]
+) -> list[tuple[Found, str, float]]:
+    """The ontology's relations that are looked for by what it says of them, without those that are there already."""
+    there = {(f.subject.label, r, f.object.label) for f, r, _ in stated}
+    own = topic_of(sentence)
+    made = []
+    for g in guided_relations(sentence, mentions, memory.names.wanted, topic=memory.last or memory.topic,
+                              resolve=lambda i: memory.resolve(sentence, i)):  # fmt: skip
+        if (g.subject.label, g.name, g.object.label) not in there:
+            target = replace(g.object, label=g.label)
+            made.append((Found(g.subject, g.name, target, g.confidence, "guided"), g.name, g.confidence))
+    if own is not None:
+        memory.last = own
+        memory.topic = memory.topic or own
+    return made
 
 
 def _relations(found: Found, names: Names) -> list[tuple[str, float]]:

@@ -183,7 +183,7 @@ def gazetteer(names: Iterable[tuple[str, str]]) -> dict[str, dict[tuple[str, ...
     """Names for lookup: first word in lower case -> words -> (name, kind)."""
     table: dict[str, dict[tuple[str, ...], tuple[str, str]]] = {}
     for name, kind in names:
-        words = tuple(re.findall(r"\w+|[^\w\s]", name.casefold()))
+        words = tuple(re.findall(r"['’]s\b|\w+|[^\w\s]", name.casefold()))
         if words and not (len(words) == 1 and (len(words[0]) < 3 or words[0] in EMPTY)):
             table.setdefault(words[0], {}).setdefault(words, (name, kind))
     return table

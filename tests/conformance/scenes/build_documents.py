@@ -190,6 +190,76 @@ def _shares(given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[
             *((f"damping {d}", personalised_pagerank(12, edges, [1.0, 2.0] + [0.0] * 10, damping=d), oracle(12, edges, [1.0, 2.0] + [0.0] * 10, d)) for d in (0.1, 0.85))]  # fmt: skip
 
 
+@compared("offline")
+def _facts(given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    from interfuse.kit.language import open_parser
+    from interfuse.kit.mentions import find_mentions
+    from interfuse.kit.open_relations import open_relations
+
+    rng = np.random.default_rng(8)
+    people = ["Anna Keller", "Bo Larsen", "Carla Moreno", "David Stone", "Eva Novak"]
+    places = ["Oslo", "Norway", "Vienna", "Austria", "Madrid", "Spain"]
+    text = ""
+    for _ in range(12):
+        a, b = rng.permutation(people)[:2]
+        x, y = rng.permutation(places)[:2]
+        text += [f"{x} is the capital of {y}. ", f"{a} was born in {x}. ", f"{a} was not born in {y}. ", f"{x} was founded by {a} and {b}. "][int(rng.integers(4))]  # fmt: skip
+    parser = open_parser("auto")
+    ours = sorted(
+        {
+            (f.subject.label, f.predicate, f.object.label)
+            for s in next(iter(parser.parse([text])))
+            for f in open_relations(s, find_mentions(s))
+            if f.predicate != "is a"
+        }
+    )  # fmt: skip  (classes aside)
+    said = sorted(set(oracle(text)))
+    assert ours == said, (text, ours, said)
+    return [("facts", len(ours), len(said))]
+
+
+@compared("distant-supervision")
+def _regression(given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    from interfuse.kit.distant import WIDTH, _fit, _matrix
+
+    rng = np.random.default_rng(9)
+    pairs: list[tuple[str, Any, Any]] = []
+    for c in (0.3, 1.0, 4.0):
+        sets = [sorted(rng.permutation(8)[: int(rng.integers(1, 5))].tolist()) for _ in range(60)]
+        labels = np.array([int(0 in s and 3 not in s) ^ int(rng.random() < 0.1) for s in sets])
+        weight = np.where(labels == 1, 2.0, rng.choice([1.0, 0.15], 60))
+        dense = np.hstack([np.array([[float(i in s) for i in range(8)] for s in sets]), np.ones((60, 1))])
+        exact, least = oracle(dense, labels, weight, c)
+        found, bias = _fit(_matrix(sets), labels, weight, c)
+        ours = np.append(found[:8].astype(np.float64), bias)
+        signs = 2.0 * labels - 1
+        cost = float(ours @ ours / 2 + c * np.sum(weight * np.log1p(np.exp(-signs * (dense @ ours)))))
+        pairs += [(f"cost at c={c}", round(cost / least, 3), 1.0), (f"weights beyond the features at c={c}", float(np.abs(found[8:WIDTH]).sum()), 0.0)]  # fmt: skip
+        pairs.append((f"decisions at c={c}", (dense @ ours > 0).astype(float), (dense @ exact > 0).astype(float)))
+    return pairs
+
+
+@compared("lm-extract")
+def _grounds(given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    from interfuse.build.asking import grounded
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.rooms import Source
+    from interfuse.data.chunks import split
+    from interfuse.data.corpus import open_corpus
+
+    rng = np.random.default_rng(10)
+    text = "Oslo is the capital of Norway. Edvard Grieg was born in Bergen. Vienna lies on the Danube."
+    chunk = next(c for d in open_corpus(Source({"a.txt": text}), Ctx()).documents() for c in split(d, 400))
+    names, quotes = ["Oslo", "Norway", "Edvard Grieg", "Bergen", "Vienna", "Danube", "Atlantis"], ["capital  of Norway", "was born\nin Bergen", "lies on the Danube", "", "a quotation that nobody wrote down"]  # fmt: skip
+    rows = [{"subject": str(names[int(i)]), "relation": "r", "object": str(names[int(j)]), "quote": quotes[int(q)], "subject_type": "", "object_type": ""}
+            for i, j, q in zip(rng.integers(0, 7, 80), rng.integers(0, 7, 80), rng.integers(0, 5, 80), strict=True)]  # fmt: skip
+    made = [grounded(chunk, row, 1.0, None) for row in rows]
+    ours = sorted((m.subject, m.predicate, str(m.object), m.start, m.end, m.confidence) for m in made if not isinstance(m, str))  # fmt: skip
+    said = oracle(chunk.text, rows)
+    assert ours == said, (ours, said)
+    return [("kept", len(ours), len(said)), ("places", [m[3] for m in ours], [m[3] for m in said])]
+
+
 def documents(case: Case, path: Path) -> Scene:
     """A folder of documents; ``table=True``: sentences with triples too."""
     given = dict(case.given)
