@@ -2,7 +2,8 @@
 
 A client's ``fit`` trains on its private examples, sends its class probabilities on the shared examples as its one array [m, C], and
 takes its personal targets from the next round's parameters to tune on. ``flwr`` is no extra of this package: it asks for older
-versions of packages used here, so it is installed by who wants it. The strategy holds no data and no model: it calls
+versions of packages used here (1.42: rich, typer, packaging, starlette, uvicorn), so it stands in an environment of its own;
+``benchmarks/knfu_flower_app`` is an app that runs this strategy over a network. The strategy holds no data and no model: it calls
 :func:`interfuse.kit.federated.fuse`. In a simulation on one machine use ``distill/knfu`` instead.
 """
 
