@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import statistics
 import sys
 import tempfile
@@ -89,6 +90,8 @@ class Seed:
     chosen: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     tuning: bool = False
     made: int = 0
+    #: what was trained while settings are chosen, by everything that decides it: a turn trains anew only what it changes
+    kept: dict[str, Model] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.number)
@@ -110,8 +113,15 @@ class Seed:
         """Trains; a condition's ``name`` brings the settings chosen for it."""
         self.made += 1
         settings = {**SETTINGS, **given, **self.chosen.get(name, {})}
-        return apply(f"distill/{method}", student=student, data=data, **settings, out=self.folder / f"{self.number}-{self.made}",
-                     ctx=Ctx(seed=self.number, device="cpu"))  # fmt: skip
+        plain = {k: v for k, v in sorted(settings.items()) if isinstance(v, int | float | str)}
+        key = f"{self.number}/{self.made}/{method}/{plain}"  # the place in the experiment stands for teachers and data
+        if self.tuning and key in self.kept:
+            return self.kept[key]
+        made: Model = apply(f"distill/{method}", student=student, data=data, **settings, out=self.folder / f"{self.number}-{self.made}",
+                            ctx=Ctx(seed=self.number, device="cpu"))  # fmt: skip
+        if self.tuning:
+            self.kept[key] = made
+        return made
 
 
 def choose(
@@ -128,9 +138,12 @@ def choose(
     rates: Options = [{"lr": rate} for rate in RATES]
     found = {name: list(options.get(name, rates)) for name in metrics}
     scores: dict[str, list[float]] = {name: [] for name in metrics}
+    kept: dict[str, Model] = {}
     for turn in range(max(map(len, found.values()), default=0)):
         chosen = {name: several[min(turn, len(several) - 1)] for name, several in found.items()}
-        rows = [experiment(Seed(number, folder / f"tuning-{turn}", chosen, tuning=True)) for number in TUNING]
+        rows = [
+            experiment(Seed(number, folder / f"tuning-{turn}", chosen, tuning=True, kept=kept)) for number in TUNING
+        ]
         for name, several in found.items():
             if turn < len(several):
                 scores[name].append(statistics.mean(row[metrics[name]] for row in rows))
@@ -401,7 +414,8 @@ def dhkd(seed: Seed) -> dict[str, float]:
     single = {"head": "main", "align": "none"}
     conditions = {"kd": ("kd", {"alpha": 0.9, "tau": 4}), "binary kl alone": ("dhkd", {**single, "aux_loss": "bkl", "ce": 1e-9}),
                   "one head, both": ("dhkd", {**single, "aux_loss": "bkl"}), "linear head": ("dhkd", {"head": "linear", "align": "none"}),
-                  "mlp head": ("dhkd", {"align": "none"}), "dhkd": ("dhkd", {})}  # fmt: skip
+                  "mlp head": ("dhkd", {"align": "none"}), "dhkd": ("dhkd", {"align": "backbone"}),
+                  "dhkd, features": ("dhkd", {"align": "features"})}  # fmt: skip
     for name, (method, given) in conditions.items():
         made = seed.train(method, seed.net(mlp, 16, 10), data, name=name, teacher=[teacher], **given)
         found[name] = accuracy(made, *test)
@@ -560,7 +574,7 @@ EXPERIMENTS: dict[str, Study] = {
         ("accuracy: KD + inner against KD", "kd", "kd+inner"), ("accuracy: KD + local against KD", "kd", "kd+local"),
         ("accuracy: KD + global against KD", "kd", "kd+global"), ("accuracy: TRG student against its teacher", "teacher", "trg"),
     )),
-    "kd3": Study(kd3, 10, same("kd on the pool", "kd on the surest", "kd on the teacher's data", "kd3", "kd3, own classifier", "kd3, no selection", "kd3, no contrast"), (
+    "kd3": Study(kd3, 8, same("kd on the pool", "kd on the surest", "kd on the teacher's data", "kd3", "kd3, own classifier", "kd3, no selection", "kd3, no contrast"), (
         ("accuracy: KD3 against KD on the pool", "kd on the pool", "kd3"),
         ("accuracy: KD3 against KD on the surest images", "kd on the surest", "kd3"),
         ("accuracy: KD3 against KD on the teacher's data", "kd on the teacher's data", "kd3"),
@@ -569,13 +583,15 @@ EXPERIMENTS: dict[str, Study] = {
         ("share of digits: kept against pool", "share of digits in the pool", "share of digits among the kept"),
         *((f"accuracy, {group}: KD3 against KD on the pool", f"kd on the pool {group}", f"kd3 {group}") for group in (*SHIFTS, "out of domain")),
     )),
-    "dhkd": Study(dhkd, 10, same("none", "kd", "binary kl alone", "one head, both", "linear head", "mlp head", "dhkd"), (
+    "dhkd": Study(dhkd, 10, same("none", "kd", "binary kl alone", "one head, both", "linear head", "mlp head", "dhkd", "dhkd, features"), (
         ("accuracy: DHKD against labels alone", "none", "dhkd"), ("accuracy: DHKD against KD", "kd", "dhkd"),
         ("accuracy: DHKD against BinaryKL alone", "binary kl alone", "dhkd"),
         ("accuracy: DHKD against one head with both losses", "one head, both", "dhkd"),
         ("accuracy: one head with both against labels alone", "none", "one head, both"),
         ("accuracy: one head with both against BinaryKL alone", "binary kl alone", "one head, both"),
         ("accuracy: mlp head against linear head", "linear head", "mlp head"), ("accuracy: alignment", "mlp head", "dhkd"),
+        *((f"accuracy: aligned at the features against {what}", name, "dhkd, features") for what, name in (
+            ("aligned on the backbone", "dhkd"), ("labels alone", "none"), ("KD", "kd"), ("one head with both losses", "one head, both"), ("no alignment", "mlp head"))),
         ("cosine of the two gradients: classifier against backbone", "cosine on the backbone", "cosine on the classifier"),
     )),
     "nd-kd": Study(ndkd, 10, same(*(f"{w}: {b}{m}" for w in (16, 64) for b in ("none", "kd", "dkd", "dist") for m in ("", "++"))), (
@@ -584,7 +600,7 @@ EXPERIMENTS: dict[str, Study] = {
         ("accuracy: KD++ against KD, teacher of 16 features", "teacher 16: kd", "teacher 16: kd++"),
         ("accuracy: KD++ against KD, teacher of 256 features", "teacher 256: kd", "teacher 256: kd++"),
         ("feature length with ND, 64 features", "norm 64", "norm 64++"), ("cosine to the class mean with ND, 64 features", "cosine 64", "cosine 64++"),
-    )),
+    ), {f"{w}: {b}++": rates(nd=(1.0, 0.3, 3.0)) for w in (16, 64) for b in ("none", "kd", "dkd", "dist")}),
 }  # fmt: skip
 
 
@@ -601,20 +617,42 @@ def compare(rows: list[dict[str, float]], pairs: Pairs, slug: str) -> list[dict[
 
 
 def run(slug: str, study: Study) -> None:
-    """Chooses settings, runs all seeds, writes ``results/distill-SLUG.json`` and prints the comparisons."""
-    began = time.perf_counter()
+    """Chooses settings, runs all seeds, writes ``results/distill-SLUG.json`` and prints the comparisons.
+
+    Every finished seed is kept in the temporary folder, so that a study that was killed goes on.
+    """
     numbers = list(range(FIRST, FIRST + study.seeds))
-    with tempfile.TemporaryDirectory() as place:
-        chosen, scores = (
-            choose(study.experiment, study.metrics, study.options, Path(place)) if study.metrics else ({}, {})
-        )
-        rows = [study.experiment(Seed(number, Path(place), chosen)) for number in numbers]
-    seconds = time.perf_counter() - began
-    tuned = {"seeds": list(TUNING), "by": "mean on validation images", "chosen": chosen, "scores": scores}
+    progress = Path(tempfile.gettempdir()) / f"interfuse-distill-{slug}.json"
     doc = " ".join((study.experiment.__doc__ or "").split())
+    what = {"experiment": doc, "options": str(study.options), "metrics": str(study.metrics)}
+    state: dict[str, Any] = json.loads(progress.read_text()) if progress.is_file() else {}
+    if state.get("what") != what:
+        state = {"what": what, "rows": [], "seconds": 0.0}
+
+    def keep(began: float) -> float:
+        now = time.process_time()
+        state["seconds"] += now - began
+        progress.write_text(json.dumps(state))
+        return now
+
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as place:
+        if "scores" not in state:
+            state["chosen"], state["scores"] = (
+                choose(study.experiment, study.metrics, study.options, Path(place)) if study.metrics else ({}, {})
+            )
+            began = keep(began)
+        chosen, scores, rows = state["chosen"], state["scores"], state["rows"]
+        for number in numbers[len(rows) :]:
+            rows.append(study.experiment(Seed(number, Path(place) / str(number), chosen)))
+            began = keep(began)
+            print(f"{slug}: seed {number}, {state['seconds']:.0f} s", flush=True)
+    rows, seconds = rows[: study.seeds], state["seconds"]
+    tuned = {"seeds": list(TUNING), "by": "mean on validation images", "chosen": chosen, "scores": scores}
     figures = {"method": slug, "data": study.data, "experiment": doc, "n": study.seeds, "seeds": numbers, "settings": {**SETTINGS, "optimizer": "adamw", "threads": 1},
-               "tuning": tuned, "seconds": seconds, "comparisons": compare(rows, study.pairs, slug), "rows": rows}  # fmt: skip
+               "tuning": tuned, "processor_seconds": seconds, "comparisons": compare(rows, study.pairs, slug), "rows": rows}  # fmt: skip
     save(f"distill-{slug}", figures)
+    progress.unlink()
     print(f"{slug}: {seconds:.0f} s; {chosen}")
     for c in figures["comparisons"]:
         print(f"  {c['what']}: {c['baseline']:.4f} -> {c['candidate']:.4f}, {c['difference']:+.4f} [{c['low']:+.4f}, {c['high']:+.4f}], "
