@@ -123,7 +123,7 @@ class BDKD(Hooks):
     def _report(self, run: Run, held: Table, folder: Path) -> None:
         """Reliability of student and teachers on the examples held apart, which are not trained on."""
         taught = [run.modules[_name(k)] for k in range(len(run.teacher_models))] if self.online else run.teachers
-        every = [("student", run.student_model, run.accelerator.unwrap_model(run.student)),
+        every = [("student", run.student_model, run.bare),
                  *((_name(k), m, t) for k, (m, t) in enumerate(zip(run.teacher_models, taught, strict=True)))]  # fmt: skip
         logits = {
             name: predict(dataclasses.replace(model, module=module, path=None), held, run.ctx)

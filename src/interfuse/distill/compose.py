@@ -160,7 +160,7 @@ def _has(part: Hooks, hook: str) -> bool:
 
 def _seen_by(run: Run, name: str, part: Hooks) -> Run:
     """The run as a part sees it: its own modules, tensors and facts, and the layers it asked for."""
-    needs, student = part.needs(), run.accelerator.unwrap_model(run.student)
+    needs, student = part.needs(), run.bare
     ours = layer_names(student, needs.student_features) if needs.student_features else []
     theirs = [layer_names(t, needs.teacher_features) if needs.teacher_features else [] for t in run.teachers]
     tables: dict[str, Any] = {n: Within(getattr(run, n), name) for n in ("modules", "lr_scales", "tensors", "facts")}

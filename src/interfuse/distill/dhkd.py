@@ -42,10 +42,10 @@ class DHKD(Hooks):
     align: Annotated[
         Literal["backbone", "all", "features", "none"],
         Field(
-            description="which gradients are aligned: the backbone's, all together as the reference does, those with respect to the "
-            "features that both heads read (no second backward pass), or none"
+            description="which gradients are aligned: those with respect to the features that both heads read, the backbone's (a second "
+            "backward pass), all together as the reference does, or none as in the reference's ImageNet script"
         ),
-    ] = "backbone"
+    ] = "features"
     center: Annotated[bool, Field(description="take the mean over classes off the teacher's logits")] = False
     allow_large: Annotated[bool, Field(description="allow an auxiliary head of more than 50 million parameters")] = (
         False
@@ -62,8 +62,6 @@ class DHKD(Hooks):
     def setup(self, run: Run) -> None:
         if self.align != "none" and run.accelerator.num_processes > 1:
             raise InterfuseError("param.value", "gradients can be aligned in one process only", where="align", fix="Use align: none.")  # fmt: skip
-        if self.align == "features" and self.head == "main":
-            raise InterfuseError("param.value", "features are aligned between two heads, and there is one", where="align", fix="Use align: backbone.")  # fmt: skip
         width, classes = run.student_shapes[PENULTIMATE][-1], run.classes
         size = {"linear": width * classes, "mlp": self.head_width * (width + classes), "main": 0}[self.head]
         if size > LARGE and not self.allow_large:
@@ -80,8 +78,6 @@ class DHKD(Hooks):
         u, t = views.student, views.teachers[0]
         if "auxiliary" in run.modules:
             h = views.features[PENULTIMATE]
-            if self.align == "features":
-                run.tensors["features"] = h
             h = h[:, : u.shape[1]] if u.ndim == 3 else h  # of a language model, the positions that have a next token
             u = run.modules["auxiliary"](h.flatten(0, -2)).unflatten(0, h.shape[:-1])
         t = t - t.mean(dim=-1, keepdim=True) if self.center else t
@@ -114,11 +110,20 @@ class DHKD(Hooks):
         run.accelerator.backward(parts[CE])
 
     def _backward_through_features(self, run: Run, loss: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
-        """The two gradients are taken at the features, through the heads alone; one pass then goes down the backbone."""
-        h = run.tensors.pop("features")
-        (g0,), (g1,) = (torch.autograd.grad(parts[name], h, retain_graph=True) for name in (CE, AUX))
-        (kept,) = align([g1], [g0])
-        handle = h.register_hook(lambda _: g0 + kept)  # type: ignore[no-untyped-call]
+        """The labels' gradient is taken at the features, through their head alone; what comes down to them is turned on its way.
+
+        What is aligned bounds what would be: the backbone's gradients are these two times one Jacobian (Sener & Koltun 2018, section 3.3).
+        """
+        assert run.student_taps is not None
+        h = run.student_taps.features[PENULTIMATE]
+        (label,) = torch.autograd.grad(parts[CE], h, retain_graph=True)
+        scale = run.accelerator.scaler.get_scale() if run.accelerator.scaler is not None else 1.0
+
+        def aligned(both: torch.Tensor) -> torch.Tensor:
+            (kept,) = align([both / scale - label], [label])
+            return scale * (label + kept)
+
+        handle = h.register_hook(aligned)  # type: ignore[no-untyped-call]
         run.accelerator.backward(loss)
         handle.remove()
 
@@ -136,13 +141,13 @@ class DHKD(Hooks):
             p.grad = g0[name] + projected.get(name, g1[name])
 
     def _parameters(self, run: Run) -> dict[str, nn.Parameter]:
-        modules = {"student": run.accelerator.unwrap_model(run.student), **run.modules}
+        modules = {"student": run.bare, **run.modules}
         return {f"{m}/{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
 
 
 def _head(run: Run) -> set[str]:
     """The names of both heads' parameters: everything that is not the backbone."""
-    student = run.accelerator.unwrap_model(run.student)
+    student = run.bare
     main = classifier_name(student)
     names = {f"student/{main}.{n}" for n, _ in student.get_submodule(main).named_parameters()}
     return names | {f"auxiliary/{n}" for m in run.modules.values() for n, _ in m.named_parameters()}

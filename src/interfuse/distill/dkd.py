@@ -10,7 +10,7 @@ from pydantic import Field
 
 from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
-from interfuse.kit.losses import nckd, tckd
+from interfuse.kit.losses import dkd_parts
 
 
 @method()
@@ -33,11 +33,8 @@ class DKD(Hooks):
         target = views.batch.soft if views.batch.soft is not None else views.labels
         assert target is not None, "needs().labels guarantees labels"
         teacher = views.teachers[0]
-        return {
-            "tckd": tckd(views.student, teacher, target, tau=self.tau),
-            "nckd": nckd(views.student, teacher, target, tau=self.tau),
-            "ce": hard_loss(views),
-        }
+        tckd, nckd = dkd_parts(views.student, teacher, target, tau=self.tau)
+        return {"tckd": tckd, "nckd": nckd, "ce": hard_loss(views)}
 
     def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:
         # the reference counts epochs from 1, so the first one already distils

@@ -209,7 +209,7 @@ class FantasticGains(Hooks):
         phase = (run.epoch - 1) * count // epochs
         if count == 1 or run.epoch * count // epochs == phase:
             return
-        student = run.accelerator.unwrap_model(run.student)
+        student = run.bare
         if self.strategy == "soup":
             for name, value in student.state_dict().items():
                 if value.is_floating_point():
@@ -223,7 +223,7 @@ class FantasticGains(Hooks):
         run.optimizers["main"].state.clear()  # each transfer is a training of its own
 
     def export(self, run: Run) -> nn.Module:
-        module = run.modules[SLOW] if self.slow else run.accelerator.unwrap_model(run.student)
+        module = run.modules[SLOW] if self.slow else run.bare
         if self.strategy == "soup" and self._phases(run) > 1:
             soup = {name[5:]: value for name, value in run.tensors.items() if name.startswith("soup/")}
             module.load_state_dict({**module.state_dict(), **soup})

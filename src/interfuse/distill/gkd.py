@@ -72,7 +72,7 @@ class GKD(Hooks):
 
     def _write(self, run: Run, starts: list[np.ndarray], pad: int, eos: int | None) -> list[np.ndarray]:
         """The student's answers, up to and with the end token."""
-        student: Any = run.accelerator.unwrap_model(run.student)
+        student: Any = run.bare
         width = max(len(s) for s in starts)
         ids, mask = np.full((len(starts), width), pad, dtype=np.int64), np.zeros((len(starts), width), dtype=np.int64)
         for line, start in enumerate(starts):

@@ -149,6 +149,13 @@ class Run:
         """The number of classes (or tokens of the vocabulary): as the configuration or, after it, the dry batch tells."""
         return int(self.student_model.labels or self.outputs)
 
+    @property
+    def bare(self) -> Any:
+        """The student without what several processes wrap it in (looking for wrappers costs time in every step)."""
+        if self.accelerator.num_processes == 1:
+            return self.student
+        return self.accelerator.unwrap_model(self.student)
+
     def layer_pairs(self, student_layers: Sequence[str], teacher_layers: Sequence[str]) -> list[tuple[str, str]]:
         """The tapped layers of student and first teacher, paired in order (see :func:`interfuse.kit.nets.pair_layers`).
 

@@ -242,7 +242,7 @@ class KD3(Hooks):
 
     def export(self, run: Run) -> nn.Module:
         """Backbone, transfer block and classifier: the backbone's own head has learned nothing."""
-        student = run.accelerator.unwrap_model(run.student)
+        student = run.bare
         transfer, head, layer = run.modules["transfer"], run.modules["classifier"], run.facts["student_layer"]
         assert isinstance(head, nn.Linear)
         if run.student_model.task == "module":

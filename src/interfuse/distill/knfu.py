@@ -144,7 +144,7 @@ class KnFu(Hooks):
         }
 
     def _client(self, run: Run, n: int) -> torch.nn.Module:
-        module: torch.nn.Module = run.accelerator.unwrap_model(run.student) if n == 0 else run.modules[f"client_{n}"]
+        module: torch.nn.Module = run.bare if n == 0 else run.modules[f"client_{n}"]
         return module
 
     def _says(self, run: Run, n: int, rows: Ints) -> torch.Tensor:

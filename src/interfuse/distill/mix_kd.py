@@ -51,11 +51,15 @@ class MixKD(Hooks):
         share, first, second = plan(len(batch.positions), self.mixup_alpha, self.fraction, rng, partial=self.partial)
         lam = torch.from_numpy(share).to(run.device)
         i, j = torch.from_numpy(first).to(run.device), torch.from_numpy(second).to(run.device)
-        student = run.accelerator.unwrap_model(run.student)
+        student = run.bare
+        mixed = mix_inputs(student, batch.student, lam, i, j)
         return replace(
             batch,
-            student=mix_inputs(student, batch.student, lam, i, j),
-            teachers=[mix_inputs(m, x, lam, i, j) for m, x in zip(run.teachers, batch.teachers, strict=True)],
+            student=mixed,
+            teachers=[
+                mixed if _alike(x, batch.student) else mix_inputs(m, x, lam, i, j)
+                for m, x in zip(run.teachers, batch.teachers, strict=True)
+            ],
             soft=mix(F.one_hot(batch.labels, run.classes).float(), lam, i, j),
             extra={"share": share, "first": first, "second": second},
         )
@@ -70,8 +74,8 @@ class MixKD(Hooks):
         else:
             kd = forward_kl(s, t, tau=self.tau)
         # smoothness of both, watched and not trained on
-        watched = {"teacher_entropy": entropy(views.teachers[0]), "student_entropy": entropy(views.student.detach())}
-        return {"kd": kd, "ce": cross_entropy(s, soft)} | watched
+        both = entropy(torch.stack([views.teachers[0].to(views.student.dtype), views.student.detach()]))
+        return {"kd": kd, "ce": cross_entropy(s, soft), "teacher_entropy": both[0], "student_entropy": both[1]}
 
     def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:
         return {"kd": self.alpha, "ce": self.gamma, "teacher_entropy": 0.0, "student_entropy": 0.0}
@@ -105,7 +109,14 @@ def plan(
 def mix(x: torch.Tensor, share: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """``share x[first] + (1 - share) x[second]`` for ``x`` [B, ...] and one share per sample [B]."""
     lam = share.to(x.dtype).reshape(-1, *([1] * (x.ndim - 1)))
-    return lam * x[first] + (1 - lam) * x[second]
+    return torch.lerp(x[second], x[first], lam)
+
+
+def _alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether both networks see the same images or features (token ids become vectors of each network's own)."""
+    if "input_ids" in one or one.keys() != other.keys():
+        return False
+    return all(x.shape == y.shape and torch.equal(x, y) for x, y in ((one[name], other[name]) for name in one))
 
 
 def mix_inputs(

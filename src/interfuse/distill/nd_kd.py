@@ -15,7 +15,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.encode import forward
-from interfuse.kit.feature_losses import cosine_distance, norm_direction
+from interfuse.kit.feature_losses import norm_direction_parts
 from interfuse.kit.losses import dist, dkd, forward_kl
 from interfuse.kit.taps import PENULTIMATE, as_vector
 
@@ -89,18 +89,18 @@ class NDKD(Hooks):
         if "projection" in run.modules:
             s = run.modules["projection"](s)
         centre = run.tensors["class_means"].to(s.device, s.dtype)[views.labels]  # of the label, not of the prediction
-        if self.form == "norm-direction":
-            loss = norm_direction(s, t.to(s.dtype), centre)
-        elif self.form == "direction":
-            loss = cosine_distance(s, centre)
-        else:
-            norm = s.norm(dim=-1)
+        loss, norm, cosine = norm_direction_parts(s, t.to(s.dtype), centre)
+        if self.form == "direction":
+            loss = 1 - cosine
+        elif self.form == "norm":
             loss = (norm - (norm.detach() + self.norm_step)).square()
-        terms = {"ce": hard_loss(views), "nd": loss.masked_fill((centre == 0).all(dim=-1), 0.0)}
+        if self.missing == "skip":
+            loss = loss.masked_fill((centre == 0).all(dim=-1), 0.0)
+        terms = {"ce": hard_loss(views), "nd": loss}
         if self.base != "none":
             terms["base"] = self._base(views)
         # watched, not trained on
-        return terms | {"norm": s.detach().norm(dim=-1), "cosine": 1 - cosine_distance(s.detach(), centre)}
+        return terms | {"norm": norm.detach(), "cosine": cosine.detach()}
 
     def _base(self, views: Views) -> torch.Tensor:
         s, t = views.student, views.teachers[0]

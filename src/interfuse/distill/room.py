@@ -415,11 +415,20 @@ def _step(state: Run, hooks: Hooks, micro: list[NDArray[np.int64]], sums: dict[s
         for name, value in terms.items():
             value = _masked(value, batch)
             weight = weights.get(name, 1.0)
-            if isinstance(weight, torch.Tensor) and weight.ndim < value.ndim:
-                weight = weight.reshape(*weight.shape, *([1] * (value.ndim - weight.ndim)))
-            parts[name] = (weight * value).sum() / max(total, 1)
-            sums[f"raw/{name}"] = sums.get(f"raw/{name}", 0.0) + value.detach().sum()
-            sums[f"weighted/{name}"] = sums.get(f"weighted/{name}", 0.0) + parts[name].detach() * total
+            raw = value.sum()
+            if isinstance(weight, torch.Tensor):
+                if weight.ndim < value.ndim:
+                    weight = weight.reshape(*weight.shape, *([1] * (value.ndim - weight.ndim)))
+                weighted = (weight * value).sum()
+            elif weight == 0 and not raw.requires_grad:  # watched only
+                sums[f"raw/{name}"] = sums.get(f"raw/{name}", 0.0) + raw
+                sums[f"weighted/{name}"] = 0.0
+                continue
+            else:
+                weighted = raw if weight == 1 else raw * weight
+            parts[name] = weighted / max(total, 1)
+            for kind, number in (("raw", raw), ("weighted", weighted)):
+                sums[f"{kind}/{name}"] = sums.get(f"{kind}/{name}", 0.0) + number.detach()
         hooks.backward(state, torch.stack(list(parts.values())).sum(), parts)
     hooks.before_step(state)
     if settings.clip:

@@ -124,7 +124,7 @@ class TGeoKD(Hooks):
         from interfuse.distill.room import make_batch
 
         batch = make_batch(run, train[:2])
-        student = run.accelerator.unwrap_model(run.student)
+        student = run.bare
         params = {n: p for n, p in student.named_parameters() if p.requires_grad}
         try:
             with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
@@ -187,7 +187,7 @@ class TGeoKD(Hooks):
 
     def _outer_gradient(self, run: Run, batch: Batch, teacher: torch.Tensor) -> list[torch.Tensor]:
         """The validation loss after one plain gradient step of the student, differentiated through that step by w."""
-        student = run.accelerator.unwrap_model(run.student)
+        student = run.bare
         labels = _need(batch.labels)
         held, held_labels = self._validation_batch(run)
 

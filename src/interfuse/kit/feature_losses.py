@@ -53,12 +53,18 @@ def norm_direction(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
         teacher: ``[B, D]``.
         centre: ``[B, D]``, the teacher's class mean of each sample's *label*, for instance ``means[labels]``.
     """
+    return norm_direction_parts(student, teacher, centre)[0]
+
+
+def norm_direction_parts(student: Tensor, teacher: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of :func:`norm_direction`, the student's length ``||s||`` and its cosine ``<s, e> / ||s||``, each ``[B]``."""
     _check_same(student, teacher)
     _check_same(student, centre, "student", "centre")
     s, t = full_precision(student), full_precision(teacher)
-    along = (s * _unit(full_precision(centre))).sum(dim=-1)
-    longest = torch.maximum(s.norm(dim=-1), t.norm(dim=-1))
-    return 1 - along / longest.clamp_min(torch.finfo(longest.dtype).tiny)
+    along, length = (s * _unit(full_precision(centre))).sum(dim=-1), s.norm(dim=-1)
+    tiny = torch.finfo(length.dtype).tiny
+    loss = 1 - along / torch.maximum(length, t.norm(dim=-1)).clamp_min(tiny)
+    return loss, length, along / length.clamp_min(tiny)
 
 
 def attention_transfer(student: Tensor, teacher: Tensor, *, p: float = 2.0) -> Tensor:

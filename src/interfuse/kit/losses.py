@@ -184,9 +184,7 @@ def tckd(
     scaled: bool = True,
 ) -> Tensor:
     """Target-class part of DKD: KL between the two-way distributions (target, rest) (first term of equation 5, Zhao et al. 2022)."""
-    lp, lq, onehot, counts = _dkd_inputs(student, teacher, target, tau, targets, ignore_index)
-    loss = _kl(_target_and_rest(lp, onehot), _target_and_rest(lq, onehot))
-    return rescale(loss, tau, scaled).masked_fill(~counts, 0.0)
+    return dkd_parts(student, teacher, target, tau=tau, targets=targets, ignore_index=ignore_index, scaled=scaled)[0]
 
 
 def nckd(
@@ -200,9 +198,27 @@ def nckd(
     scaled: bool = True,
 ) -> Tensor:
     """Non-target part of DKD: KL among the other classes, renormalised (equation 5, Zhao et al. 2022)."""
-    lp, lq, onehot, counts = _dkd_inputs(student, teacher, target, tau, targets, ignore_index)
-    rest_p, rest_q = (F.log_softmax(x.masked_fill(onehot, -math.inf), dim=-1) for x in (lp, lq))
-    return rescale(_kl(rest_p, rest_q), tau, scaled).masked_fill(~counts, 0.0)
+    return dkd_parts(student, teacher, target, tau=tau, targets=targets, ignore_index=ignore_index, scaled=scaled)[1]
+
+
+def dkd_parts(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    tau: float = 4.0,
+    targets: Targets = "logits",
+    ignore_index: int = -100,
+    scaled: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """TCKD and NCKD of DKD together: ``[..., K] -> [...]`` twice; arguments as in :func:`dkd`."""
+    _check_classes(student, 2)
+    lp, lq = _both(student, teacher, tau, targets)
+    onehot, counts = _one_hot(target, lq, ignore_index)
+    (two_p, rest_p), (two_q, rest_q) = _decoupled(lp, onehot), _decoupled(lq, onehot)
+    found = (_kl(two_p, two_q), _kl(rest_p, rest_q))
+    one, other = (rescale(x, tau, scaled).masked_fill(~counts, 0.0) for x in found)
+    return one, other
 
 
 def dkd(
@@ -226,8 +242,7 @@ def dkd(
         teacher: ``[..., K]``.
         target: ``[...]`` class indices, or ``[..., K]`` soft labels whose largest entry is the target.
     """
-    t = tckd(student, teacher, target, tau=tau, targets=targets, ignore_index=ignore_index, scaled=scaled)
-    n = nckd(student, teacher, target, tau=tau, targets=targets, ignore_index=ignore_index, scaled=scaled)
+    t, n = dkd_parts(student, teacher, target, tau=tau, targets=targets, ignore_index=ignore_index, scaled=scaled)
     return alpha * t + beta * n
 
 
@@ -477,17 +492,12 @@ def _unit_centred(x: Tensor, dim: int) -> Tensor:
     return F.normalize(x - x.mean(dim=dim, keepdim=True), dim=dim, eps=1e-8)
 
 
-def _target_and_rest(lp: Tensor, onehot: Tensor) -> Tensor:
-    inside, outside = lp.masked_fill(~onehot, -math.inf), lp.masked_fill(onehot, -math.inf)
-    return torch.stack([inside.logsumexp(dim=-1), outside.logsumexp(dim=-1)], dim=-1)
-
-
-def _dkd_inputs(
-    student: Tensor, teacher: Tensor, target: Tensor, tau: float, targets: Targets, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_classes(student, 2)
-    lp, lq = _both(student, teacher, tau, targets)
-    return lp, lq, *_one_hot(target, lq, ignore_index)
+def _decoupled(lp: Tensor, onehot: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities of (target, rest) [..., 2], and among the rest, renormalised [..., K] with -inf at the target."""
+    outside = lp.masked_fill(onehot, -math.inf)
+    rest = outside.logsumexp(dim=-1, keepdim=True)
+    inside = lp.masked_fill(~onehot, -math.inf).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([inside, rest], dim=-1), outside - rest
 
 
 def _both(student: Tensor, teacher: Tensor, tau: float, targets: Targets) -> tuple[Tensor, Tensor]:
