@@ -105,16 +105,21 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
         ``[B]``.
     """
     difference = full_precision(student) - full_precision(teacher)
-    loss, weight, total = difference.square().flatten(1).mean(dim=1), 1.0, 1.0
+    loss, weight, total = _mean_square(difference), 1.0, 1.0
     even = all(side % PYRAMID[0] == 0 for side in difference.shape[2:])
     coarse = difference
     for side in PYRAMID:
         if side < difference.shape[2]:
             weight /= 2
             coarse = F.adaptive_avg_pool2d(coarse if even else difference, side)
-            loss = loss + weight * coarse.square().flatten(1).mean(dim=1)
+            loss = loss + weight * _mean_square(coarse)
             total += weight
     return loss / total
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Of each sample ``[B]``, by the norm: one pass over the map either way."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).square() / x[0].numel()
 
 
 class Fusion(nn.Module):
@@ -163,7 +168,7 @@ class Fusion(nn.Module):
                 kernel = convolution.weight
                 narrow = F.conv2d(share[:, :1] * feature, _after(kernel, folded[0]), padding=1)
                 constant = F.conv2d(share[:, :1], torch.einsum("omyx,m->oyx", kernel, folded[1])[:, None], padding=1)
-                return norm(narrow + constant + conv_enlarged(deeper, share[:, 1:], kernel)), None
+                return norm(narrow.add_(constant).add_(conv_enlarged(deeper, share[:, 1:], kernel))), None
             x = F.conv2d(x, *folded) if folded else x
             x = torch.addcmul(share[:, :1] * x, share[:, 1:], _enlarged(deeper, here))
         elif folded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,16 +27,21 @@ def conv_enlarged(coarse: Tensor, share: Tensor, kernel: Tensor) -> Tensor:
     return found
 
 
-def _steps(height: int, width: int) -> Iterator[tuple[int, int, int, Place, Place]]:
-    """For every quarter (row, column parity) of the result and every column of the kernel: the quarter, the kernel's column, the
-    quarter of the shares it meets, and the coarse places written and read (the rest lies beyond the border and is 0)."""
-    for quarter in range(4):
-        for column in range(9):
+def _steps(height: int, width: int) -> list[tuple[int, int, int, bool, Place, Place]]:
+    """For every column of the kernel and every quarter (row, column parity) of the result: the quarter, the column, the quarter of the
+    shares it meets, whether no place lies beyond the border, and the coarse places written and read.
+
+    Of every quarter of the result, every column and every quarter of the shares the first step reaches all places.
+    """
+    found = []
+    for column in (4, 0, 1, 2, 3, 5, 6, 7, 8):  # the middle first
+        for quarter in range(4):
             row, rest = quarter // 2 + column // 3 - 1, quarter % 2 + column % 3 - 1
             down, right = row // 2, rest // 2  # the coarse neighbour that is read: -1, 0 or 1
             write = (slice(max(0, -down), height - max(0, down)), slice(max(0, -right), width - max(0, right)))
             read = (slice(max(0, down), height - max(0, -down)), slice(max(0, right), width - max(0, -right)))
-            yield quarter, column, 2 * (row % 2) + rest % 2, write, read
+            found.append((quarter, column, 2 * (row % 2) + rest % 2, down == right == 0, write, read))
+    return sorted(found, key=lambda step: not step[3])
 
 
 def _quarters(x: Tensor) -> Tensor:
@@ -58,9 +62,11 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, columns: Tensor, share: Tensor) -> Tensor:
         shares = _quarters(share)
         batch, _, out, height, width = columns.shape
-        found = columns.new_zeros(4, batch, out, height, width)
-        for quarter, column, other, write, read in _steps(height, width):
-            found[quarter][(..., *write)].addcmul_(columns[:, column][(..., *read)], shares[other][(..., *read)])
+        found = columns.new_empty(4, batch, out, height, width)
+        begun: set[int] = set()
+        for quarter, column, other, everywhere, write, read in _steps(height, width):
+            seen, weights = columns[:, column][(..., *read)], shares[other][(..., *read)]
+            _gather(found[quarter], seen, weights, write, everywhere, quarter, begun)
         ctx.save_for_backward(columns, shares)
         return _whole(found)
 
@@ -69,9 +75,19 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         columns, shares = ctx.saved_tensors
         parts = _quarters(gradient)
-        of_columns, of_shares = torch.zeros_like(columns), torch.zeros_like(shares)
-        for quarter, column, other, write, read in _steps(columns.shape[3], columns.shape[4]):
+        of_columns, products = torch.empty_like(columns), torch.empty_like(parts)  # products: by quarter of the shares
+        begun: dict[str, set[int]] = {"column": set(), "share": set()}
+        for quarter, column, other, everywhere, write, read in _steps(columns.shape[3], columns.shape[4]):
             part, seen = parts[quarter][(..., *write)], columns[:, column][(..., *read)]
-            of_columns[:, column][(..., *read)].addcmul_(part, shares[other][(..., *read)])
-            of_shares[other][(..., *read)].add_((part * seen).sum(dim=1, keepdim=True))
-        return of_columns, _whole(of_shares)
+            _gather(of_columns[:, column], part, shares[other][(..., *read)], read, everywhere, column, begun["column"])
+            _gather(products[other], part, seen, read, everywhere, other, begun["share"])
+        return of_columns, _whole(products.sum(dim=2, keepdim=True))
+
+
+def _gather(total: Tensor, a: Tensor, b: Tensor, place: Place, everywhere: bool, name: int, begun: set[int]) -> None:
+    """``total[place] += a * b``; the first time, when every place is reached, ``total = a * b``."""
+    if everywhere and name not in begun:
+        begun.add(name)
+        torch.mul(a, b, out=total)
+    else:
+        total[(..., *place)].addcmul_(a, b)
