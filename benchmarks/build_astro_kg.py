@@ -1,6 +1,7 @@
 """A planted technique in a simulated literature: are its entry and the end of its integration found, and does a control stay at chance?
 
     python benchmarks/build_astro_kg.py [PAPERS]
+    python benchmarks/build_astro_kg.py --picture FILE      (the two phases of one literature, as the method draws them)
 
 Forty years, papers growing tenfold. A technique domain enters at year 10; until year 22 papers that carry it cite science papers more and
 more; from then on new science concepts are born that cite it. A control domain is spread over papers by popularity alone. Ten seeds, none of which was looked at
@@ -12,12 +13,16 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from record import part, save
 
+from interfuse.core.rooms import apply
 from interfuse.kit.change_points import course
 from interfuse.kit.concept_walks import driving_force, windows
 from interfuse.kit.stats import paired_t
@@ -125,5 +130,27 @@ def main(papers: int = 5000) -> None:
                                     "together": {kind: told(rows, kind) for kind in rows[0] if kind != "seed"}, "seeds": rows})  # fmt: skip
 
 
+def picture(file: Path, papers: int = 2000, count: int = 100) -> None:
+    """The method itself on a table of papers; its ``two-phases.svg``."""
+    years, edges, m = literature(papers, 99)
+    cited: list[list[str]] = [[] for _ in years]
+    for i, j in edges:
+        cited[i].append(f"p{j}")
+    names = [
+        *(f"technique {c}" for c in TECHNIQUE),
+        *(f"control {c}" for c in CONTROL),
+        *(f"science {c}" for c in SCIENCE),
+    ]
+    table = Dataset.from_dict({"id": [f"p{i}" for i in range(papers)], "year": [int(1980 + y) for y in years], "references": cited,
+                               "concepts": [[names[k] for k in np.flatnonzero(row)] for row in m]})  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        apply("build/astro-kg", table=table, count=count, domains={"technique": names[:5], "science": names[10:]}, technique="technique", science="science",
+              most_share=0.5, draws=100, out=Path(place) / "g")  # fmt: skip
+        file.write_text((Path(place) / "g" / "two-phases.svg").read_text())
+
+
 if __name__ == "__main__":
-    main(*(int(a) for a in sys.argv[1:2]))
+    if sys.argv[1:2] == ["--picture"]:
+        picture(Path(sys.argv[2]))
+    else:
+        main(*(int(a) for a in sys.argv[1:2]))

@@ -128,19 +128,19 @@ def figures(rows: Sequence[Said], prompts: int, cost: dict[str, float]) -> dict[
     return found
 
 
-def critic(groups: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-    """Of each pair's statements the half that is likelier right, by a critic that learnt from other pairs."""
+def critic(learnt: list[list[dict[str, Any]]], groups: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """Of each pair's statements those that are likelier right than the median, by a critic that learnt from all statements of other pairs."""
     order = Ctx().rng("folds").permutation(len(groups))
     fold = {int(g): n % FOLDS for n, g in enumerate(order)}
     chosen: list[list[dict[str, Any]]] = [[] for _ in groups]
     for f in range(FOLDS):
-        known = [(r["text"], ok, str(g)) for g, rows in enumerate(groups) if fold[g] != f for r in rows
+        known = [(r["text"], ok, str(g)) for g, rows in enumerate(learnt) if fold[g] != f for r in rows
                  if (ok := verdict(r["first"], r["second"], r["comparative"])) is not None]  # fmt: skip
-        judge = train_critic([t for t, _, _ in known], [ok for _, ok, _ in known], groups=[g for *_, g in known], rng=Ctx(seed=f).rng("critic"), least=40)  # fmt: skip
+        texts, truth = [t for t, _, _ in known], [ok for _, ok, _ in known]
+        judge = train_critic(texts, truth, groups=[g for *_, g in known], rng=Ctx(seed=f).rng("critic"), least=40)
         own = [(g, r) for g, rows in enumerate(groups) if fold[g] == f for r in rows]
-        p = judge([r["text"] for _, r in own])
-        bar = float(np.median(judge([t for t, _, _ in known])))
-        for (g, r), value in zip(own, p, strict=True):
+        bar = float(np.median(judge(texts)))
+        for (g, r), value in zip(own, judge([r["text"] for _, r in own]), strict=True):
             if value > bar:
                 chosen[g].append(r)
     return chosen
@@ -200,7 +200,7 @@ def write(parts: list[dict[str, Any]]) -> None:
         (MADE, [p["rows"] for p in parts]),
         (VOTED, voted),
         (CONSISTENT, both),
-        (JUDGED, critic(both)),
+        (JUDGED, critic([p["rows"] for p in parts], both)),
     ):
         kept[name] = [[said(r) for r in rows] for rows in groups]
 
