@@ -130,7 +130,7 @@ def main(papers: int = 5000) -> None:
                                     "together": {kind: told(rows, kind) for kind in rows[0] if kind != "seed"}, "seeds": rows})  # fmt: skip
 
 
-def picture(file: Path, papers: int = 2000, count: int = 100) -> None:
+def picture(file: Path, papers: int = 1200, count: int = 60) -> None:
     """The method itself on a table of papers; its ``two-phases.svg``."""
     years, edges, m = literature(papers, 99)
     cited: list[list[str]] = [[] for _ in years]
@@ -145,7 +145,7 @@ def picture(file: Path, papers: int = 2000, count: int = 100) -> None:
                                "concepts": [[names[k] for k in np.flatnonzero(row)] for row in m]})  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         apply("build/astro-kg", table=table, count=count, domains={"technique": names[:5], "science": names[10:]}, technique="technique", science="science",
-              most_share=0.5, draws=100, out=Path(place) / "g")  # fmt: skip
+              most_share=0.5, draws=40, out=Path(place) / "g")  # fmt: skip
         file.write_text((Path(place) / "g" / "two-phases.svg").read_text())
 
 

@@ -371,11 +371,11 @@ def promise(call: Call, path: Path) -> Any:
 def parts(call: Call, path: Path) -> dict[str, Any]:
     """The tables that a method keeps beside its graph: its trait ``tables``, ``name -> (file, role -> column)``; ``rows`` says how many
     rows they may have together."""
-    from interfuse.data.kept_tables import kept_table
+    from interfuse.data.made_tables import promised
 
     rows = call.method.traits.get("rows")
     most = int(rows(call, own_params(call))) if rows is not None else 1
-    return {name: kept_table(name, path / file, columns, most, [key_of(call), name])
+    return {name: promised(name, path, columns, most, [key_of(call), name], file)
             for name, (file, columns) in call.method.traits.get("tables", {}).items()}  # fmt: skip
 
 
