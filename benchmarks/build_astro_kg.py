@@ -130,7 +130,7 @@ def main(papers: int = 5000) -> None:
                                     "together": {kind: told(rows, kind) for kind in rows[0] if kind != "seed"}, "seeds": rows})  # fmt: skip
 
 
-def picture(file: Path, papers: int = 1200, count: int = 60) -> None:
+def picture(file: Path, papers: int = 2000, count: int = 100) -> None:
     """The method itself on a table of papers; its ``two-phases.svg``."""
     years, edges, m = literature(papers, 99)
     cited: list[list[str]] = [[] for _ in years]

@@ -23,6 +23,7 @@ from interfuse.kit.commonsense import (
     without_names,
 )
 from interfuse.kit.comparatives import Comparison, outvoted, plural, prompt_of, says_of, taken_apart
+from interfuse.kit.concept_walks import driving_force, windows
 from interfuse.kit.critics import Critic, cut_at_recall, cuts, held_out, precision_at_recall, train_critic
 from interfuse.kit.near_duplicates import best_of_each, clusters, distinct, jaccard, rouge_l, shingles
 from interfuse.kit.ontological import bridge, joined, measures, network, read_triples, similarity
@@ -426,3 +427,16 @@ def test_small_graphs_are_read_joined_and_bridged() -> None:
     assert apart.nearest is not None
     assert measures([])["nodes"] == 0
     assert measures(left)["components"] == 1
+
+
+def test_the_interval_over_papers_lies_around_the_mean() -> None:
+    """Concepts of few papers are absent from many draws: that must not pull the interval away from the estimate."""
+    rng = np.random.default_rng(3)
+    years = np.sort(rng.integers(0, 4, 160)).astype(float)
+    m = np.zeros((160, 24))
+    m[np.arange(160), rng.integers(0, 24, 160)] = 1
+    edges = [(i, int(j)) for i in range(1, 160) for j in set(rng.integers(0, i, 4).tolist())]
+    forces = driving_force(
+        years, edges, m, range(8), range(8, 24), windows(years, count=40), draws=80, null=False, rng=rng
+    )
+    assert all(f.low < f.cross < f.high for f in forces)

@@ -301,14 +301,21 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def picture(forces: Sequence[Force], technique: str, science: str) -> str:
-    """The two phases as SVG: cross relevance with its interval and its null above, new concepts of both domains below."""
+    """The two phases as SVG: cross relevance with its interval and its null, its lift over chance, new concepts of both domains."""
     from interfuse.kit.time_plots import Series, courses
 
     x = [f.window for f in forces]
     upper = [Series(f"{technique} to {science}", "result", [f.cross for f in forces], [f.low for f in forces], [f.high for f in forces]),
              Series("citations rewired", "baseline", [f.null for f in forces])]  # fmt: skip
+    middle = [
+        Series("lift of the relevance", "result", [f.lift for f in forces]),
+        Series("chance", "baseline", [1.0] * len(forces)),
+    ]
     lower = [Series(f"new concepts of {technique}", "source", [float(f.new_technique) for f in forces]),
              Series(f"new concepts of {science}", "gained", [float(f.new_science) for f in forces])]  # fmt: skip
     return courses(
-        "two-phases", f"{technique} and {science}", x, [("mean relevance", upper), ("new concepts", lower)]
+        "two-phases",
+        f"{technique} and {science}",
+        x,
+        [("mean relevance", upper), ("lift", middle), ("new concepts", lower)],
     ).svg

@@ -276,7 +276,10 @@ def driving_force(
 
 def _resampled(start: Any, visits: Floats, both: NDArray[np.int64], tech: NDArray[np.int64], sci: NDArray[np.int64], draws: int,
                rng: np.random.Generator) -> tuple[float, float]:  # fmt: skip
-    """The 95 % interval of the mean symmetric relevance between the domains, over papers drawn with replacement."""
+    """The 95 % interval of the mean symmetric relevance between the domains, over papers drawn with replacement.
+
+    A concept that no drawn paper carries is left out of that draw's mean: it is absent there, not unrelated.
+    """
     if not draws or not len(tech) or not len(sci):
         return 0.0, 0.0
     from scipy.sparse import csr_matrix
@@ -289,7 +292,11 @@ def _resampled(start: Any, visits: Floats, both: NDArray[np.int64], tech: NDArra
         n = np.asarray(u.T @ counts).ravel()
         total = np.asarray(u.T @ (values * counts[:, None]))
         r = np.divide(total, n[:, None], out=np.zeros_like(total), where=n[:, None] > 0)
-        means.append(mean_between(symmetric(r), rows, columns))
+        live_rows, live_columns = rows[n[rows] > 0], columns[n[columns] > 0]
+        if len(live_rows) and len(live_columns):
+            means.append(mean_between(symmetric(r), live_rows, live_columns))
+    if not means:
+        return 0.0, 0.0
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
