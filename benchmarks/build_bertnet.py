@@ -146,7 +146,7 @@ def prompted(lm: Any, prompts: list[str], answers: int = 8) -> list[tuple[str, f
     replies = [r[0].text for r in lm.generate(prompts, max_tokens=answers, stop=("\n", ".", ","))]
     texts = [(" " + t.strip()) if t.strip() else " nothing" for t in replies]
     return [
-        (t.strip(), s.logprob / s.tokens)
+        (t.strip(), s.logprob / max(s.tokens, 1))
         for t, s in zip(texts, lm.score(list(zip(prompts, texts, strict=True))), strict=True)
     ]
 

@@ -139,7 +139,7 @@ def measured(lm: Any, other: Any, name: str) -> dict[str, Any]:
         return (both.replace("[A]", pair[0]).replace("[B]", pair[1])).capitalize() + "."
 
     every = list(dict.fromkeys(says(p) for pairs in found.values() for p in pairs))
-    logs = dict(zip(every, [s.logprob / s.tokens for s in other.score([("", t) for t in every])], strict=True))
+    logs = dict(zip(every, [s.logprob / max(s.tokens, 1) for s in other.score([("", t) for t in every])], strict=True))
     return {"pairs": {s: [[*p, true(name, p), rank(name, p[0]), logs[says(p)]] for p in pairs] for s, pairs in found.items()}, "steps": steps,
             "processor seconds": took}  # fmt: skip
 

@@ -219,7 +219,7 @@ def write(parts: list[dict[str, Any]]) -> None:
     sample = [r["text"] for rows in both for r in rows]
     save("build-neurocomparatives", {"model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)", "pairs": len(parts), "prompts": 2 * len(parts), "systems": table,
                                      "paired": {f"{b} minus {a}": difference(kept[a], kept[b]) for a, b in steps}, "funnel": funnel,
-                                     "examples": [sample[int(i)] for i in np.linspace(0, len(sample) - 1, 12)]})  # fmt: skip
+                                     "examples": sample[:: max(len(sample) // 12, 1)]})  # fmt: skip
     print(json.dumps(table, indent=1))
 
 

@@ -165,7 +165,7 @@ def chosen(model: str, questions: Sequence[tuple[str, Sequence[str], int]]) -> l
     scores = iter(lm.score(rows))
     found = []
     for _, answers, place in questions:
-        own = [(s := next(scores)).logprob / s.tokens for _ in answers]
+        own = [(s := next(scores)).logprob / max(s.tokens, 1) for _ in answers]
         found.append(int(np.argmax(own)) == place)
     return found
 
