@@ -47,7 +47,7 @@ MONTHS = [
     "December",
 ]
 #: sentences of an ontology's test set that the language model reads
-FEW = 6
+FEW = 4
 #: sentences of an ontology's test set that are measured at most (a fixed sample)
 MOST = 150
 

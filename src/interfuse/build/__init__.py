@@ -9,5 +9,7 @@ from interfuse.core.rooms import door
 
 TAKES = "documents (a folder or files) and/or a language model, often an ontology"
 MAKES = "graph"
+#: what ``interfuse build FOLDER`` does
+DEFAULT = "offline"
 
 __getattr__ = door(__name__)
