@@ -527,7 +527,7 @@ def own_space(seed: Seed) -> dict[str, float]:
 # -- comparisons -----------------------------------------------------------------------------------------------------
 
 EXPERIMENTS: dict[str, Study] = {
-    "ofa-kd": Study(ofa, 8, same(*OFA_CONDITIONS), (
+    "ofa-kd": Study(ofa, 6, same(*OFA_CONDITIONS), (
         *((f"accuracy over three unlike pairs: OFA against {what}", name, "ofa") for name, what in (
             ("none", "labels alone"), ("kd", "KD"), ("fitnets", "FitNets"), ("rkd", "RKD"), ("dist", "DIST"), ("dkd", "DKD"))),
         ("accuracy: KD against labels alone", "none", "kd"),

@@ -1,6 +1,8 @@
 """The shipped recipes of the distill room, each run as it ships: how long it takes and what its reports say.
 
-    python benchmarks/distill_recipes.py [SLUG ...]
+    python benchmarks/distill_recipes.py [--seeds N] [SLUG ...]
+
+With ``--seeds N`` only the first N of a recipe's seeds are run; everything else is as it ships.
 
 Results are written after every recipe, so that a run that was killed can go on with those that are missing.
 """
@@ -39,17 +41,20 @@ def said(report: Path) -> dict[str, Any]:
 
 def main(slugs: list[str]) -> None:
     torch.set_num_threads(1)
+    most = int(slugs[1]) if slugs[:1] == ["--seeds"] else None
+    slugs = slugs if most is None else slugs[2:]
     known = RESULTS / "distill-recipes.json"
     rows: dict[str, Any] = json.loads(known.read_text())["recipes"] if known.is_file() else {}
     for path in sorted(FOLDER.glob("*.yaml")):
         if slugs and path.stem not in slugs:
             continue
         recipe = load_recipe(path)
+        seeds = recipe.seeds[:most]
         cpu, wall = time.process_time(), time.perf_counter()
         with tempfile.TemporaryDirectory() as place:
-            made = run(path, place, ctx=Ctx(device="cpu"))
+            made = run(path, place, ctx=Ctx(device="cpu"), seeds=seeds)
             reports = {step.name: said(made[step.name]) for step in recipe.steps if step.use.startswith("measure/")}
-        rows[path.stem] = {"seeds": len(recipe.seeds), "steps": len(recipe.steps), "processor_seconds": time.process_time() - cpu,
+        rows[path.stem] = {"seeds": len(seeds), "steps": len(recipe.steps), "processor_seconds": time.process_time() - cpu,
                            "seconds": time.perf_counter() - wall, "reports": reports}  # fmt: skip
         save(
             "distill-recipes",

@@ -4,7 +4,7 @@ The method's step and the plain one with the prediction alternate; the ratio is 
 pair, so that other work on the machine hardly counts (elapsed time is recorded as well). Goals: methods on logits at most 1.10, methods on features at most 1.25, stored predictions at most 1.10 of a student
 step without any teacher. ``memory_mb``: weights, gradients, optimiser state and what a step keeps for its gradients.
 
-    python benchmarks/distill_steps.py [METHOD ...]
+    python benchmarks/distill_steps.py [METHOD ... | --table]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from interfuse.kit.encode import Encoder, forward
 #: method, label, parameters, goal of its ratio (None where the paper's own work is more than a loss)
 METHODS: list[tuple[str, str, dict[str, Any], float | None]] = [
     ("kd", "", {}, 1.1), ("kd", "stored predictions", {"teacher_cache": "auto"}, 1.1), ("dkd", "", {}, 1.1), ("dist", "", {}, 1.1), ("logit-standardisation", "", {}, 1.1), ("nd-kd", "", {}, 1.1),
-    ("mix-kd", "", {}, 1.1), ("dhkd", "align none", {"align": "none"}, 1.1), ("dhkd", "align features", {"align": "features"}, 1.1), ("dhkd", "", {}, 1.1), ("fitnets", "", {}, 1.25),
+    ("mix-kd", "", {}, 1.1), ("dhkd", "align none", {"align": "none"}, 1.1), ("dhkd", "", {}, 1.1), ("dhkd", "align backbone", {"align": "backbone"}, None), ("fitnets", "", {}, 1.25),
     ("at", "", {}, 1.25), ("sp", "", {}, 1.25), ("rkd", "", {}, 1.25), ("crd", "", {"count": 1024}, 1.25), ("reviewkd", "", {}, 1.25), ("reviewkd", "max_width 16", {"max_width": 16}, 1.25), ("trg", "", {}, 1.25),
     ("ofa-kd", "", {}, 1.25), ("diswot", "sp, ickd", {"space": {"num_labels": [10]}, "sp": 3000.0, "ickd": 2.5}, 1.25),
     ("fantastic-gains", "", {}, None), ("kd3", "", {"min_per_class": 128}, None),
@@ -63,14 +64,15 @@ def configured(**config: Any) -> Callable[[], dict[str, Any]]:
 
 #: pair -> teacher, student, side and channels of the pictures, pairs of steps
 PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int, int]] = {
-    "ResNet-56 to ResNet-20, 32 x 32": (cifar(9, 9, 9), cifar(3, 3, 3), 32, 3, 3),
+    "ResNet-56 to ResNet-20, 32 x 32": (cifar(9, 9, 9), cifar(3, 3, 3), 32, 3, 4),
     "ViT 6 x 192 to ViT 4 x 96, 32 x 32": (
         configured(**VIT, hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768),
-        configured(**VIT, hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=384), 32, 3, 3),
+        configured(**VIT, hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=384), 32, 3, 4),
     "ResNet 32-64 to 16-32, 8 x 8": (configured(**SMALL, embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1]),
-                                     configured(**SMALL, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1]), 8, 1, 12),
+                                     configured(**SMALL, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1]), 8, 1, 40),
 }  # fmt: skip
 BATCH = 64
+PAGE = Path(__file__).parents[1] / "docs" / "choose.md"
 
 
 def pictures(side: int, channels: int) -> Table:
@@ -85,7 +87,14 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
     ctx, data = Ctx(device="cpu"), pictures(side, channels)
 
     def begun(slug: str, extra: Mapping[str, Any]) -> tuple[Any, Any]:
-        given = {"student": student(), "data": data, "batch_size": BATCH, "teacher_cache": "off", **extra}
+        given = {
+            "student": student(),
+            "data": data,
+            "batch_size": BATCH,
+            "epochs": 100,
+            "teacher_cache": "off",
+            **extra,
+        }
         taught = {} if slug == "none" else {"teacher": [teacher()]}
         call = prepare(load_room("distill"), load(f"distill/{slug}"), {**given, **taught}, ctx)
         hooks = _hooks(call)
@@ -138,8 +147,26 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
     return found
 
 
+def write_table(pairs: Mapping[str, Mapping[str, Any]]) -> None:
+    """The table of ``docs/choose.md``: a row per method, its median ratio on each pair, and the memory of a step of the first pair."""
+    names = list(dict.fromkeys(name for rows in pairs.values() for name in rows))
+    lines = [f"| method | {' | '.join(pairs)} | MB |", "|---" * (len(pairs) + 2) + "|"]
+    first = next(iter(pairs.values()))
+    for name in names:
+        cells = [f"{rows[name]['ratio']['median']:.2f}" if name in rows else "–" for rows in pairs.values()]
+        memory = f"{first[name]['memory_mb']:.0f}" if name in first else "–"
+        lines.append(f"| {name} | {' | '.join(cells)} | {memory} |")
+    page = PAGE.read_text(encoding="utf-8")
+    begin = page.index("| method | ResNet")
+    end = page.index("\n\n", begin)
+    PAGE.write_text(page[:begin] + "\n".join(lines) + page[end:], encoding="utf-8")
+
+
 def main(words: list[str]) -> None:
-    """``METHOD ...`` measures these alone and puts them into the figures that are there."""
+    """``METHOD ...`` measures these alone and puts them into the figures that are there; ``--table`` only writes the table."""
+    if words == ["--table"]:
+        write_table(json.loads((RESULTS / "distill-steps.json").read_text())["pairs"])
+        return
     torch.set_num_threads(1)
     began = time.perf_counter()
     figures: dict[str, Any] = {
@@ -151,8 +178,9 @@ def main(words: list[str]) -> None:
         figures["pairs"] = json.loads(before.read_text())["pairs"]
     for pair in PAIRS:
         figures["pairs"][pair] = {**figures["pairs"].get(pair, {}), **measure(pair, words)}
-    figures |= {"load": os.getloadavg()[0], "minutes": (time.perf_counter() - began) / 60}
-    print(save("distill-steps", figures))
+        figures |= {"load": os.getloadavg()[0], "minutes": (time.perf_counter() - began) / 60}
+        print(save("distill-steps", figures))
+    write_table(figures["pairs"])
 
 
 if __name__ == "__main__":

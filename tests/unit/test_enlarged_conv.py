@@ -60,3 +60,14 @@ def test_a_large_narrow_stage_is_fused_as_a_small_one(last: bool, monkeypatch: p
         )
     for mine, plain in zip(*results, strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_half_precision_by_autocast(last: bool) -> None:
+    torch.manual_seed(0)
+    fusion, side = Fusion(3, 5, 4, fuse=True), int(LARGE**0.5)
+    feature, deeper = torch.randn(2, 3, side, side), torch.randn(2, 5, side // 2, side // 2)
+    exact, _ = fusion(feature, deeper, (side, side), last=last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, _ = fusion(feature.bfloat16(), deeper.bfloat16(), (side, side), last=last)
+    assert float((rough - exact).abs().mean()) < 0.05

@@ -119,7 +119,8 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _mean_square(x: Tensor) -> Tensor:
     """Of each sample ``[B]``, by the norm: one pass over the map either way."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).square() / x[0].numel()
+    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return length.square() / x[0].numel()
 
 
 class Fusion(nn.Module):
@@ -192,7 +193,7 @@ class Fusion(nn.Module):
             variance = ((weight @ covariance) * weight).sum(dim=1)
             weight = weight * (norm.weight * torch.rsqrt(variance + norm.eps))[:, None]
             bias = norm.bias - weight @ mean
-        return weight[:, :, None, None].to(feature.dtype), bias.to(feature.dtype)
+        return weight[:, :, None, None], bias
 
 
 def _parts(block: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

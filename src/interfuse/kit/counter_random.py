@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.random import Philox
 from numpy.typing import NDArray
-
-from interfuse.core.lazy import lazy
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-else:
-    torch = lazy("torch")
+from torch import Tensor
 
 _WORDS = 8  # 32-bit words per counter value of Philox-4x64
 
