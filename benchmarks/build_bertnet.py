@@ -42,7 +42,7 @@ from interfuse.kit.stats import compare_outcomes, paired_t, score_interval, wils
 #: the folder of data: named by INTERFUSE_SHARED_DATA, or ``shared/data`` beside the repository
 PLACE = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 MODELS: dict[str, tuple[Callable[[], Path | None], str]] = {
-    "smollm2": (smollm2, "SmolLM2-135M-Instruct (4-bit weights as bfloat16)"), "gemma": (gemma, "Gemma-3-270M (4-bit weights as bfloat16)"),
+    "smollm2": (smollm2, "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)"), "gemma": (gemma, "Gemma-3-270M (4-bit weights, computed in bfloat16)"),
 }  # fmt: skip
 #: relation -> (file, sentences)
 ASKED: dict[str, tuple[str, list[str]]] = {
@@ -107,7 +107,7 @@ def asked(lm: Any, name: str) -> dict[str, Any]:
     for s in samples:
         gold.setdefault(s["subject"], []).append(s["object"])
     order = [list(gold)[int(i)] for i in Ctx().rng(f"seeds {name}").permutation(len(gold))]
-    seeds, subjects = order[:SHOTS], order[SHOTS : SHOTS + 40]
+    seeds, subjects = order[:SHOTS], order[SHOTS : SHOTS + 24]
     start = prompts[0].split("<ENT1>")[0].strip()
     shown = "".join(prompts[0].replace("<ENT0>", s).replace("<ENT1>", gold[s][0]) + ".\n" for s in seeds)
     answers: dict[str, dict[str, tuple[str, float]]] = {}
@@ -146,7 +146,7 @@ def prompted(lm: Any, prompts: list[str], answers: int = 8) -> list[tuple[str, f
     replies = [r[0].text for r in lm.generate(prompts, max_tokens=answers, stop=("\n", ".", ","))]
     texts = [(" " + t.strip()) if t.strip() else " nothing" for t in replies]
     return [
-        (t.strip(), s.logprob / s.tokens)
+        (t.strip(), s.logprob / max(s.tokens, 1))
         for t, s in zip(texts, lm.score(list(zip(prompts, texts, strict=True))), strict=True)
     ]
 
@@ -288,7 +288,7 @@ def free(lm: Any, name: str, turn: int) -> dict[str, Any]:
         return any(right(b, o) for o in facts.get(a, ()))
 
     began = time.process_time()
-    rows = harvest(lm, FREE[name], seeds, most=40, max_word_repeat=3, longest=4, objects=None)
+    rows = harvest(lm, FREE[name], seeds, most=30, max_word_repeat=3, longest=4, objects=None)
     took = {FULL: time.process_time() - began}
     ranked = {s: [[*r["entities"], judged(r["entities"])] for r in sorted(rows, key=lambda r, s=s: -r[s])] for s in (ALONE, FIRST, BEST, FULL)}  # fmt: skip
     began = time.process_time()
@@ -391,7 +391,7 @@ def main(words: Sequence[str]) -> None:
     if folder is None or not (PLACE / "lre-relations").is_dir():
         print("skipped: the LRE relations or the model are not here")
         return
-    lm: Any = open_lm(Source(str(folder), MODELS[model][1].split(" ")[0]), Ctx())
+    lm: Any = open_lm(Source(str(folder), MODELS[model][1].split(" ")[0]), Ctx(dtype="bfloat16"))
     for kind in kinds:
         parts: dict[str, dict[str, Any]] = {}
         runs: list[tuple[str, Callable[[], dict[str, Any]]]] = (

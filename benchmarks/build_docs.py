@@ -51,7 +51,8 @@ def share(right: int, of: int) -> dict[str, Any]:
 
 
 def measured(facts: list[Fact], found: dict[str, dict[tuple[str, str, str], list[str]]]) -> dict[str, Any]:
-    """Precision and recall of edges and of their ends, and the share of right edges whose evidence holds both ends."""
+    """Precision and recall of edges and of their ends, and of places: the share of the quoted words of right edges that hold both ends, and of
+    true edges that are quoted from the words that state them."""
     rows = {}
     for name in sorted({f.file for f in facts}):
         gold = {(key_of_label(f.subject), f.relation, key_of_label(f.object)) for f in facts if f.file == name}
@@ -59,11 +60,21 @@ def measured(facts: list[Fact], found: dict[str, dict[tuple[str, str, str], list
         right = gold & set(ours)
         nodes_gold = {n for s, _, o in gold for n in (s, o)}
         nodes_ours = {n for s, _, o in ours for n in (s, o)}
+        quotes = [(k, key_of_label(w)) for k in sorted(right) for w in ours[k]]
+        true = {
+            (key_of_label(f.subject), f.relation, key_of_label(f.object)): key_of_label(f.words)
+            for f in facts
+            if f.file == name
+        }
+        told = sum(
+            any(true[k] in key_of_label(w) or key_of_label(w) in true[k] for w in ours.get(k, ())) for k in sorted(gold)
+        )
         placed = sum(any(k[0] in key_of_label(w) and k[2] in key_of_label(w) for w in ours[k]) for k in right)
         rows[name] = {
             "edge precision": share(len(right), len(ours)), "edge recall": share(len(right), len(gold)),
             "node precision": share(len(nodes_gold & nodes_ours), len(nodes_ours)), "node recall": share(len(nodes_gold & nodes_ours), len(nodes_gold)),
-            "places that hold both ends": share(placed, len(right)),
+            "provenance precision": share(sum(k[0] in w and k[2] in w for k, w in quotes), len(quotes)),
+            "provenance recall": share(told, len(gold)), "right edges with a place that holds both ends": share(placed, len(right)),
         }  # fmt: skip
     return rows
 

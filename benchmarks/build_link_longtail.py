@@ -34,7 +34,7 @@ from interfuse.kit.asking import numbered, said_to
 from interfuse.kit.near_duplicates import plain_key
 from interfuse.kit.stats import paired_t, wilson_interval
 
-BEAM, ASK, TURNS, THRESHOLD = 16, 8, 6, 0.6
+BEAM, ASK, TURNS, THRESHOLD = 12, 6, 6, 0.6
 #: name -> (premise, premise about both, conclusion, type of the first, type of the second)
 RULES: dict[str, tuple[str, str, str, str, str]] = {
     "city": ("[P] was born in [A]", "[A] is a city in [B]", "[P] is a native of [B]", "city", "country"),
@@ -139,7 +139,7 @@ def measured(lm: Any, other: Any, name: str) -> dict[str, Any]:
         return (both.replace("[A]", pair[0]).replace("[B]", pair[1])).capitalize() + "."
 
     every = list(dict.fromkeys(says(p) for pairs in found.values() for p in pairs))
-    logs = dict(zip(every, [s.logprob / s.tokens for s in other.score([("", t) for t in every])], strict=True))
+    logs = dict(zip(every, [s.logprob / max(s.tokens, 1) for s in other.score([("", t) for t in every])], strict=True))
     return {"pairs": {s: [[*p, true(name, p), rank(name, p[0]), logs[says(p)]] for p in pairs] for s, pairs in found.items()}, "steps": steps,
             "processor seconds": took}  # fmt: skip
 
@@ -222,8 +222,8 @@ def main(words: Sequence[str]) -> None:
         print("skipped: the models are not here")
         return
     replies = Path(tempfile.gettempdir()) / "interfuse-parts" / "build-link-replies"
-    lm: Any = CachedLM(open_lm(Source(str(mine), "SmolLM2-135M-Instruct"), Ctx()), replies)
-    judge: Any = open_lm(Source(str(other), "Gemma-3-270M"), Ctx())
+    lm: Any = CachedLM(open_lm(Source(str(mine), "SmolLM2-135M-Instruct"), Ctx(dtype="bfloat16")), replies)
+    judge: Any = open_lm(Source(str(other), "Gemma-3-270M"), Ctx(dtype="bfloat16"))
     parts: dict[str, dict[str, Any]] = {}
     for name in words or RULES:
         parts[name] = part("build-link-longtail", name, partial(measured, lm, judge, name))
@@ -231,7 +231,11 @@ def main(words: Sequence[str]) -> None:
         if len(parts) > 1:
             save(
                 "build-link-longtail",
-                {"model": "SmolLM2-135M-Instruct (4-bit weights as bfloat16)", "threshold": THRESHOLD, **table(parts)},
+                {
+                    "model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)",
+                    "threshold": THRESHOLD,
+                    **table(parts),
+                },
             )
 
 

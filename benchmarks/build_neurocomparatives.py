@@ -176,12 +176,12 @@ def pairs_of(count: int) -> list[tuple[str, str]]:
     return found
 
 
-def main(count: int = 24) -> None:
+def main(count: int = 16) -> None:
     model = smollm2()
     if model is None:
         print("skipped: the model is not here")
         return
-    lm: Any = open_lm(Source(str(model), "SmolLM2-135M-Instruct"), Ctx())
+    lm: Any = open_lm(Source(str(model), "SmolLM2-135M-Instruct"), Ctx(dtype="bfloat16"))
     parts = []
     for pair in pairs_of(count):
         parts.append(part("build-neurocomparatives", " ".join(pair), partial(measured, lm, pair)))
@@ -217,9 +217,9 @@ def write(parts: list[dict[str, Any]]) -> None:
             at = funnel.setdefault(row["stage"], {"in": 0, "out": 0})
             at["in"], at["out"] = at["in"] + row["in"], at["out"] + row["out"]
     sample = [r["text"] for rows in both for r in rows]
-    save("build-neurocomparatives", {"model": "SmolLM2-135M-Instruct (4-bit weights as bfloat16)", "pairs": len(parts), "prompts": 2 * len(parts), "systems": table,
+    save("build-neurocomparatives", {"model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)", "pairs": len(parts), "prompts": 2 * len(parts), "systems": table,
                                      "paired": {f"{b} minus {a}": difference(kept[a], kept[b]) for a, b in steps}, "funnel": funnel,
-                                     "examples": [sample[int(i)] for i in np.linspace(0, len(sample) - 1, 12)]})  # fmt: skip
+                                     "examples": sample[:: max(len(sample) // 12, 1)]})  # fmt: skip
     print(json.dumps(table, indent=1))
 
 

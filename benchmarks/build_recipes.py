@@ -39,7 +39,7 @@ from interfuse.kit.commonsense import clean_tail, read_schema, request, training
 from interfuse.kit.stats import compare_outcomes, score_interval, wilson_interval
 
 PLACE = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
-MODEL = "SmolLM2-135M-Instruct (4-bit weights as bfloat16)"
+MODEL = "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)"
 
 
 def recipe(name: str, place: Path, changes: dict[str, str]) -> Path:
@@ -80,7 +80,7 @@ def symbolic(model: str) -> dict[str, Any]:
         for arm, recall in (("student", "0.8"), ("student, no critic", "1.0")):
             file = recipe("symbolic-kd.yaml", place, {r"teacher: \{[^}]*\}": f"teacher: {{model: {model}}}", r"small: \{[^}]*\}": f"small: {{model: {model}}}",
                                                       "recall: 0.8": f"recall: {recall}"})  # fmt: skip
-            made = run(file, place / arm.replace(", ", "-").replace(" ", "-"))
+            made = run(file, place / arm.replace(", ", "-").replace(" ", "-"), ctx=Ctx(dtype="bfloat16"))
             told_by = json.loads((made["student"] / "interfuse.json").read_text())["facts"]
             found[f"{arm}: examples"], found[f"{arm}: loss of the last epoch"] = (
                 told_by["examples"],
@@ -91,7 +91,7 @@ def symbolic(model: str) -> dict[str, Any]:
                 corpus = json.loads((made["corpus"] / "interfuse.json").read_text())["facts"]["method"]
                 found |= {"critic": corpus["critic"], "thresholds": corpus["thresholds"], "funnel": corpus["funnel"]}
         answers["student before training"] = completed(model, facts)
-        lm: Any = open_lm(Source(model), Ctx())
+        lm: Any = open_lm(Source(model), Ctx(dtype="bfloat16"))
         recipe_text, _ = load_yaml(file.read_text(), where=file.name)
         schema = {r.name: r for r in read_schema(recipe_text["steps"]["corpus"]["relations"])}
         asked = [request(schema[r], h, Ctx().rng(f"{h} {r}"), 5) for h, r, _ in facts]
@@ -106,7 +106,7 @@ def symbolic(model: str) -> dict[str, Any]:
 
 def completed(model: str, facts: Sequence[tuple[str, str, str]]) -> list[str]:
     """Greedy tails, asked in the form of the student's training texts."""
-    lm: Any = open_lm(Source(model), Ctx())
+    lm: Any = open_lm(Source(model), Ctx(dtype="bfloat16"))
     replies = lm.generate([training_text(h, r, "")["prompt"] for h, r, _ in facts], max_tokens=8, stop=("\n", "."))
     return [clean_tail(r[0].text) for r in replies]
 
@@ -134,11 +134,11 @@ def mechgpt(model: str, seed: int = 0) -> dict[str, Any]:
         file = recipe("mechgpt.yaml", place, {r"small: \{[^}]*\}": f"small: {{model: {model}}}", r"\n  teacher: \{[^}]*\}": "", " lm: teacher,": "",
                                               "shortest_answer: 15": "shortest_answer: 4, held_share: 0.0", r", topics: \[[^]]*\]": "", "epochs: 3": "epochs: 10",
                                               "lr: 2.0e-4": "lr: 1.0e-3"})  # fmt: skip
-        made = run(file, place / "run", seeds=(seed,))
+        made = run(file, place / "run", seeds=(seed,), ctx=Ctx(dtype="bfloat16"))
         chats = (made["pairs"] / "qa-train.jsonl").read_text().splitlines()
         (place / "plain.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences))
         plain = apply("distill/lora", student=model, data=str(place / "plain.jsonl"), rank=16, epochs=10, batch_size=8, lr=1e-3, warmup=0.03, clip=0.3,
-                      seed=seed, out=place / "plain")  # fmt: skip
+                      ctx=Ctx(dtype="bfloat16"), seed=seed, out=place / "plain")  # fmt: skip
         found["pairs"], found["sentences"] = len(chats), len(sentences)
         found["trained share"] = json.loads((made["tuned"] / "interfuse.json").read_text())["facts"]["trained share"]
         samples = json.loads((PLACE / "lre-relations" / "factual/country_capital_city.json").read_text())["samples"]
@@ -160,12 +160,12 @@ def mechgpt(model: str, seed: int = 0) -> dict[str, Any]:
 
 def chosen(model: str, questions: Sequence[tuple[str, Sequence[str], int]]) -> list[bool]:
     """Whether the answer with the highest log-probability per token is the right one, asked as a chat."""
-    lm: Any = open_lm(Source(model), Ctx())
+    lm: Any = open_lm(Source(model), Ctx(dtype="bfloat16"))
     rows = [(lm.render([{"role": "user", "content": q}]), a) for q, answers, _ in questions for a in answers]
     scores = iter(lm.score(rows))
     found = []
     for _, answers, place in questions:
-        own = [(s := next(scores)).logprob / s.tokens for _ in answers]
+        own = [(s := next(scores)).logprob / max(s.tokens, 1) for _ in answers]
         found.append(int(np.argmax(own)) == place)
     return found
 

@@ -144,7 +144,7 @@ def built(method: str, name: str, rows: list[dict[str, Any]], **given: Any) -> t
     return [found.get(f"{i:05}.txt", []) for i in range(len(rows))], seconds
 
 
-def part(name: str, parser: Parser, lm: str = "") -> dict[str, Any]:
+def part(name: str, parser: Parser) -> dict[str, Any]:
     """One ontology: what every system predicts for its sentences, and the seconds of processor time."""
     relations = sorted(
         {r["label"].strip() for r in json.loads((DATA / f"ontologies/{name}_ontology.json").read_text())["relations"]}
@@ -162,17 +162,20 @@ def part(name: str, parser: Parser, lm: str = "") -> dict[str, Any]:
     for label, method, given in (("offline", "offline", {}), ("learnt", "distant_supervision", {"table": str(train)})):
         found, seconds[label] = built(method, name, test + unseen, **given)
         systems[label], extra[label] = found[: len(test)], found[len(test) :]
-    if lm:
-        few = sorted(rng.permutation(len(test))[:FEW].tolist())
-        found, seconds["language model"] = built(
-            "lm_extract", name, [test[i] for i in few], lm=lm, max_tokens=120, tries=1
-        )
-        extra["language model"] = dict(zip(map(str, few), found, strict=True))
     return {
         "name": name, "relations": relations, "test": test, "unseen": unseen, "train sentences": len(rows_of(train)), "seconds": seconds,
         "tokens": sum(len(s.words) for one in parsed for s in one), "systems": systems, "extra": extra, "parser": parser.name,
-        "checked": (DATA / f"manually_verified/selected_ont_{name}.txt").read_text().split(), "lm": Path(lm).name,
+        "checked": (DATA / f"manually_verified/selected_ont_{name}.txt").read_text().split()
     }  # fmt: skip
+
+
+def with_model(made: dict[str, Any], lm: str) -> None:
+    """Adds what a language model finds in a few of a part's sentences."""
+    rng = np.random.Generator(np.random.Philox(6))
+    few = sorted(rng.permutation(len(made["test"]))[:FEW].tolist())
+    found, seconds = built("lm_extract", made["name"], [made["test"][i] for i in few], lm=lm, max_tokens=120, tries=1)
+    made["seconds"]["language model"], made["lm"] = seconds, Path(lm).name
+    made["extra"]["language model"] = dict(zip(map(str, few), found, strict=True))
 
 
 def main() -> None:
@@ -188,8 +191,11 @@ def main() -> None:
         parser = open_parser("auto")
         list(parser.parse(["A sentence to start with."]))
         if words[:1] == ["--into"]:
-            made = part(words[2], parser, *words[3:])
-            (Path(words[1]) / f"{words[2]}.json").write_text(json.dumps(made))
+            file = Path(words[1]) / f"{words[2]}.json"
+            made = json.loads(file.read_text()) if file.exists() else part(words[2], parser)
+            for lm in words[3:]:
+                with_model(made, lm)
+            file.write_text(json.dumps(made))
             return
         parts = [part(n, parser) for n in names]
     pooled: dict[str, tuple[list[Any], list[Any]]] = {}
@@ -224,7 +230,7 @@ def main() -> None:
         "what": f"Text2KGBench tekgen, at most {MOST} test sentences of each ontology, macro over sentences with gold triples; a date of which only "
         "year or month is said is written as the benchmark writes it; every system but the naive one is the method as users call it, "
         "offline with the ontology alone, learnt with its training sentences",
-        "parser": parts[0]["parser"], "language model": parts[0]["lm"], "overall": overall, "ontologies": tables,
+        "parser": parts[0]["parser"], "language model": parts[0].get("lm", ""), "overall": overall, "ontologies": tables,
         "tokens of the test sentences": sum(p["tokens"] for p in parts),
         "processor seconds": {k: sum(p["seconds"].get(k, 0.0) for p in parts) for k in parts[0]["seconds"]},
     })  # fmt: skip

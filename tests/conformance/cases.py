@@ -132,6 +132,7 @@ case("merge/rcp", inputs="reader", models=2, calibration=2, penalty=200.0, rando
 case("merge/aim", inputs="reader", calibration=1, weight=[1, 2, 3], random=False, oracle="relaxed")
 case("merge/sens", inputs="reader", calibration=3, temperature=0.2, random=False, oracle="sensitive")
 case("merge/acm", inputs="reader", calibration=1, scale=1.5, random=False, oracle="informed")
+case("decode/span-fusion", experts=2, span=3, random=False, oracle="stretch")
 case("decode/rice", markers={"sings": 1.0, "runs": -0.5}, min_count=5, random=False, oracle="association")
 case("build/bertnet", inputs="masked", most=12, random=False, oracle="tuples")
 case("build/link-longtail", inputs="rules", beam=8, random=False, oracle="bindings")

@@ -152,3 +152,18 @@ def association(transcripts: list[dict[str, Any]], experts: int, *, markers: dic
     able = [p for p in places if often[f"layer {p[0]} expert {p[1]}"] >= min_count]
     able.sort(key=lambda p: -scores[f"layer {p[0]} expert {p[1]}"])
     return {"scores": scores, "chosen": [list(p) for p in able[:count]]}
+
+
+def stretch(scores: list[list[float]], outlier: float | None, weights: list[float] | str, **params: Any) -> tuple[list[float], int]:  # fmt: skip
+    """The mean judgement of each stretch over those that count, and how many do not."""
+    means, lost = [], 0
+    for row in scores:
+        shares = weights if isinstance(weights, list) else [1.0] * len(row)
+        mean = sum(row) / len(row)
+        spread = math.sqrt(sum((x - mean) ** 2 for x in row) / len(row))
+        heard = [outlier is None or abs(x - mean) <= outlier * spread for x in row]
+        lost += heard.count(False)
+        kept = [(x, w) for x, w, h in zip(row, shares, heard, strict=True) if h]
+        total = sum(w for _, w in kept)
+        means.append(sum(x * w for x, w in kept) / total)
+    return means, lost

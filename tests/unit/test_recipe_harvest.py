@@ -104,6 +104,21 @@ steps:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_table_that_turns_out_empty_is_refused(tmp_path: Path) -> None:
+    lm = world.model(tmp_path, "causal")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Nobody asked. It rained, then it stopped.")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"""interfuse: 1
+steps:
+  pairs: {{use: build/mechgpt, documents: {{documents: texts}}}}
+  tuned: {{use: distill/lora, student: {{model: {lm}}}, data: {{from: pairs, take: train}}}}
+""")
+    with pytest.raises(InterfuseError) as caught:
+        run(recipe, tmp_path / "out")
+    assert (caught.value.code, "tuned" in caught.value.where) == ("input.empty", True)
+
+
 def test_layers_that_are_not_there_are_refused(tmp_path: Path) -> None:
     from interfuse.core.rooms import apply
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-import tests.conformance.fixtures  # noqa: F401  the scenes are found through it
 from interfuse.core.ctx import Budget, Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load

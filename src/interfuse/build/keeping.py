@@ -39,13 +39,13 @@ class Kept:
     """Results by the key of their chunk.
 
     Args:
-        file: where they are kept. It grows; :meth:`put` writes whole lines.
+        file: where they are kept. It grows; :meth:`put` writes whole lines. None: in memory alone.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path | None) -> None:
         self.file = file
         self.rows: dict[str, bytes] = {}
-        if file.is_file():
+        if file is not None and file.is_file():
             for line in file.read_bytes().split(b"\n"):
                 if line.startswith(b'{"k":"') and line.endswith(b"}") and len(line) > 80:
                     self.rows[line[6:70].decode("ascii", "replace")] = line
@@ -66,11 +66,16 @@ class Kept:
         """Keeps what was found in a chunk; it is on disk when this returns."""
         row = {"k": key, "n": dict(tally), "f": [write_found(x) for x in found]}
         line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-        if self._out is None:
+        self.put_line(key, line)
+
+    def put_line(self, key: str, line: bytes) -> None:
+        """Keeps a line that was made elsewhere."""
+        if self._out is None and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._out = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.write(self._out, b"\n")  # after a line that was cut
-        os.write(self._out, line + b"\n")
+        if self._out is not None:
+            os.write(self._out, line + b"\n")
         self.rows[key] = line
 
     def close(self) -> None:

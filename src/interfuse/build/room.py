@@ -66,6 +66,13 @@ class BuildSettings:
         Literal["off", "report", "enforce"],
         Field(description="with an ontology: violations are counted, or what causes them is kept out"),
     ] = "report"
+    engine: Annotated[
+        Literal["local", "ray"],
+        Field(
+            description="who reads: this process, or workers of ray, on this machine or a cluster; the graph is the same"
+        ),
+    ] = "local"
+    workers: Annotated[int | None, Field(ge=1, le=10_000, description="workers of ray; none: one per processor")] = None
     homonyms: Annotated[bool, Field(description="entities of one name but of different types stay apart")] = False
 
 
@@ -168,6 +175,8 @@ def check(call: Call) -> None:
     Raises:
         InterfuseError: ``param.missing``.
     """
+    if settings_of(call).engine == "ray" and call.method.traits.get("per") != "chunk":
+        raise InterfuseError("param.value", f"{call.method.id} looks at all documents at once and cannot be spread over workers", fix="Leave engine out.")  # fmt: skip
     for name in call.method.traits.get("needs", ()):
         if call.inputs.get(name) is None:
             doc = next(i.doc for i in ROOM.inputs if i.name == name)
@@ -276,13 +285,20 @@ def _by_chunk(
     size, settings = int(call.method.traits.get("batch", 1)), settings_of(call)
     assert work.corpus is not None
     kept = Kept(call.ctx.cache.expanduser() / "build" / f"{key_of_work(call, own_params(call))}.jsonl")
-    reader = _Reader(call, kept)
+    reader = ChunkReader(call, kept)
     waiting: list[tuple[Chunk, bool]] = []
-    new = 0
+    new, before = 0, len(kept.rows)
+    spread_out = settings.engine == "ray"
+    if spread_out:
+        from interfuse.build.spreading import spread
+
+        source = spread(call, work.corpus, kept, settings.chunk_tokens, settings.workers)
+    else:
+        source = work.corpus.documents()
     try:
         with call.ctx.bar(f"build {call.method.entry.slug}", float(len(work.corpus.files)), "files") as bar:
             last = ""
-            for document in work.corpus.documents():
+            for document in source:
                 work.count("documents")
                 work.count(f"documents: {document.media}")
                 texts.append((document.id, document.name, document.text))
@@ -304,11 +320,13 @@ def _by_chunk(
             yield from reader.read(waiting, work)
     finally:
         kept.close()
-        if reader.hits:
+        if spread_out:
+            call.ctx.log(f"{len(kept.rows) - before} chunks were read by workers")
+        elif reader.hits:
             call.ctx.log(f"resuming: {reader.hits} of {reader.hits + reader.asked} chunks were read before")
 
 
-class _Reader:
+class ChunkReader:
     """Calls the method for chunks that were not read before."""
 
     def __init__(self, call: Call, kept: Kept) -> None:

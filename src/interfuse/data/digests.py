@@ -2,23 +2,34 @@
 
 A merge's key and its order of sources depend on every byte of every source. XXH3-128 (Collet 2021) reads as fast as memory
 delivers: it tells changed files apart, it is no signature. What Interfuse itself writes is listed with SHA-256 in the artifact.
+The digest of a large file is remembered beside the file's identity (place, inode, size, times of change to the nanosecond), as
+version control systems do, so that a model of many gigabytes is read for its digest once and not at every command.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 
+from interfuse.core.errors import InterfuseError
+from interfuse.core.safe import write_atomic
+
 #: Bytes mapped at a time: few calls, as each call may wait for the interpreter while a library is imported.
 _SPAN = 1 << 27
 _KEPT = 512
+#: Where digests are remembered between processes, of files of at least so many bytes, how many, and how long a file must have
+#: been left alone before its digest is (a change within the clock's tick could go unseen otherwise).
+NOTES = Path("~/.cache/interfuse/digests")
+_LARGE, _NOTES_KEPT, _SETTLED = 1 << 26, 2000, 2_000_000_000
 
 Key = tuple[str, int, int]
 _lock = threading.Lock()
@@ -82,9 +93,41 @@ def _claim(path: Path) -> tuple[bool, Future[str]]:
 
 def _fill(path: Path, found: Future[str]) -> None:
     try:
-        found.set_result(_digest(path))
+        note = _note_of(path)
+        known = _read_note(note)
+        if not known:
+            known = _digest(path)
+            if note is not None and note == _note_of(path):
+                _write_note(note, known)
+        found.set_result(known)
     except BaseException as error:
         found.set_exception(error)
+
+
+def _note_of(path: Path) -> Path | None:
+    """The file in which the digest of a large file at rest is remembered."""
+    stat = path.stat()
+    if stat.st_size < _LARGE or time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) < _SETTLED:
+        return None
+    identity = (
+        f"{os.path.realpath(path)}\0{stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    )
+    return NOTES.expanduser() / hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _read_note(note: Path | None) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        text = note.read_text(encoding="ascii").strip() if note is not None else ""
+        return text if len(text) == 37 and text.startswith("xxh3:") else ""
+    return ""
+
+
+def _write_note(note: Path, digest: str) -> None:
+    with contextlib.suppress(OSError, InterfuseError):  # a full or read-only disk: read again next time
+        write_atomic(note, digest.encode())
+        notes = sorted(note.parent.iterdir(), key=lambda p: p.stat().st_mtime_ns)
+        for old in notes[:-_NOTES_KEPT]:
+            old.unlink()
 
 
 def _digest(path: Path) -> str:

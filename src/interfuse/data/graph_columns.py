@@ -273,7 +273,7 @@ def _find(names: pa.Array, name: str) -> int:
 def read_tsv(path: Path, *, delimiter: str = "\t", header: bool = False, strict: bool = False) -> Columns:
     """Triples from a file of subject, predicate, object (PyKEEN's TSV), without quoting.
 
-    Lines with another number of fields are left out: the first hundred are described, all are counted.
+    Lines with another number of fields, or with an empty one, are left out: the first hundred are described, all are counted.
 
     Raises:
         InterfuseError: ``input.missing``, ``input.empty``, ``input.format`` (not UTF-8, or a bad line and ``strict``).
@@ -311,6 +311,10 @@ def read_tsv(path: Path, *, delimiter: str = "\t", header: bool = False, strict:
         raise InterfuseError(
             "input.format", f"the file cannot be read: {str(error).splitlines()[0]}", where=str(path)
         ) from error
+    table, nameless = _without_empty(table)
+    if nameless and len(shown) < SHOWN:
+        shown.append(f"{path.name}: {nameless} lines with an empty name")
+    count += nameless
     if strict and count:
         raise InterfuseError(
             "input.format", f"{count} lines are not subject, predicate, object: {shown[0]}", where=str(path)
@@ -320,6 +324,20 @@ def read_tsv(path: Path, *, delimiter: str = "\t", header: bool = False, strict:
     return build_columns(
         table.column("s"), table.column("p"), table.column("o"), problems=Problems(tuple(shown), count)
     )
+
+
+def _without_empty(table: Any) -> tuple[Any, int]:
+    """A table of dictionary columns without the rows that have an empty word, and how many these were."""
+    import pyarrow.compute as pc
+
+    empty = None
+    for column in table.columns:
+        if any(pc.any(pc.equal(chunk.dictionary, "")).as_py() for chunk in column.chunks):
+            here = pc.equal(column.cast("string"), "")
+            empty = here if empty is None else pc.or_(empty, here)
+    if empty is None:
+        return table, 0
+    return table.filter(pc.invert(empty)), int(pc.sum(empty).as_py())
 
 
 def read_columns_parquet(path: Path, columns: Sequence[str] = ("subject", "predicate", "object")) -> Columns:

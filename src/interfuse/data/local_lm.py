@@ -25,16 +25,17 @@ class LocalLM:
 
     Args:
         model: the model, its task ``causal-lm`` or ``seq2seq-lm``. ctx: device and dtype.
+        exact: a reply keeps the space it begins with where the tokenizer's decoder would drop it, so that it can be put after its prompt.
 
     Raises:
         InterfuseError: ``input.type`` when the model generates no text.
     """
 
-    def __init__(self, model: Model, ctx: Ctx | None = None) -> None:
+    def __init__(self, model: Model, ctx: Ctx | None = None, *, exact: bool = False) -> None:
         if model.task not in ("causal-lm", "seq2seq-lm"):
             raise InterfuseError("input.type", f"the model's task is {model.task}: it generates no text", where=model.name,
                                  fix="Name a causal or sequence-to-sequence language model.")  # fmt: skip
-        self.model, self.ctx = model, ctx or Ctx()
+        self.model, self.ctx, self.exact = model, ctx or Ctx(), exact
 
     @property
     def name(self) -> str:
@@ -129,7 +130,7 @@ class LocalLM:
                 )  # fmt: skip
                 made = out[:, width:] if self.model.task == "causal-lm" else out[:, 1:]
                 for place, i in enumerate(rows):
-                    own = [self._reply(made[place * copies + k], len(ids[i]), max_tokens, stop) for k in range(copies)]
+                    own = [self._reply(made[place * copies + k], ids[i], max_tokens, stop) for k in range(copies)]
                     found[i] = own if copies == n else own * n
                 progress.advance(len(rows))
         return found
@@ -146,15 +147,20 @@ class LocalLM:
 
         return StoppingCriteriaList([found] if stop else [])
 
-    def _reply(self, made: torch.Tensor, asked: int, max_tokens: int, stop: Sequence[str]) -> Reply:
+    def _reply(self, made: torch.Tensor, asked: Sequence[int], max_tokens: int, stop: Sequence[str]) -> Reply:
         ends = self.module.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends] if ends is not None else [self.tokenizer.eos_token_id]
         ids = made.tolist()
         length = next((i for i, t in enumerate(ids) if t in ends), None)
         kept = ids if length is None else ids[:length]
-        text, stopped = cut_at(self.tokenizer.decode(kept, skip_special_tokens=True), stop)
+        said = self.tokenizer.decode(kept, skip_special_tokens=True)
+        if self.exact:
+            before = self.tokenizer.decode(asked, skip_special_tokens=True)
+            whole = self.tokenizer.decode([*asked, *kept], skip_special_tokens=True)
+            said = whole[len(before) :] if before and whole.startswith(before) else said
+        text, stopped = cut_at(said, stop)
         ended = length is not None or stopped or len(ids) < max_tokens
-        return Reply(text, asked, len(kept), "stop" if ended else "length")
+        return Reply(text, len(asked), len(kept), "stop" if ended else "length")
 
     def score(self, pairs: Sequence[tuple[str, str]], *, ctx: Ctx | None = None) -> list[Scored]:
         """Log-probabilities of the tokens that hold a character of the continuation, in one forward pass per batch.

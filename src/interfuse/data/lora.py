@@ -154,7 +154,7 @@ def apply_adapter(base: Tensors, adapter: Adapter) -> Overlay:
     Raises:
         InterfuseError: ``input.shape`` when the adapter was made for another base: a module is not there or has another shape.
     """
-    flats: dict[str, tuple[Flat, torch.dtype]] = {}
+    flats: dict[str, tuple[Flat, torch.dtype | str]] = {}
     for plain, flat in adapter.replaced.items():
         name = _find(base, plain, adapter.path)
         if flat.shape[1:] != base[name].shape[1:]:  # the vocabulary may have grown

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from interfuse.core.errors import InterfuseError, did_you_mean
-from interfuse.data.formats.safetensors import TensorInfo
+from interfuse.data.formats.safetensors import KINDS, TensorInfo, code_of
 from interfuse.data.weights import Flat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Tensors(Protocol):
@@ -56,7 +57,7 @@ class Overlay(Mapping[str, TensorInfo]):
     def __init__(
         self,
         under: Tensors | None,
-        flats: Mapping[str, tuple[Flat, torch.dtype]],
+        flats: Mapping[str, tuple[Flat, torch.dtype | str]],
         *,
         without: tuple[str, ...] = (),
         closing: Callable[[], None] = lambda: None,
@@ -103,8 +104,9 @@ class Overlay(Mapping[str, TensorInfo]):
         self._closing()
 
 
-def _info(name: str, flat: Flat, dtype: torch.dtype) -> TensorInfo:
-    return TensorInfo(name, dtype, tuple(flat.shape), None, 0, math.prod(flat.shape) * dtype.itemsize)
+def _info(name: str, flat: Flat, dtype: torch.dtype | str) -> TensorInfo:
+    code = code_of(dtype)
+    return TensorInfo(name, code, tuple(flat.shape), None, 0, math.prod(flat.shape) * KINDS[code].itemsize)
 
 
 def whole(flat: Flat) -> Tensor:

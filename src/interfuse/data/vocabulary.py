@@ -16,18 +16,23 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.core.lazy import lazy
 from interfuse.core.safe import file_sha256, fingerprint, read_text
 from interfuse.data.overlay import Overlay, Tensors
 from interfuse.data.tokenizer_union import TOKENIZER
 from interfuse.data.weights import Flat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 #: names of embeddings and of output layers, whose first axis is the vocabulary
 _VOCABULARY = re.compile(
@@ -207,13 +212,13 @@ class Alignment:
 
     def overlay(self, index: int, tensors: Sequence[Tensors], rows: Sequence[int]) -> Overlay:
         """One source's tensors with those of the vocabulary in the new order; the others' are read for missing rows."""
-        flats: dict[str, tuple[Flat, torch.dtype]] = {}
+        flats: dict[str, tuple[Flat, torch.dtype | str]] = {}
         for name in vocabulary_tensors(tensors[index], rows[index]):
             theirs = [
                 t.source(name) if name in t and t[name].shape[1:] == tensors[index][name].shape[1:] else None
                 for t in tensors
             ]
-            flats[name] = (Realigned(self, index, theirs), tensors[index][name].dtype)
+            flats[name] = (Realigned(self, index, theirs), tensors[index][name].code)
         return Overlay(tensors[index], flats)
 
 

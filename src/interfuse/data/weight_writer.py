@@ -20,20 +20,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
 import xxhash
-from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
+from interfuse.core.lazy import lazy
 from interfuse.core.safe import note_sha256
-from interfuse.data.formats.safetensors import build_header
+from interfuse.data.formats.safetensors import KINDS, build_header, code_of, dtype_of
 from interfuse.data.weights import INDEX, SINGLE, bytes_of
 from interfuse.data.write_behind import LEAST, WriteBehind
 
-#: Output tensors: name -> (element type, shape), in the model's order.
-Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
+#: Output tensors: name -> (element type or its code, shape), in the model's order.
+Layout = Mapping[str, "tuple[torch.dtype | str, tuple[int, ...]]"]
+#: The same with codes.
+Coded = Mapping[str, tuple[str, tuple[int, ...]]]
 _WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json(\.part)?)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -42,11 +49,14 @@ class TensorSink(Protocol):
     """Where computed tensors go: files (:class:`WeightWriter`) or memory (:class:`MemoryWriter`)."""
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> Coded:
         """The tensors that are expected."""
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Stores consecutive elements, already of the tensor's type, from flat element ``start`` on."""
+
+    def write_raw(self, name: str, start: int, data: memoryview) -> None:
+        """The same from the elements' bytes; ``start`` counts elements."""
 
     def is_present(self, name: str, checksum: str) -> bool:
         """Whether the tensor is already there, left complete by an interrupted run."""
@@ -75,10 +85,11 @@ def plan_shards(layout: Layout, max_shard_bytes: int = 5_000_000_000) -> list[Sh
         raise InterfuseError("input.empty", "there are no tensors to write")
     if max_shard_bytes < 1:
         raise InterfuseError("param.value", f"max_shard_bytes must be positive, not {max_shard_bytes}")
+    coded = _coded_layout(layout)
     groups: list[list[str]] = [[]]
     filled = 0
-    for name in layout:
-        size = _nbytes(layout, name)
+    for name in coded:
+        size = _nbytes(coded, name)
         if groups[-1] and filled + size > max_shard_bytes:
             groups.append([])
             filled = 0
@@ -87,12 +98,12 @@ def plan_shards(layout: Layout, max_shard_bytes: int = 5_000_000_000) -> list[Sh
     shards = []
     for number, names in enumerate(groups, 1):
         file = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        names.sort(key=lambda name: -layout[name][0].itemsize)  # stable
-        header = build_header([(name, *layout[name]) for name in names], {"format": "pt"})
+        names.sort(key=lambda name: -KINDS[coded[name][0]].itemsize)  # stable
+        header = build_header([(name, *coded[name]) for name in names], {"format": "pt"})
         position, offsets = len(header), {}
         for name in names:
             offsets[name] = position
-            position += _nbytes(layout, name)
+            position += _nbytes(coded, name)
         shards.append(Shard(file, header, offsets, position))
     return shards
 
@@ -118,11 +129,11 @@ class WeightWriter:
     def __init__(
         self, folder: str | Path, layout: Layout, *, max_shard_bytes: int = 5_000_000_000, resumable: bool = False
     ) -> None:
-        self.folder, self.layout, self.resumable = Path(folder), dict(layout), resumable
+        self.folder, self.layout, self.resumable = Path(folder), _coded_layout(layout), resumable
         self.shards = plan_shards(layout, max_shard_bytes)
         self._fds: dict[str, int] = {}
         self._place = {name: (shard.name, at) for shard in self.shards for name, at in shard.offsets.items()}
-        self._missing = {name: _nbytes(layout, name) for name in layout}
+        self._missing = {name: _nbytes(self.layout, name) for name in self.layout}
         self._lock = threading.Lock()
         #: Whether every file was already there: only then can a journal's records be about them.
         self.taken_over = True
@@ -210,18 +221,24 @@ class WeightWriter:
         Raises:
             InterfuseError: ``input.shape`` or ``input.type`` if the values do not fit, ``output.space``, ``output.write``.
         """
-        dtype, shape = self.layout[name]
-        _check_fit(name, dtype, math.prod(shape), start, values)
-        if values.numel() == 0:
+        _check_type(name, dtype_of(self.layout[name][0]), values)
+        self.write_raw(name, start, bytes_of(values) if values.numel() else memoryview(b""))
+
+    def write_raw(self, name: str, start: int, data: memoryview) -> None:
+        """As :meth:`write`, from the elements' bytes."""
+        code, shape = self.layout[name]
+        size = KINDS[code].itemsize
+        _check_fit(name, math.prod(shape), start, len(data) // size)
+        if not len(data):
             return
         file, offset = self._place[name]
         with _coded(self.folder / file):
-            first = offset + start * dtype.itemsize
-            _write_at(self._fds[file], bytes_of(values), first)
+            first = offset + start * size
+            _write_at(self._fds[file], data, first)
         if self._behind is not None:
-            self._behind.wrote(file, first, first + values.numel() * dtype.itemsize)
+            self._behind.wrote(file, first, first + len(data))
         with self._lock:
-            self._missing[name] -= values.numel() * dtype.itemsize
+            self._missing[name] -= len(data)
 
     def is_present(self, name: str, checksum: str) -> bool:
         """Whether an interrupted run has left this tensor complete; if so it counts as written."""
@@ -317,30 +334,46 @@ class MemoryWriter:
     """A state dict that is filled in any order; the counterpart of :class:`WeightWriter` for models in memory."""
 
     def __init__(self, layout: Layout) -> None:
-        self.layout = dict(layout)
-        self.state = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in layout.items()}
+        self.layout = _coded_layout(layout)
+        self.state = {name: torch.empty(shape, dtype=dtype_of(code)) for name, (code, shape) in self.layout.items()}
 
     def write(self, name: str, start: int, values: Tensor) -> None:
         """Stores consecutive elements of one tensor from flat element ``start`` on."""
+        _check_type(name, self.state[name].dtype, values)
+        self.write_raw(name, start, bytes_of(values) if values.numel() else memoryview(b""))
+
+    def write_raw(self, name: str, start: int, data: memoryview) -> None:
+        """As :meth:`write`, from the elements' bytes."""
         kept = self.state[name]
-        _check_fit(name, kept.dtype, kept.numel(), start, values)
-        kept.view(-1)[start : start + values.numel()].copy_(values.view(-1))
+        _check_fit(name, kept.numel(), start, len(data) // kept.element_size())
+        if len(data):
+            first = start * kept.element_size()
+            bytes_of(kept)[first : first + len(data)] = data
 
     def is_present(self, name: str, checksum: str) -> bool:
         """Never: memory does not outlive an interruption."""
         return False
 
 
-def _nbytes(layout: Layout, name: str) -> int:
-    dtype, shape = layout[name]
-    return dtype.itemsize * math.prod(shape)
+def _nbytes(layout: Coded, name: str) -> int:
+    code, shape = layout[name]
+    return KINDS[code].itemsize * math.prod(shape)
 
 
-def _check_fit(name: str, dtype: torch.dtype, numel: int, start: int, values: Tensor) -> None:
+def _coded_layout(layout: Layout) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (code_of(dtype), tuple(shape)) for name, (dtype, shape) in layout.items()}
+
+
+def _check_type(name: str, dtype: torch.dtype, values: Tensor) -> None:
     if values.dtype != dtype:
         raise InterfuseError("input.type", f"values are {values.dtype}, the tensor {dtype}", where=f"tensor {name!r}")
-    if start < 0 or start + values.numel() > numel or not values.is_contiguous():
-        what = f"{values.numel()} values from element {start} on do not fit {numel} elements"
+    if not values.is_contiguous():
+        raise InterfuseError("input.shape", "the values are not contiguous", where=f"tensor {name!r}")
+
+
+def _check_fit(name: str, numel: int, start: int, count: int) -> None:
+    if start < 0 or start + count > numel:
+        what = f"{count} values from element {start} on do not fit {numel} elements"
         raise InterfuseError("input.shape", what, where=f"tensor {name!r}")
 
 

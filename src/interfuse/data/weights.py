@@ -16,13 +16,20 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from interfuse.core.errors import InterfuseError, did_you_mean
-from interfuse.data.formats.safetensors import MAX_HEADER, TensorInfo, read_at, read_header, strict_json
+from interfuse.core.lazy import lazy
+from interfuse.data.formats.safetensors import MAX_HEADER, TensorInfo, code_of, read_at, read_header, strict_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -30,6 +37,8 @@ INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 #: Bytes read at a time when numbers are converted: small enough to stay in a core's cache.
 _PIECE = 1 << 19
+#: Stored types that are read without ``torch``, and what their bytes are to NumPy.
+PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
 class Flat(Protocol):
@@ -96,7 +105,7 @@ class Weights(Mapping[str, TensorInfo]):
         """
         infos, tensors = [], {}
         for name, tensor in state.items():
-            dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
+            dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
             if not dense or tensor.device.type == "meta":
                 kind = str(getattr(tensor, "device", type(tensor).__name__))
                 raise InterfuseError(
@@ -104,7 +113,9 @@ class Weights(Mapping[str, TensorInfo]):
                 )
             kept = tensor.detach().contiguous()
             tensors[name] = kept
-            infos.append(TensorInfo(name, kept.dtype, tuple(kept.shape), None, 0, kept.numel() * kept.element_size()))
+            infos.append(
+                TensorInfo(name, code_of(kept.dtype), tuple(kept.shape), None, 0, kept.numel() * kept.element_size())
+            )
         return cls(infos, {}, tensors, "memory")
 
     def __getitem__(self, name: str) -> TensorInfo:
@@ -169,7 +180,7 @@ class Weights(Mapping[str, TensorInfo]):
         if info.file is None:
             kept = self._tensors[name]
             return kept.clone() if copy else kept
-        if copy or info.offset % info.dtype.itemsize or info.nbytes == 0:
+        if copy or info.offset % info.kind.itemsize or info.nbytes == 0:
             out = torch.empty(info.shape, dtype=info.dtype)
             if info.nbytes:
                 self.read_bytes(info, 0, bytes_of(out))
@@ -221,14 +232,44 @@ class Weights(Mapping[str, TensorInfo]):
             if count:
                 self.read_bytes(info, start * size, bytes_of(out))
             return out
-        view, raw = self._piece()
-        numbers, where = raw.view(info.dtype), f"{info.file}, tensor {info.name!r}"
+        raw = self._piece()
+        view, numbers, where = raw.data, torch.from_numpy(raw).view(info.dtype), f"{info.file}, tensor {info.name!r}"
         fd, first = self._fd(info), info.offset + start * size
         step = _PIECE // size
         for done in range(0, count, step):
             n = min(step, count - done)
             read_at(fd, view[: n * size], first + done * size, where)
             out[done : done + n].copy_(numbers[:n])
+        return out
+
+    def read_array(self, info: TensorInfo, start: int, stop: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As :meth:`read_range` into a NumPy array, for stored tensors without ``torch``.
+
+        Args:
+            out: contiguous float32 [stop - start].
+        """
+        if info.file is None or info.code not in PLAIN or not 0 <= start <= stop <= info.numel:
+            self.read_range(info, start, stop, torch.from_numpy(out))
+            return out
+        size, where = info.kind.itemsize, f"{info.file}, tensor {info.name!r}"
+        fd, first = self._fd(info), info.offset + start * size
+        if info.code == "F32":
+            if start < stop:
+                read_at(fd, out.data.cast("B"), first, where)
+            return out
+        raw = self._piece()
+        stored = raw.view(PLAIN[info.code])
+        step = _PIECE // size
+        for done in range(0, stop - start, step):
+            n = min(step, stop - start - done)
+            read_at(fd, raw[: n * size].data, first + done * size, where)
+            into = out[done : done + n]
+            if info.code == "BF16":  # the upper half of a float32
+                bits = into.view(np.uint32)
+                bits[:] = stored[:n]
+                np.left_shift(bits, 16, out=bits)
+            else:
+                into[:] = stored[:n]
         return out
 
     def read_bytes(self, info: TensorInfo, start: int, view: memoryview) -> None:
@@ -264,12 +305,11 @@ class Weights(Mapping[str, TensorInfo]):
             raise InterfuseError("input.missing", "the weights are closed", where=self.where)
         return self._files[info.file]
 
-    def _piece(self) -> tuple[memoryview, Tensor]:
-        """This thread's buffer for stored bytes, as memory and as uint8 [_PIECE]."""
-        piece: tuple[memoryview, Tensor] | None = getattr(self._scratch, "piece", None)
+    def _piece(self) -> NDArray[np.uint8]:
+        """This thread's buffer for stored bytes, uint8 [_PIECE]."""
+        piece: NDArray[np.uint8] | None = getattr(self._scratch, "piece", None)
         if piece is None:
-            raw = torch.empty(_PIECE, dtype=torch.uint8)
-            piece = self._scratch.piece = raw.numpy().data, raw
+            piece = self._scratch.piece = np.empty(_PIECE, dtype=np.uint8)
         return piece
 
 
@@ -287,6 +327,14 @@ class StoredTensor:
     def read(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Elements ``start`` to ``stop`` as float32 [stop - start]."""
         return self.weights.read_range(self.info, start, stop, out)
+
+
+def read_array(flat: Flat, start: int, stop: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Elements ``start`` to ``stop`` of any tensor, into a contiguous float32 array [stop - start]; of stored ones without ``torch``."""
+    if isinstance(flat, StoredTensor):
+        return flat.weights.read_array(flat.info, start, stop, out)
+    flat.read(start, stop, torch.from_numpy(out))
+    return out
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

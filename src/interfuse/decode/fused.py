@@ -25,7 +25,9 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import Method, load
 from interfuse.core.rooms import Call, Source
 from interfuse.core.safe import canonical_json, fingerprint, jsonable, read_text
-from interfuse.data.lm import Reply, Scored
+from interfuse.data.endpoint_lm import EndpointLM
+from interfuse.data.lm import LM, CachedLM, RecordedLM, Reply, Scored, cached, open_lm
+from interfuse.data.local_lm import LocalLM
 from interfuse.data.models import (
     Model,
     build,
@@ -38,6 +40,7 @@ from interfuse.data.models import (
 )
 from interfuse.decode.engine import Engine, Event, Options, Text, Voice
 from interfuse.decode.room import DecodeSettings, members, own_params, refuse_params, settings_of
+from interfuse.decode.spans import SpanEngine
 from interfuse.decode.streams import Weights
 from interfuse.decode.vocabularies import Projection, fit_vocabularies, read_tokens
 
@@ -55,9 +58,8 @@ def write_fused(call: Call, folder: Path) -> Mapping[str, Any]:
     for role, model in members(call.inputs):
         number = numbers[role] = numbers.get(role, 0) + 1
         name = role if role != "expert" else f"expert {number}"
-        streams.append(
-            {"role": role, "name": name, "model": model.name, **_where(model, folder, settings, name, call.ctx)}
-        )
+        place = _speaks(model, folder) if model.speaker is not None else _where(model, folder, settings, name, call.ctx)
+        streams.append({"role": role, "name": name, "model": model.name, **place})
     facts: Mapping[str, Any] = {}
     if "fit" in call.method.traits:
         facts = call.method.traits["fit"](call)
@@ -69,6 +71,39 @@ def write_fused(call: Call, folder: Path) -> Mapping[str, Any]:
         "streams": [s["name"] for s in streams],
         **{k: v for k, v in facts.items() if isinstance(v, int | float | str)},
     }
+
+
+def _speaks(model: Model, folder: Path) -> dict[str, Any]:
+    """How a language model that is no checkpoint can be found again; keys are never written, only the name of their variable."""
+    lm = model.speaker.inner if isinstance(model.speaker, CachedLM) else model.speaker
+    if isinstance(lm, EndpointLM):
+        spec: dict[str, Any] = {"endpoint": lm.endpoint, "model": lm.model, "key_env": lm.key_env, "api": lm.api, "timeout": lm.timeout,
+                                "retries": lm.retries, "workers": lm.workers}  # fmt: skip
+    elif isinstance(lm, RecordedLM):
+        spec = {"replies": _place(lm.file, folder)}
+    elif isinstance(lm, FusedLM):
+        spec = {"fused": _place(lm.path, folder)}
+    else:
+        raise InterfuseError("input.type", "a language model in memory cannot be written down", where=model.name,
+                             fix="Name its folder, endpoint or file of recorded replies.")  # fmt: skip
+    return {"speaker": spec, "digest": model.fingerprint()}
+
+
+def open_speaking(row: Mapping[str, Any], folder: Path, ctx: Ctx) -> LM:
+    """The language model of one stream of a description: endpoints with their replies kept, the others as they are.
+
+    Raises:
+        InterfuseError: as :func:`open_stream`.
+    """
+    spec = row.get("speaker")
+    if spec is None:
+        return LocalLM(open_stream(row, folder, ctx), ctx, exact=True)
+    known: Any = str(folder / spec["fused"]) if "fused" in spec else f"replies:{folder / spec['replies']}" if "replies" in spec else dict(spec)  # fmt: skip
+    lm = open_lm(Source(known, name=str(row["model"])), ctx)
+    if lm.fingerprint() != row["digest"]:
+        raise InterfuseError("artifact.damaged", f"the model of the stream {row['name']} is not the one it was made with", where=lm.name,
+                             fix="Make the fused model again.")  # fmt: skip
+    return cached(lm, ctx) if isinstance(lm, EndpointLM) else lm
 
 
 def _where(model: Model, folder: Path, settings: DecodeSettings, name: str, ctx: Ctx) -> dict[str, Any]:
@@ -111,11 +146,12 @@ def _place(path: Path, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Models in memory, and the streams over them."""
+    """Models in memory, and the streams over them; for methods of spans the language models alone."""
 
     weights: list[Weights]
     tokenizers: list[Any]
     voices: list[Voice]
+    lms: list[LM] = field(default_factory=list)
 
 
 def load_streams(streams: Sequence[tuple[str, str, Any, Any]], method: Method, settings: DecodeSettings,
@@ -231,6 +267,8 @@ def open_stream(row: Mapping[str, Any], folder: Path, ctx: Ctx) -> Model:
 def open_streams(path: Path, method: Method, params: Mapping[str, Any], ctx: Ctx) -> Loaded:
     """Loads every stream that a description names; one folder is loaded once."""
     settings, modules, streams = settings_of(params), dict[str, tuple[Any, Any]](), []
+    if method.traits.get("spans"):
+        return Loaded([], [], [], [open_speaking(row, path, ctx) for row in read_description(path)["streams"]])
     read = []
     for row in read_description(path)["streams"]:
         model = open_stream(row, path, ctx)
@@ -292,8 +330,21 @@ class FusedLM:
         return self.loaded or open_streams(self.path, self.method, self.params, self.ctx)
 
     @functools.cached_property
-    def engine(self) -> Engine:
+    def spans(self) -> SpanEngine | None:
+        """The loop over its models for a method of spans, None for others."""
+        if not self.method.traits.get("spans"):
+            return None
+        own, names = own_params(self.params), [str(row["name"]) for row in read_description(self.path)["streams"]]
+        made = SpanEngine(self._streams.lms, names, lambda step: self.method.target(step, **own), settings_of(self.params),
+                          span=own["span"], samples=own["samples"], ctx=self.ctx)  # fmt: skip
+        made.log = self.ctx.log
+        return made
+
+    @functools.cached_property
+    def engine(self) -> Engine | SpanEngine:
         """The loop over its streams, loaded when first asked for."""
+        if self.spans is not None:
+            return self.spans
         file = self.path / FACTS
         facts: dict[str, Any] = json.loads(read_text(file)) if file.is_file() else {}
         made = make_engine(self._streams, self.method, self.params, facts)
@@ -351,6 +402,9 @@ class FusedLM:
             InterfuseError: ``input.empty`` for an empty continuation, ``input.limit``.
         """
         engine, found = self.engine, []
+        if isinstance(engine, SpanEngine):
+            raise InterfuseError("needs.capability", f"{self.method.id} fuses texts and has no distribution of its own", where=self.name,
+                                 fix="Score with its models, or fuse tokens: mixture.")  # fmt: skip
         for prompt, text in pairs:
             if not text:
                 raise InterfuseError("input.empty", "a continuation to score is empty", where=self.name)
@@ -361,11 +415,13 @@ class FusedLM:
 
     def _split(self, prompt: Any, text: str) -> tuple[list[list[int]], list[int]]:
         """Every voice's prompt, and the main tokens that hold a character of the continuation."""
-        encoded = [rows[0] for rows in self.engine.encode([prompt])]
-        tokenizer = self.engine.tokenizer
-        if self.engine.bytewise:
+        engine = self.engine
+        assert isinstance(engine, Engine), "spans are refused before"
+        encoded = [rows[0] for rows in engine.encode([prompt])]
+        tokenizer = engine.tokenizer
+        if engine.bytewise:
             return encoded, list(text.encode())
-        if not isinstance(prompt, str) or any(v.projection is not None for v in self.engine.voices):
+        if not isinstance(prompt, str) or any(v.projection is not None for v in engine.voices):
             ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
             return encoded, ids
         coded = tokenizer(prompt + text, return_offsets_mapping=True, return_special_tokens_mask=True)

@@ -6,7 +6,9 @@ gives scores over the main model's vocabulary. It calls no model. Its traits say
 ``evidence`` (how well each stream predicts the prompt), ``valid`` (refuses parameters that do not fit each other), ``check`` (refuses
 inputs), ``fit`` (facts found
 once and kept in the artifact) and ``steer`` (what is installed in the main model while it decodes). The loop is in
-:mod:`interfuse.decode.engine`; the artifact is described in :mod:`interfuse.decode.fused`.
+:mod:`interfuse.decode.engine`; the artifact is described in :mod:`interfuse.decode.fused`. A method with the trait ``spans`` sees
+:class:`Spans` instead of a step: stretches of text and how likely each model finds them, which endpoints can tell too
+(:mod:`interfuse.decode.spans`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from pydantic import Field
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call, Cost, Input, Room
-from interfuse.data.models import Model, open_model
+from interfuse.data.lm import open_speaker
+from interfuse.data.models import Model
 
 if TYPE_CHECKING:
     import torch
@@ -92,11 +95,25 @@ class Step:
 
 
 @dataclass
+class Spans:
+    """What a method of spans sees at one round of one text: C stretches of text that may come next, M models.
+
+    Attributes:
+        scores: log-probability of every stretch under every model, in nats per byte [C, M], so that tokenizers of any kind compare.
+        writers: which model wrote each stretch, [C]. number: the round, counted from 0.
+    """
+
+    scores: torch.Tensor
+    writers: list[int]
+    number: int = 0
+
+
+@dataclass
 class Combined:
     """What a combiner gives.
 
     Attributes:
-        scores: unnormalised log-probabilities of the next token [B, V]; -inf excludes a token.
+        scores: unnormalised log-probabilities of the next token [B, V]; -inf excludes a token. Of spans: one number each [1, C].
         trace: name -> one number per text [B], for the trace. Names are columns of the parquet file.
     """
 
@@ -153,13 +170,23 @@ def check(call: Call) -> None:
     for name in ("transcripts", "profile"):
         if call.inputs.get(name) is not None and not traits.get(name):
             raise InterfuseError("param.value", f"{slug} takes no {name}")
+    spans = bool(traits.get("spans"))
     for _, model in members(call.inputs):
+        if model.speaker is not None and not spans:
+            raise InterfuseError("needs.capability", f"{slug} compares the whole distribution at every token, which {model.name} does not tell",
+                                 where=model.name, fix="An endpoint tells twenty tokens at most. Give the model itself, or use span-fusion, which fuses stretches of text.")  # fmt: skip
         if model.task != "causal-lm" and not (model.task == "module" and model.module is not None):
             raise InterfuseError("input.type", f"{model.name} is a {model.task}, not a causal language model", where=model.name,
                                  fix="Encoder-decoder models and endpoints give no logits of a shared text.")  # fmt: skip
     refuse_params(call.method, call.params)
     if "check" in traits:
         traits["check"](call)
+    if spans:
+        for _, model in members(call.inputs):
+            if model.speaker is None and read_tokens(model).folder is None:
+                raise InterfuseError("input.missing", "the model has no tokenizer beside it", where=model.name,
+                                     fix="Name it: {model: FOLDER, tokenizer: FOLDER}.")  # fmt: skip
+        return
     read = [(role, read_tokens(model)) for role, model in members(call.inputs)]
     fit_vocabularies(read, settings_of(call.params), call.ctx.log)
 
@@ -207,9 +234,9 @@ ROOM = Room(
     name="decode",
     kind="lm",
     inputs=(
-        Input("model", open_model, positional=True, doc="the main model, whose tokens are written"),
-        Input("base", open_model, required=False, doc="the small model the experts were made from, or the amateur"),
-        Input("experts", open_model, many=True, required=False, doc="further models, often fine-tuned from the base"),
+        Input("model", open_speaker, positional=True, doc="the main model, whose tokens are written"),
+        Input("base", open_speaker, required=False, doc="the small model the experts were made from, or the amateur"),
+        Input("experts", open_speaker, many=True, required=False, doc="further models, often fine-tuned from the base"),
         Input(
             "transcripts",
             _transcripts,

@@ -22,7 +22,7 @@ SCHEMA: dict[str, pa.DataType] = {
 }  # fmt: skip
 _TOP = pa.list_(pa.struct([("token", pa.string()), ("logprob", pa.float64())]))
 #: what a page is coloured by when nothing is asked for: the first of these that a trace has
-DECISIONS = ("intervened", "expert", "alpha", "weight 1", "plausible", "entropy")
+DECISIONS = ("intervened", "expert", "writer", "alpha", "weight 1", "plausible", "entropy")
 _WIDTH, _ROW, _LETTER, _TEXTS = 1040, 26, 8.1, 40
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,9 @@ def train_preferences(run: Run, rows: Sequence[tuple[str, str, str]], *, beta: f
     Epochs, batches, optimiser, learning rate, schedule, warm-up, decay and clipping are the room's settings. A training that was killed goes on
     from trl's checkpoint of the last whole epoch.
     """
-    import trl
     from datasets import Dataset
 
+    trl: Any = importlib.import_module("trl")
     s, ctx = run.settings, run.ctx
     table = Dataset.from_dict({name: list(column) for name, column in zip(("prompt", "chosen", "rejected"), zip(*rows, strict=True), strict=True)})  # fmt: skip
     with tempfile.TemporaryDirectory() as spare, seeded(ctx.seed_for("trl")):

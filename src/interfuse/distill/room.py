@@ -184,6 +184,8 @@ def promise(call: Call, path: Path) -> Model:
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Trains the student with the method's hooks and writes it as a model folder, with ``training.csv`` beside it."""
     hooks = _hooks(call)
+    if not len(call.inputs["data"]):  # a table that a step has made since the plan
+        raise InterfuseError("input.empty", "the table has no rows", where=call.inputs["data"].name)
     student, facts = hooks.choose(call)
     call = dataclasses.replace(call, inputs={**call.inputs, "student": student})
     with threads_for(max(size_of(m) for m in [student, *call.inputs["teacher"]])):

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.random import Philox
 from numpy.typing import NDArray
-from torch import Tensor
+
+from interfuse.core.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 _WORDS = 8  # 32-bit words per counter value of Philox-4x64
 

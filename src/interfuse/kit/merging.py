@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from interfuse.core.lazy import lazy
 from interfuse.data.weights import Flat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
+
+#: coefficients or inner products, float64
+Numbers = NDArray[np.float64]
 
 _TINY = 1e-38
 
@@ -86,26 +97,26 @@ def slerp_weights(
     return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
 
 
-def _direction(gram: Tensor, coefficients: Tensor) -> Tensor:
-    norm = torch.sqrt(torch.clamp(coefficients @ gram @ coefficients, min=0.0))
+def _direction(gram: Numbers, coefficients: Numbers) -> Numbers:
+    norm = math.sqrt(max(float(coefficients @ gram @ coefficients), 0.0))
     return coefficients / norm if norm > 0 else coefficients
 
 
-def _log(gram: Tensor, at: Tensor, to: Tensor) -> Tensor:
+def _log(gram: Numbers, at: Numbers, to: Numbers) -> Numbers:
     """The tangent at ``at`` that points to ``to``, both unit vectors given by coefficients."""
-    cosine = float(torch.clamp(at @ gram @ to, -1.0, 1.0))
+    cosine = min(max(float(at @ gram @ to), -1.0), 1.0)
     angle = math.acos(cosine)
     return (to - cosine * at) * (angle / math.sin(angle) if math.sin(angle) > 1e-12 else 1.0)
 
 
-def _exp(gram: Tensor, at: Tensor, tangent: Tensor) -> Tensor:
-    size = float(torch.sqrt(torch.clamp(tangent @ gram @ tangent, min=0.0)))
+def _exp(gram: Numbers, at: Numbers, tangent: Numbers) -> Numbers:
+    size = math.sqrt(max(float(tangent @ gram @ tangent), 0.0))
     if size < 1e-15:
         return at
     return _direction(gram, math.cos(size) * at + math.sin(size) / size * tangent)
 
 
-def spherical_mean(gram: Tensor, weights: Sequence[float], *, steps: int = 1, tolerance: float = 1e-12) -> Tensor:
+def spherical_mean(gram: Numbers, weights: Sequence[float], *, steps: int = 1, tolerance: float = 1e-12) -> Numbers:
     """Coefficients of a weighted mean of directions on the sphere, times the weighted mean of the norms.
 
     Args:
@@ -116,24 +127,24 @@ def spherical_mean(gram: Tensor, weights: Sequence[float], *, steps: int = 1, to
     Returns:
         float64 [m]. Vectors of norm 0 do not count.
     """
-    share = torch.tensor(weights, dtype=torch.float64)
-    norms = torch.sqrt(torch.diagonal(gram))
-    share = torch.where(norms > 0, share, 0.0)
+    share = np.array(weights, dtype=np.float64)
+    norms = np.sqrt(np.diagonal(gram))
+    share = np.where(norms > 0, share, 0.0)
     if not float(share.sum()):
-        return torch.zeros_like(share)
+        return np.zeros_like(share)
     share = share / share.sum()
-    units = torch.diag(torch.where(norms > 0, 1.0 / torch.where(norms > 0, norms, 1.0), 0.0))
+    units = np.diag(np.where(norms > 0, 1.0 / np.where(norms > 0, norms, 1.0), 0.0))
     mean = _direction(gram, share @ units)
     for _ in range(steps):
         tangents = [w * _log(gram, mean, unit) for w, unit in zip(share.tolist(), units, strict=True) if w]
-        tangent = torch.stack(tangents).sum(0)
+        tangent = np.stack(tangents).sum(0)
         mean = _exp(gram, mean, tangent)
         if float(tangent @ gram @ tangent) < tolerance**2:
             break
     return mean * float((share * norms).sum())
 
 
-def median_weights(gram: Tensor, weights: Sequence[float], *, steps: int = 200, tolerance: float = 1e-10) -> Tensor:
+def median_weights(gram: Numbers, weights: Sequence[float], *, steps: int = 200, tolerance: float = 1e-10) -> Numbers:
     """Coefficients of the weighted geometric median by Weiszfeld's iteration (1937); they sum to 1.
 
     Args:
@@ -141,24 +152,24 @@ def median_weights(gram: Tensor, weights: Sequence[float], *, steps: int = 200, 
             of nearby models keep their digits.
         tolerance: stop when no coefficient changes by more.
     """
-    share = torch.tensor(weights, dtype=torch.float64)
+    share = np.array(weights, dtype=np.float64)
     z = share / share.sum()
-    scale = float(torch.diagonal(gram).max()) or 1.0
+    scale = float(np.diagonal(gram).max()) or 1.0
     for _ in range(steps):
-        squares = torch.diagonal(gram) - 2 * gram @ z + z @ gram @ z
+        squares = np.diagonal(gram) - 2 * gram @ z + z @ gram @ z
         at = squares <= 1e-24 * scale
         if bool(at.any()):  # the iterate is one of the models: it stays if that model outweighs the pull of the others
-            distances = torch.sqrt(torch.where(at, 1.0, torch.clamp(squares, min=0.0)))
-            pull = torch.where(at, 0.0, share / distances)
+            distances = np.sqrt(np.where(at, 1.0, np.maximum(squares, 0.0)))
+            pull = np.where(at, 0.0, share / distances)
             direction = pull - pull.sum() * z
-            if float(torch.sqrt(torch.clamp(direction @ gram @ direction, min=0.0))) <= float(share[at].sum()):
+            if math.sqrt(max(float(direction @ gram @ direction), 0.0)) <= float(share[at].sum()):
                 return z
             new = pull / pull.sum()
             new = 0.5 * (new + z)
         else:
-            inverse = share / torch.sqrt(squares)
+            inverse = share / np.sqrt(squares)
             new = inverse / inverse.sum()
-        if float((new - z).abs().max()) < tolerance:
+        if float(np.abs(new - z).max()) < tolerance:
             return new
         z = new
     return z

@@ -6,18 +6,25 @@ added exactly, order statistics are counts of bit patterns.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
-from interfuse.data.weights import Flat
+from interfuse.core.lazy import lazy
+from interfuse.data.weights import Flat, read_array
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 #: Elements summed on their own; also the granule of every block, see :mod:`interfuse.kit.streaming`.
 CHUNK = 1 << 14
@@ -45,6 +52,21 @@ class Difference:
     def read(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Elements ``start`` to ``stop`` of the difference, float32 [stop - start]."""
         return self.model.read(start, stop, out).sub_(self.base.read(start, stop))
+
+    def array(self, start: int, stop: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same into a NumPy array, without ``torch`` where the tensors are stored."""
+        read_array(self.model, start, stop, out)
+        return np.subtract(out, read_array(self.base, start, stop, np.empty_like(out)), out=out)
+
+
+def array_blocks(sources: Sequence[Flat]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+    """As :func:`blocks`, as NumPy arrays; without ``torch`` where the tensors are stored."""
+    size = _same_size(sources)
+    buffers = [np.empty(min(_PASS, size), dtype=np.float32) for _ in sources]
+    for start in range(0, size, _PASS):
+        stop = min(start + _PASS, size)
+        read = [s.array if isinstance(s, Difference) else functools.partial(read_array, s) for s in sources]
+        yield start, [r(start, stop, out[: stop - start]) for r, out in zip(read, buffers, strict=True)]
 
 
 def blocks(sources: Sequence[Flat]) -> Iterator[tuple[int, list[Tensor]]]:
@@ -94,24 +116,29 @@ def _total(numbers: list[float]) -> float:
     return math.fsum(numbers) if all(map(math.isfinite, numbers)) else sum(numbers)
 
 
-def gram(sources: Sequence[Flat]) -> Tensor:
+def gram(sources: Sequence[Flat]) -> NDArray[np.float64]:
     """All inner products of tensors of equal size, in one reading: norms are the roots of the diagonal.
 
     Returns:
-        float64 [m, m].
+        float64 [m, m], every number a correctly rounded sum of the float64 sums of chunks.
     """
-    pairs = [(i, j) for i in range(len(sources)) for j in range(i + 1)]
-    buffer: list[Tensor] = []  # one for all products: making a new one costs as much as the product
-
-    def product(x: Tensor, y: Tensor) -> Tensor:
-        if not buffer or buffer[0].shape != x.shape:
-            buffer[:] = [torch.empty_like(x)]
-        return torch.mul(x, y, out=buffer[0])
-
-    products = sums(sources, lambda x: (product(x[i], x[j]) for i, j in pairs))
-    out = torch.empty(len(sources), len(sources), dtype=torch.float64)
-    for (i, j), total in zip(pairs, products, strict=True):
-        out[i, j] = out[j, i] = total
+    count = len(sources)
+    pairs = [(i, j) for i in range(count) for j in range(i + 1)]
+    partial: list[list[float]] = [[] for _ in pairs]
+    wide = np.empty((count, min(_PASS, _same_size(sources))), dtype=np.float64)
+    for _, values in array_blocks(sources):
+        n = values[0].size
+        whole = n // CHUNK * CHUNK
+        for row, value in zip(wide, values, strict=True):
+            np.copyto(row[:n], value)
+        for found, (i, j) in zip(partial, pairs, strict=True):
+            x, y = wide[i, :n], wide[j, :n]
+            found += np.einsum("ij,ij->i", x[:whole].reshape(-1, CHUNK), y[:whole].reshape(-1, CHUNK)).tolist()
+            if whole < n:
+                found.append(float(np.einsum("i,i->", x[whole:], y[whole:])))
+    out = np.empty((count, count), dtype=np.float64)
+    for (i, j), numbers in zip(pairs, partial, strict=True):
+        out[i, j] = out[j, i] = _total(numbers)
     return out
 
 

@@ -21,20 +21,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+import numpy as np
 import xxhash
 from filelock import FileLock, Timeout
-from torch import Tensor
+from numpy.typing import NDArray
 
 from interfuse.core.errors import InterfuseError
+from interfuse.core.lazy import lazy
+from interfuse.data.formats.safetensors import KINDS, Kind, dtype_of
 from interfuse.data.weight_writer import TensorSink
-from interfuse.data.weights import Flat, StoredTensor, bytes_of
+from interfuse.data.weights import PLAIN, Flat, StoredTensor, bytes_of, read_array
 from interfuse.kit.reductions import CHUNK
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = lazy("torch")
 
 _ROWS = 64  # granule of row-wise work: 64 rows are whole vector registers whatever the row's length
 _SYNC_SECONDS = 1.0
+#: largest numbers of the types that are rounded to without ``torch``
+_LARGEST = {"F32": 3.4028234663852886e38, "F16": 65504.0, "BF16": 3.3895313892515355e38}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +80,17 @@ class Job:
             whole, in their own shapes.
         prepare: readings of the whole sources before the first block (norms, thresholds); its result is ``Block.facts``.
         temporaries: how many tensors of the output block's size (float32) the function needs besides its arguments.
+        arrays: the function takes and returns NumPy arrays instead of tensors; only with ``scope="element"``. Where all
+            sources are stored as plain floating-point numbers, nothing of ``torch`` is loaded.
     """
 
     name: str
     sources: tuple[Flat, ...]
-    function: Callable[[list[Tensor], Block], Tensor] | None = None
+    function: Callable[[list[Any], Block], Any] | None = None
     scope: Literal["element", "row", "tensor"] = "element"
     prepare: Callable[[Sequence[Flat]], Any] | None = None
     temporaries: int = 2
+    arrays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +305,7 @@ class _Task:
     """A job, its output, and how far it has come."""
 
     job: Job
-    dtype: torch.dtype
+    code: str
     shape: tuple[int, ...]
     numel: int = 0
     nbytes: int = 0
@@ -308,8 +321,21 @@ class _Task:
 
     def __post_init__(self) -> None:
         self.numel = math.prod(self.shape)
-        self.nbytes = self.numel * self.dtype.itemsize
+        self.nbytes = self.numel * self.kind.itemsize
         self.raw = self._check()
+
+    @property
+    def kind(self) -> Kind:
+        """The output's element type."""
+        return KINDS[self.code]
+
+    @property
+    def light(self) -> bool:
+        """Whether it is computed without ``torch``."""
+        plain = all(
+            isinstance(s, StoredTensor) and s.info.file is not None and s.info.code in PLAIN for s in self.job.sources
+        )
+        return self.raw or (self.job.arrays and self.code in PLAIN and plain)
 
     def _check(self) -> bool:
         """Whether the work is a plain copy of bytes; refuses what cannot be computed."""
@@ -324,12 +350,12 @@ class _Task:
                 if not same:
                     what = f"a source is {list(source.shape)}, the output {list(self.shape)}"
                     raise InterfuseError("input.shape", what, where=where)
-        if job.function is None and isinstance(first, StoredTensor) and first.info.dtype == self.dtype:
+        if job.function is None and isinstance(first, StoredTensor) and first.info.code == self.code:
             return True
-        if not self.dtype.is_floating_point:
+        if not self.kind.floating:
             fix = "Copy it from one source in that source's type."
             raise InterfuseError(
-                "input.type", f"{self.dtype} numbers can be copied, not computed", where=where, fix=fix
+                "input.type", f"torch.{self.kind.name} numbers can be copied, not computed", where=where, fix=fix
             )
         return False
 
@@ -399,9 +425,12 @@ class _Run:
 
     def execute(self) -> None:
         """Runs all tasks; raises the first error after every thread has stopped."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)  # threads started from now on use one
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.plan.workers)]
+        heavy = not all(task.light for task in self.tasks)
+        before = torch.get_num_threads() if heavy else 0
+        if heavy:
+            torch.set_num_threads(1)  # threads started from now on use one
+        work = self._work_in_torch if heavy else self._work
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(self.plan.workers)]
         try:
             for thread in threads:
                 thread.start()
@@ -414,29 +443,33 @@ class _Run:
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
-            torch.set_num_threads(before)
+            if heavy:
+                torch.set_num_threads(before)
         if self.error is not None:
             raise self.error
+
+    def _work_in_torch(self) -> None:
+        with torch.no_grad():
+            torch.set_num_threads(1)
+            self._work()
 
     def _work(self) -> None:
         name = ""
         try:
-            with torch.no_grad():
-                torch.set_num_threads(1)
-                hand = _Hand(self.plan.kept)
-                while (piece := self._next()) is not None:
-                    task, start = piece
-                    name = task.job.name
-                    if start < 0:
-                        facts = task.job.prepare(task.job.sources) if task.job.prepare else None
-                        with self.changed:
-                            task.facts, task.state = facts, "ready"
-                            self.changed.notify_all()
-                        continue
-                    stop = min(start + task.step, task.numel)
-                    values = hand.copy(task, start, stop) if task.raw else hand.compute(task, start, stop)
-                    self.writer.write(name, start, values)
-                    self._finish(task, start, stop, values)
+            hand = _Hand(self.plan.kept)
+            while (piece := self._next()) is not None:
+                task, start = piece
+                name = task.job.name
+                if start < 0:
+                    facts = task.job.prepare(task.job.sources) if task.job.prepare else None
+                    with self.changed:
+                        task.facts, task.state = facts, "ready"
+                        self.changed.notify_all()
+                    continue
+                stop = min(start + task.step, task.numel)
+                data = hand.copy(task, start, stop) if task.raw else hand.compute(task, start, stop)
+                self.writer.write_raw(name, start, data)
+                self._finish(task, start, stop, data)
         except BaseException as error:
             error.add_note(f"while computing tensor {name!r}")
             with self.changed:
@@ -466,7 +499,7 @@ class _Run:
                 self.changed.wait()
             return None
 
-    def _finish(self, task: _Task, start: int, stop: int, values: Tensor) -> None:
+    def _finish(self, task: _Task, start: int, stop: int, data: memoryview) -> None:
         """Hashes a written block when its turn has come, and notes a finished tensor."""
         if self.journal is not None:
             with self.changed:
@@ -474,13 +507,12 @@ class _Run:
                     self.changed.wait()
                 if self.stop:
                     return
-            if values.numel():
-                task.digest.update(bytes_of(values))
+            task.digest.update(data)
         with self.changed:
             task.hashed = stop
             task.done += stop - start
             self.free += task.memory
-            self.bytes_done += (stop - start) * task.dtype.itemsize
+            self.bytes_done += (stop - start) * task.kind.itemsize
             if task.done == task.numel:
                 task.facts = None
                 if self.journal is not None:
@@ -494,37 +526,77 @@ class _Hand:
     """One thread's buffers."""
 
     def __init__(self, kept: int) -> None:
-        self.buffer = torch.empty(kept // 4, dtype=torch.float32)
+        self.buffer = np.empty(kept // 4, dtype=np.float32)
+        self.spare = np.empty(0, dtype=np.uint32)
 
-    def copy(self, task: _Task, start: int, stop: int) -> Tensor:
+    def copy(self, task: _Task, start: int, stop: int) -> memoryview:
         """The stored bytes of a piece, unchanged."""
-        source = task.job.sources[0]
-        out = torch.empty(stop - start, dtype=task.dtype)
-        if isinstance(source, StoredTensor) and out.numel():
-            source.weights.read_bytes(source.info, start * task.dtype.itemsize, bytes_of(out))
+        source, size = task.job.sources[0], task.kind.itemsize
+        out = np.empty((stop - start) * size, dtype=np.uint8).data
+        if isinstance(source, StoredTensor) and len(out):
+            source.weights.read_bytes(source.info, start * size, out)
         return out
 
-    def compute(self, task: _Task, start: int, stop: int) -> Tensor:
-        """The job's function of one block, rounded to the output's type."""
+    def compute(self, task: _Task, start: int, stop: int) -> memoryview:
+        """The job's function of one block, rounded to the output's type, as bytes."""
         job, n = task.job, stop - start
+        slots = (
+            [self.buffer[i * task.step : i * task.step + n] for i in range(len(job.sources))]
+            if job.scope != "tensor"
+            else []
+        )
+        block = Block(job.name, start, stop, task.shape, task.facts)
+        if job.arrays and job.function is not None and task.code in PLAIN:
+            result = job.function(
+                [read_array(s, start, stop, out) for s, out in zip(job.sources, slots, strict=True)], block
+            )
+            if result.size != n or result.dtype != np.float32:
+                what = f"the function returned {result.dtype} {list(result.shape)} for {n} elements"
+                raise InterfuseError("input.shape", what, where=f"tensor {job.name!r}")
+            return self._rounded(task, result.reshape(-1), start)
         if job.scope == "tensor":
             values = [source.read(0, math.prod(source.shape)).view(source.shape) for source in job.sources]
         else:
-            slots = [self.buffer[i * task.step : i * task.step + n] for i in range(len(job.sources))]
-            values = [source.read(start, stop, out) for source, out in zip(job.sources, slots, strict=True)]
+            into = [torch.from_numpy(slot) for slot in slots]
+            values = [source.read(start, stop, out) for source, out in zip(job.sources, into, strict=True)]
             if job.scope == "row" and n:
                 columns = task.shape[-1] if task.shape else 1
                 values = [value.view(-1, columns) for value in values]
-        block = Block(job.name, start, stop, task.shape, task.facts)
-        result = job.function(values, block) if job.function is not None else values[0]
-        if result.numel() != n or not result.is_floating_point():
-            what = f"the function returned {result.dtype} {list(result.shape)} for {n} elements"
+        if job.arrays and job.function is not None:
+            made: Tensor = torch.from_numpy(job.function([value.numpy() for value in values], block))
+        else:
+            made = job.function(values, block) if job.function is not None else values[0]
+        if made.numel() != n or not made.is_floating_point():
+            what = f"the function returned {made.dtype} {list(made.shape)} for {n} elements"
             raise InterfuseError("input.shape", what, where=f"tensor {job.name!r}")
+        dtype = dtype_of(task.code)
         if n:
-            low, high = torch.aminmax(result)
-            largest = torch.finfo(task.dtype).max
-            if not (low.item() >= -largest and high.item() <= largest):
-                what = f"the result is NaN, infinite or too large for {task.dtype}"
-                raise InterfuseError("input.nan", what, where=f"tensor {job.name!r}, elements {start} to {stop}")
-        out = result.reshape(-1).to(task.dtype)  # round to nearest, ties to even
-        return out.contiguous()
+            low, high = torch.aminmax(made)
+            self._refuse(task, low.item(), high.item(), torch.finfo(dtype).max, start, stop)
+        out = made.reshape(-1).to(dtype).contiguous()  # round to nearest, ties to even
+        return bytes_of(out) if n else memoryview(b"")
+
+    def _refuse(self, task: _Task, low: float, high: float, largest: float, start: int, stop: int) -> None:
+        if not (low >= -largest and high <= largest):
+            what = f"the result is NaN, infinite or too large for torch.{task.kind.name}"
+            raise InterfuseError("input.nan", what, where=f"tensor {task.job.name!r}, elements {start} to {stop}")
+
+    def _rounded(self, task: _Task, values: NDArray[np.float32], start: int) -> memoryview:
+        """Finite numbers of the output's type, rounded to nearest, ties to even, as bytes. Overwrites the values."""
+        n = values.size
+        if not n:
+            return memoryview(b"")
+        self._refuse(task, float(values.min()), float(values.max()), _LARGEST[task.code], start, start + n)
+        if task.code == "F32":
+            return np.ascontiguousarray(values).data.cast("B")
+        if task.code == "F16":
+            return values.astype(np.float16).data.cast("B")
+        if self.spare.size < n:
+            self.spare = np.empty(n, dtype=np.uint32)
+        bits, odd = values.view(np.uint32), self.spare[:n]
+        np.right_shift(bits, 16, out=odd)
+        np.bitwise_and(odd, 1, out=odd)
+        np.add(bits, odd, out=bits)
+        np.add(bits, 0x7FFF, out=bits)
+        np.right_shift(bits, 16, out=bits)
+        return bits.astype(np.uint16).data.cast("B")

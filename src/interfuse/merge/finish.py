@@ -13,6 +13,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Call, Source
 from interfuse.core.safe import canonical_json, jsonable
+from interfuse.data.formats.safetensors import KINDS
 from interfuse.data.models import Model, copy_tokenizer, locate, tokenizer_folder
 from interfuse.data.overlay import Overlay, Tensors
 from interfuse.data.tokenizer_union import read_tokenizer, try_out, unite, write_template, write_tokenizer
@@ -181,9 +182,9 @@ def _write_config(first: Model, folder: Path, plan: Plan, layout: Mapping[str, A
     config = {k: v for k, v in jsonable(dict(first.config)).items() if k not in ("torch_dtype", "_name_or_path")}
     if not config:
         return
-    kinds = list(dict.fromkeys(dtype for dtype, _ in layout.values() if dtype.is_floating_point))
+    kinds = list(dict.fromkeys(KINDS[code] for code, _ in layout.values() if KINDS[code].floating))
     if len(kinds) == 1:
-        config["dtype"] = str(kinds[0]).removeprefix("torch.")
+        config["dtype"] = kinds[0].name
     inner = config.get("text_config", config)
     if plan.alignment is not None or inner.get("vocab_size") is not None:
         _set_vocabulary(inner, config, folder, plan, layout)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.kit.merging import median_weights
 from interfuse.kit.reductions import Difference, gram
-from interfuse.merge.room import Part, PerModel, Whole, per_model, weighted_sum
+from interfuse.merge.room import Array, Part, PerModel, Whole, per_model, weighted_sum
 
 
 def _coefficients(whole: Whole, *, weight: PerModel, steps: int) -> list[float]:
@@ -19,12 +18,12 @@ def _coefficients(whole: Whole, *, weight: PerModel, steps: int) -> list[float]:
     return found
 
 
-@method(scope="element", base="none", prepare=_coefficients, temporaries=0)
+@method(scope="element", arrays=True, base="none", prepare=_coefficients, temporaries=0)
 def geometric_median(
     part: Part,
     *,
     weight: Annotated[PerModel, Field(description="weight of each model, at least 0")] = 1.0,
     steps: Annotated[int, Field(ge=1, description="largest number of iterations")] = 200,
-) -> Tensor:
+) -> Array:
     """The point of least weighted sum of distances to the models, for each tensor."""
     return weighted_sum(part.models, part.facts)

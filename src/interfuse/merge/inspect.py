@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from interfuse.core.artifact import Artifact, environment, open_artifact, save_artifact, verify
@@ -16,6 +17,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Call, Source
 from interfuse.core.safe import read_text
+from interfuse.data.formats.safetensors import KINDS
 from interfuse.data.lora import write_adapter
 from interfuse.data.models import Model, build, make_config, open_model
 from interfuse.data.overlay import Tensors, whole
@@ -54,7 +56,7 @@ def planned(call: Call) -> dict[str, Any]:
             "tensors": len(plan.outputs),
             "layers": max(layers, default=-1) + 1,
             "parameter sets": len(kinds),
-            "bytes": sum(math.prod(shape) * dtype.itemsize for dtype, shape in layout.values()),
+            "bytes": sum(math.prod(shape) * KINDS[code].itemsize for code, shape in layout.values()),
             "vocabulary": dict(plan.alignment.report) if plan.alignment is not None else None,
             "cost": asdict(estimate(call)),
             "remarks": list(plan.remarks),
@@ -161,8 +163,8 @@ def _numbers(
         under = weights_of(open_model(Source(str(base)), Ctx())).source(origins[-1])
         picked, result = [Difference(p, under) for p in picked], Difference(result, under)
     products = gram([*picked, result])
-    norms = products.diagonal().sqrt()
-    safe = torch.where(norms > 0, norms, torch.ones_like(norms))
+    norms = np.sqrt(products.diagonal())
+    safe = np.where(norms > 0, norms, 1.0)
     cosines = products / safe[:, None] / safe[None, :]
 
     def conflict(values: list[Tensor]) -> list[Tensor]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from interfuse.core.method import method
-from interfuse.merge.room import Part, PerModel, per_model, shares, weighted_sum
+from interfuse.merge.room import Array, Part, PerModel, per_model, shares, weighted_sum
 
 
-@method(scope="element", base="none", temporaries=0)
+@method(scope="element", arrays=True, base="none", temporaries=0)
 def linear(
     part: Part,
     *,
     weight: Annotated[PerModel, Field(description="weight of each model")] = 1.0,
     normalize: Annotated[bool, Field(description="divide the weights by their sum")] = True,
-) -> Tensor:
+) -> Array:
     """``sum_i w_i theta_i``, with weights that sum to 1 when ``normalize``.
 
     Raises:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
-
-from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.kit.reductions import gram
-from interfuse.merge.room import Part, Whole, weighted_sum
+from interfuse.merge.room import Array, Part, Whole, from_base, weighted_sum
 
 
 def _ratio(whole: Whole, **_: Any) -> float:
-    products = gram(whole.deltas())
-    norms = products.diagonal().sqrt()
-    count = len(norms)
+    products = gram(whole.deltas()).tolist()
+    count = len(products)
+    norms = [math.sqrt(products[i][i]) for i in range(count)]
     cosines = [
-        float(products[i, j] / (norms[i] * norms[j])) if norms[i] * norms[j] > 0 else 0.0
+        products[i][j] / (norms[i] * norms[j]) if norms[i] * norms[j] > 0 else 0.0
         for i in range(count)
         for j in range(i)
     ]
@@ -24,10 +23,9 @@ def _ratio(whole: Whole, **_: Any) -> float:
     return count * cosine / (1 + (count - 1) * cosine)
 
 
-@method(scope="element", base="required", models=(2, 1000), prepare=_ratio, temporaries=1)
-def model_stock(part: Part) -> Tensor:
+@method(scope="element", arrays=True, base="required", models=(2, 1000), prepare=_ratio, temporaries=1)
+def model_stock(part: Part) -> Array:
     """``t mean(theta) + (1 - t) theta_0`` with ``t = N cos / (1 + (N - 1) cos)``, cos the mean cosine of task vectors (section 4)."""
     count = len(part.models)
     mean = weighted_sum(part.deltas(), [1.0 / count] * count)
-    assert part.base is not None
-    return part.base.add(mean, alpha=part.facts)
+    return from_base(part, mean, part.facts)

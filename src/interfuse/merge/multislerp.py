@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import Field
-from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.kit.merging import spherical_mean
 from interfuse.kit.reductions import gram
-from interfuse.merge.room import Part, PerModel, Whole, per_model, weighted_sum
+from interfuse.merge.room import Array, Part, PerModel, Whole, from_base, per_model, weighted_sum
 
 
 def _coefficients(whole: Whole, *, weight: PerModel, **_: Any) -> list[float]:
@@ -19,12 +18,12 @@ def _coefficients(whole: Whole, *, weight: PerModel, **_: Any) -> list[float]:
     return mean
 
 
-@method(scope="element", models=(2, 1000), prepare=_coefficients, temporaries=1)
+@method(scope="element", arrays=True, models=(2, 1000), prepare=_coefficients, temporaries=1)
 def multislerp(
     part: Part,
     *,
     weight: Annotated[PerModel, Field(description="weight of each model")] = 1.0,
-) -> Tensor:
+) -> Array:
     """The spherical mean of the models, or of their task vectors when a base is given."""
     merged = weighted_sum(part.deltas() if part.base is not None else part.models, part.facts)
-    return merged if part.base is None else merged + part.base
+    return merged if part.base is None else from_base(part, merged)

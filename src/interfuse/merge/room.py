@@ -14,31 +14,38 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
-from interfuse.core.rooms import Call, Cost, Input, Room, key_of
+from interfuse.core.rooms import Call, Cost, Input, Room, Source, key_of
+from interfuse.data.formats.safetensors import KINDS
 from interfuse.data.models import Model, open_model, read_config, tokenizer_folder
 from interfuse.data.weight_writer import WeightWriter
 from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import below, tensor_key, uniform
 from interfuse.kit.reductions import Difference
 from interfuse.kit.streaming import Block, Job, Journal, stream_merge
-from interfuse.merge.calibrate import Found, calibrated, open_examples
 from interfuse.merge.finish import finish, open_vocabulary
 from interfuse.merge.plan import Output
 from interfuse.merge.prepare import Prepared, check, everyone, leading, own_params, per_model_params, prepared
 from interfuse.merge.schedule import widen
 
-Tensor = torch.Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from interfuse.data.tables import Table
+    from interfuse.merge.calibrate import Found
+
+#: float32 numbers of a method whose trait is ``arrays``
+Array = Any
 #: one number for all models, or one per model in their order
 PerModel = float | list[float]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -48,7 +55,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: a share of elements that may be none
 PerModelPart = Fraction | list[Fraction]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+#: codes of the types that can be asked for
+_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ class MergeSettings:
 class Part:
     """What a method sees of one output tensor: a block of it, rows of it, or all of it.
 
+    Numbers are tensors, or NumPy arrays for methods whose trait is ``arrays``: those need no ``torch`` and start without it.
+
     Attributes:
         name: the tensor. shape: its whole shape. start: flat index of the block's first element.
         models: the models' numbers, float32, each [n], [rows, columns] or the whole shape according to the scope. They are
@@ -123,7 +133,9 @@ class Part:
     def deltas(self) -> list[Tensor]:
         """The task vectors ``model - base`` of the block; overwrites ``models``."""
         assert self.base is not None, "the trait base='required' guarantees a base"
-        return [m.sub_(self.base) for m in self.models]
+        for model in self.models:
+            model -= self.base
+        return self.models
 
     def random(self, model: int) -> Tensor:
         """One uniform number in [0, 1) per element of the block, the same for any block size, order or machine."""
@@ -195,11 +207,27 @@ def shares(weights: Sequence[float], normalize: bool) -> list[float]:
 
 
 def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """``sum_i w_i t_i``, computed in the order of the tensors; overwrites the first."""
-    total = tensors[0].mul_(weights[0])
+    """``sum_i w_i t_i``, computed in the order of the tensors (or arrays); overwrites them."""
+    total, common = tensors[0], weights[0]
+    same = all(weight == common for weight in weights)
+    if not same:
+        total *= common
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total.add_(tensor, alpha=weight)
+        if not same:
+            tensor *= weight
+        total += tensor
+    if same and common != 1.0:
+        total *= common
     return total
+
+
+def from_base(part: Part, change: Tensor, scale: float = 1.0) -> Tensor:
+    """``base + scale * change``; overwrites the change."""
+    assert part.base is not None, "the trait base='required' guarantees a base"
+    if scale != 1.0:
+        change *= scale
+    change += part.base
+    return change
 
 
 def _settings(call: Call) -> MergeSettings:
@@ -231,7 +259,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     with contextlib.ExitStack() as stack:
         plan = stack.enter_context(prepared(call))
         _refuse_full(work, layout_of(call, plan))
-        found_before = stack.enter_context(calibrated(call, plan))
+        found_before = stack.enter_context(_calibrated(call, plan))
         for remark in plan.remarks:
             call.ctx.log(remark)
         labels, layout = [m.fingerprint() for m in call.inputs["models"]], layout_of(call, plan)
@@ -279,8 +307,27 @@ def _refuse_full(work: Path, layout: Mapping[str, Any]) -> None:
                              fix="Free some room or write elsewhere.")  # fmt: skip
 
 
+@contextlib.contextmanager
+def _calibrated(call: Call, plan: Prepared) -> Iterator[Found | None]:
+    """What calibration finds, for the methods that want it."""
+    if "calibrate" not in call.method.traits:
+        yield None
+        return
+    from interfuse.merge.calibrate import calibrated
+
+    with calibrated(call, plan) as found:
+        yield found
+
+
+def _open_examples(source: Source, ctx: Ctx) -> Table:
+    """Examples to look at models with: see :func:`interfuse.merge.calibrate.open_examples`."""
+    from interfuse.merge.calibrate import open_examples
+
+    return open_examples(source, ctx)
+
+
 def _bytes(layout: Mapping[str, Any]) -> int:
-    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in layout.values())
+    return sum(math.prod(shape) * KINDS[code].itemsize for code, shape in layout.values())
 
 
 def _ordered(call: Call, output: Output, labels: Sequence[str]) -> tuple[list[int], dict[str, Any]]:
@@ -294,18 +341,15 @@ def _ordered(call: Call, output: Output, labels: Sequence[str]) -> tuple[list[in
     return order, own | {name: [values[i] for i in order] for name, values in lists.items()}
 
 
-def layout_of(call: Call, plan: Prepared) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Type and shape of every output tensor. Counters and index buffers keep their type: they are copied."""
-    wanted = DTYPES.get(call.params["out_dtype"])
-    return {
-        o.name: (wanted if wanted and o.info.dtype.is_floating_point else o.info.dtype, o.info.shape)
-        for o in plan.outputs
-    }
+def layout_of(call: Call, plan: Prepared) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Code of the type, and shape, of every output tensor. Counters and index buffers keep their type: they are copied."""
+    wanted = _CODES.get(call.params["out_dtype"])
+    return {o.name: (wanted if wanted and o.info.kind.floating else o.info.code, o.info.shape) for o in plan.outputs}
 
 
 def make_job(call: Call, plan: Prepared, output: Output, labels: Sequence[str], found: Found | None = None) -> Job:
     """How one output tensor is computed. ``labels``: the models' fingerprints. ``found``: what calibration has found."""
-    if not output.info.dtype.is_floating_point:  # not knowledge: the base's or the first model's are kept
+    if not output.info.kind.floating:  # not knowledge: the base's or the first model's are kept
         index, name = output.base or output.sources[0]
         return Job(output.name, (plan.weights[index].source(name),))
     order, own = _ordered(call, output, labels)
@@ -361,7 +405,13 @@ def _job(
     if scope == "row" and len(shape) < 2:
         scope = "tensor"
     return Job(
-        name, (*sources, *extra), function, scope, ready if "prepare" in traits else None, traits.get("temporaries", 2)
+        name,
+        (*sources, *extra),
+        function,
+        scope,
+        ready if "prepare" in traits else None,
+        traits.get("temporaries", 2),
+        traits.get("arrays", False),
     )
 
 
@@ -379,7 +429,7 @@ ROOM = Room(
         ),
         Input(
             "calibration",
-            open_examples,
+            _open_examples,
             many=True,
             required=False,
             doc="examples for methods that look at the models at work: one table for all models, or one for each",

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import Field
-from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.kit.merging import slerp_weights
 from interfuse.kit.reductions import gram
-from interfuse.merge.room import Part, Whole, weighted_sum
+from interfuse.merge.room import Array, Part, Whole, weighted_sum
 
 
 def _angles(whole: Whole, **_: Any) -> tuple[float, float, float]:
     products = gram(whole.models)
-    return float(products[0, 1]), float(products[0, 0].sqrt()), float(products[1, 1].sqrt())
+    return float(products[0, 1]), math.sqrt(products[0, 0]), math.sqrt(products[1, 1])
 
 
-@method(scope="element", base="none", models=(2, 2), ordered=True, prepare=_angles, temporaries=0)
+@method(scope="element", arrays=True, base="none", models=(2, 2), ordered=True, prepare=_angles, temporaries=0)
 def slerp(
     part: Part,
     *,
     t: Annotated[float, Field(ge=0, le=1, description="0 gives the first model, 1 the second")] = 0.5,
-) -> Tensor:
+) -> Array:
     """``sin((1-t) W)/sin W a + sin(t W)/sin W b``, W the angle between the two tensors; plain interpolation when their cosine
     exceeds 0.9995."""
     dot, first, second = part.facts

@@ -5,21 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from interfuse.core.method import method
-from interfuse.merge.room import Part, PerModel, per_model, shares, weighted_sum
+from interfuse.merge.room import Array, Part, PerModel, from_base, per_model, shares, weighted_sum
 
 
-@method(scope="element", base="required", temporaries=0)
+@method(scope="element", arrays=True, base="required", temporaries=0)
 def task_arithmetic(
     part: Part,
     *,
     weight: Annotated[PerModel, Field(description="weight of each task vector; negative weights unlearn")] = 1.0,
     scale: Annotated[float, Field(description="factor of the summed task vectors (lambda)")] = 1.0,
     normalize: Annotated[bool, Field(description="divide the weights by their sum")] = False,
-) -> Tensor:
+) -> Array:
     """``theta_0 + lambda * sum_i w_i (theta_i - theta_0)`` (section 2)."""
     weights = per_model(weight, len(part.models), "weight")
-    assert part.base is not None
-    return part.base.add(weighted_sum(part.deltas(), shares(weights, normalize)), alpha=scale)
+    return from_base(part, weighted_sum(part.deltas(), shares(weights, normalize)), scale)

@@ -38,7 +38,7 @@ class Unwritten:
         plan = stack.enter_context(prepared(self.call))
         kept = _Kept()
         labels = functools.cache(lambda: [m.fingerprint() for m in self.call.inputs["models"]])
-        flats: dict[str, tuple[Flat, torch.dtype]] = {}
+        flats: dict[str, tuple[Flat, torch.dtype | str]] = {}
         lock = threading.Lock()
 
         @functools.cache
@@ -49,9 +49,9 @@ class Unwritten:
             with lock:  # the first reader calibrates, the others wait
                 return examined()
 
-        for output, (dtype, shape) in zip(plan.outputs, layout_of(self.call, plan).values(), strict=True):
+        for output, (code, shape) in zip(plan.outputs, layout_of(self.call, plan).values(), strict=True):
             make = functools.partial(self._job, plan, output, labels, found)
-            flats[output.name] = (_Merged(make, shape, kept), dtype)
+            flats[output.name] = (_Merged(make, shape, kept), code)
         return Overlay(None, flats, closing=stack.close)
 
     def _job(
@@ -119,7 +119,11 @@ class _Merged:
         if columns:
             values = [v.view(-1, columns) for v in values]
         assert self.job.function is not None, "jobs without a function are copies"
-        return self.job.function(values, Block(self.job.name, start, stop, self._shape, self._facts()))
+        block = Block(self.job.name, start, stop, self._shape, self._facts())
+        if self.job.arrays:
+            return torch.from_numpy(self.job.function([v.numpy() for v in values], block))
+        made: Tensor = self.job.function(values, block)
+        return made
 
     def _whole(self) -> Tensor:
         with self.lock:

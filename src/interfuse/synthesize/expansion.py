@@ -82,7 +82,7 @@ def expansion(
     shown: dict[str, int] = {}
     while len(made) < wanted and spent < requests:
         rng = work.ctx.rng(f"round/{number}")
-        prompts = []
+        prompts: list[Prompt] = []
         for _ in range(min(at_once, requests - spent)):
             spent += 1
             prompt = _request(work.lm, seeds, made, rng, shots, shots_made, per_request)

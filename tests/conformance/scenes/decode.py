@@ -129,7 +129,13 @@ def decode(case: Case, shared: Path) -> Scene:
         path,
         answers,
         bad,
-        compare=lambda oracle: associated(case, given, oracle) if mixture else compared(case, given, oracle),
+        compare=lambda oracle: (
+            associated(case, given, oracle)
+            if mixture
+            else judged(case, given, oracle)
+            if traits.get("spans")
+            else compared(case, given, oracle)
+        ),
         tolerance=2e-4,
         not_applicable={
             "resume_equals_one_go": "a description is written in one go",
@@ -193,9 +199,12 @@ def answers(folder: Path) -> dict[str, NDArray[Any]]:
     lm = open_lm(Source(str(folder)), Ctx())
     assert isinstance(lm, LM)
     replies = [r[0] for r in lm.generate(ASKED, max_tokens=5)]
+    counts = np.array([[r.prompt_tokens, r.tokens] for r in replies])
+    if vars(lm).get("spans") is not None:  # texts are fused: there is no distribution to score with
+        return {"counts": counts, "letters": np.array([len(r.text) for r in replies])}
     scored = lm.score([("the cat", "sees a dog"), ("one", "small bird")])
     return {
-        "counts": np.array([[r.prompt_tokens, r.tokens] for r in replies]),
+        "counts": counts,
         "written": np.array([r.logprob for r in replies]),
         "scored": np.array([v for s in scored for v in s.token_logprobs]),
     }
@@ -241,6 +250,28 @@ def compared(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -
             )
             pairs += [(f"step {step.number} text {row}: {name}", probs[row] if name == "probs" else ours.trace[name][row], value)
                       for name, value in said.items()]  # fmt: skip
+    return pairs
+
+
+def judged(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """The mean judgement of every stretch, and how many judgements were left out, beside the oracle's."""
+    from interfuse.core.method import load, read_params
+    from interfuse.decode.room import Spans
+
+    method, rng, pairs = load(case.method), np.random.default_rng(3), []
+    own = {name: given.get(name, param.default) for name, param in read_params(method.target).items()}
+    for models, outlier, weights in (
+        (2, 1.5, "equal"),
+        (5, 1.5, "equal"),
+        (5, 0.8, [1.0, 0.0, 2.0, 0.5, 0.5]),
+        (4, None, "equal"),
+    ):
+        scores = rng.normal(-0.5, 0.4, (4, models))
+        changed = {**own, "outlier": outlier, "weights": weights}
+        ours = method.target(Spans(torch.tensor(scores), [0, 1, 1, 0]), **changed)
+        means, lost = oracle(scores.tolist(), **changed)
+        label = f"{models} models, outlier {outlier}"
+        pairs += [(f"{label}: means", ours.scores[0], means), (f"{label}: left out", ours.trace["left out"], [lost])]
     return pairs
 
 

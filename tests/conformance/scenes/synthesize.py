@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tests import tiny_texts
 from tests.conformance.cases import Case
 from tests.conformance.fixtures import Bad, Killed, Scene, room
-from tests.conformance.scenes.decode import classifier, speaker
 from tests.scripted_writer import Play, Scripted, record
 
 QUESTIONS = [
@@ -235,6 +234,8 @@ def synthesize(case: Case, shared: Path) -> Scene:
 
 
 def _bad(case: Case, path: Path, kind: str) -> dict[str, list[Bad]]:
+    from tests.conformance.scenes.decode import classifier
+
     inputs = path / "inputs"
     bad = {
         "refuses_wrong_shape": [Bad("a model that writes no text", {"lm": classifier(path)}, ("input.type",))],
@@ -267,6 +268,8 @@ def _bad(case: Case, path: Path, kind: str) -> dict[str, list[Bad]]:
 
 
 def _feature(case: Case, path: Path) -> Scene:
+    from tests.conformance.scenes.decode import speaker
+
     inputs = path / "inputs"
     given = {"lm": speaker(inputs, "teacher"), "data": table(inputs, "sentences"), **case.given}
 

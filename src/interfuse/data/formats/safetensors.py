@@ -14,35 +14,67 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from interfuse.core.errors import InterfuseError
+from interfuse.core.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy("torch")
 
 #: Largest header that is read, in bytes (the reference implementation's limit).
 MAX_HEADER = 100_000_000
-#: Names of tensor types in the header.
-DTYPES: dict[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "F32": torch.float32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "C64": torch.complex64,
+
+
+class Kind(NamedTuple):
+    """An element type: its name in ``torch``, bytes per element, and whether it is a real floating-point type."""
+
+    name: str
+    itemsize: int
+    floating: bool = False
+
+
+#: Element types by their code in the header.
+KINDS: dict[str, Kind] = {
+    "BOOL": Kind("bool", 1),
+    "U8": Kind("uint8", 1),
+    "I8": Kind("int8", 1),
+    "F8_E4M3": Kind("float8_e4m3fn", 1, True),
+    "F8_E5M2": Kind("float8_e5m2", 1, True),
+    "F8_E8M0": Kind("float8_e8m0fnu", 1, True),
+    "U16": Kind("uint16", 2),
+    "I16": Kind("int16", 2),
+    "F16": Kind("float16", 2, True),
+    "BF16": Kind("bfloat16", 2, True),
+    "U32": Kind("uint32", 4),
+    "I32": Kind("int32", 4),
+    "F32": Kind("float32", 4, True),
+    "U64": Kind("uint64", 8),
+    "I64": Kind("int64", 8),
+    "F64": Kind("float64", 8, True),
+    "C64": Kind("complex64", 8),
 }
-DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+_CODES: dict[str, str] = {kind.name: code for code, kind in KINDS.items()}
+
+
+def code_of(dtype: torch.dtype | str) -> str:
+    """The code of an element type; a code stands for itself.
+
+    Raises:
+        InterfuseError: ``input.type`` for types that safetensors files do not hold.
+    """
+    found = dtype if isinstance(dtype, str) else _CODES.get(str(dtype).removeprefix("torch."), "")
+    if found not in KINDS:
+        raise InterfuseError("input.type", f"safetensors files do not hold numbers of type {dtype}")
+    return found
+
+
+def dtype_of(code: str) -> torch.dtype:
+    """The ``torch`` type of a code."""
+    found: torch.dtype = getattr(torch, KINDS[code].name)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +83,7 @@ class TensorInfo:
 
     Attributes:
         name: the tensor's name.
-        dtype: its element type.
+        code: the code of its element type, a key of :data:`KINDS`.
         shape: its shape; ``()`` is a single number.
         file: the file that holds it; None for tensors in memory.
         offset: its first byte, counted from the start of the file.
@@ -59,11 +91,21 @@ class TensorInfo:
     """
 
     name: str
-    dtype: torch.dtype
+    code: str
     shape: tuple[int, ...]
     file: Path | None
     offset: int
     nbytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its element type."""
+        return dtype_of(self.code)
+
+    @property
+    def kind(self) -> Kind:
+        """What the element type is like, without ``torch``."""
+        return KINDS[self.code]
 
     @property
     def numel(self) -> int:
@@ -178,21 +220,21 @@ def _record(name: str, entry: Any, path: Path, base: int, refuse: Any) -> Tensor
         raise refuse("a tensor's name is not valid Unicode", repr(name))
     if not isinstance(entry, dict) or sorted(entry) != ["data_offsets", "dtype", "shape"]:
         raise refuse("the entry must have exactly dtype, shape and data_offsets", name)
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
-    if dtype is None:
-        raise refuse(f"unknown dtype {str(entry['dtype'])[:40]!r}", name)
+    code = entry["dtype"]
+    if not isinstance(code, str) or code not in KINDS:
+        raise refuse(f"unknown dtype {str(code)[:40]!r}", name)
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _is_counts(shape) or len(shape) > 64:
         raise refuse("the shape is not a list of sizes", name)
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise refuse("data_offsets is not a pair begin <= end", name)
     begin, end = offsets
-    needed = dtype.itemsize * math.prod(shape)
+    needed = KINDS[code].itemsize * math.prod(shape)
     if needed >= 1 << 63:
         raise refuse("the shape has more elements than any file", name)
     if end - begin != needed:
         raise refuse(f"shape and dtype need {needed} bytes, data_offsets give {end - begin}", name)
-    return TensorInfo(name, dtype, tuple(shape), path, base + begin, needed)
+    return TensorInfo(name, code, tuple(shape), path, base + begin, needed)
 
 
 def _is_text(word: str) -> bool:
@@ -208,26 +250,24 @@ def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
-def build_header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
     """The header of a file holding these tensors one after the other: length, JSON, spaces up to a multiple of 8.
 
     Args:
-        tensors: name, element type and shape, in file order.
+        tensors: name, code of the element type and shape, in file order.
         metadata: texts kept under ``__metadata__``.
 
     Returns:
         The bytes before the first tensor.
 
     Raises:
-        InterfuseError: ``input.type`` for an element type the format does not know, ``input.limit`` for too many tensors.
+        InterfuseError: ``input.limit`` for too many tensors.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
-    for name, dtype, shape in tensors:
-        if dtype not in DTYPE_NAMES:
-            raise InterfuseError("input.type", f"safetensors cannot hold {dtype}", where=f"tensor {name!r}")
-        end = position + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+    for name, code, shape in tensors:
+        end = position + KINDS[code].itemsize * math.prod(shape)
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     raw += b" " * (-len(raw) % 8)
