@@ -12,6 +12,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.data.lm import Prompt, Reply, Scored, check_prompts, cut_at, words_of
 from interfuse.data.models import Model, build, device_of, open_tokenizer
+from interfuse.data.schema_decoding import Shaped, Vocabulary, stack_of
 from interfuse.data.seeding import seeded
 
 #: the most tokens (padding counted) of one forward pass of generation, and the most bytes of logits of one of scoring
@@ -107,7 +108,8 @@ class LocalLM:
     def generate(self, prompts: Sequence[Prompt], *, max_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
                  stop: Sequence[str] = (), n: int = 1, seed: int = 0, schema: Mapping[str, Any] | None = None,
                  ctx: Ctx | None = None) -> list[list[Reply]]:  # fmt: skip
-        """Replies by ``module.generate``. The same call gives the same replies; ``schema`` is not enforced."""
+        """Replies by ``module.generate``. The same call gives the same replies. A ``schema`` is enforced token by token (a reply that reaches
+        ``max_tokens`` is cut all the same), where :func:`interfuse.data.schema_decoding.stack_of` understands it."""
         check_prompts(prompts)
         ids = [self.tokens_of(p) for p in prompts]
         for row, prompt in zip(ids, prompts, strict=True):
@@ -124,9 +126,10 @@ class LocalLM:
                 pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._start()
                 batch = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in rows], device=self.device)
                 mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in rows], device=self.device)
+                start = width if self.model.task == "causal-lm" else 1
                 out = self.module.generate(
-                    input_ids=batch, attention_mask=mask, max_new_tokens=max_tokens, num_return_sequences=copies, pad_token_id=pad,
-                    **sampling, stopping_criteria=self._ends(stop, width if self.model.task == "causal-lm" else 1),
+                    input_ids=batch, logits_processor=self._shaped(schema, start), attention_mask=mask, max_new_tokens=max_tokens, num_return_sequences=copies, pad_token_id=pad,
+                    **sampling, stopping_criteria=self._ends(stop, start),
                 )  # fmt: skip
                 made = out[:, width:] if self.model.task == "causal-lm" else out[:, 1:]
                 for place, i in enumerate(rows):
@@ -134,6 +137,23 @@ class LocalLM:
                     found[i] = own if copies == n else own * n
                 progress.advance(len(rows))
         return found
+
+    @functools.cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
+
+    def _shaped(self, schema: Mapping[str, Any] | None, start: int) -> Any:
+        """What keeps replies to a schema; nothing without one."""
+        from transformers import LogitsProcessorList
+
+        stack = stack_of(schema) if schema else None
+        if not stack or not self._vocabulary.writes_json:
+            return LogitsProcessorList([])
+        return LogitsProcessorList([Shaped(self._vocabulary, stack, start, self._end_tokens())])
+
+    def _end_tokens(self) -> list[int]:
+        ends = self.module.generation_config.eos_token_id
+        return list(ends) if isinstance(ends, list) else [ends if ends is not None else self.tokenizer.eos_token_id]
 
     def _ends(self, stop: Sequence[str], start: int) -> Any:
         """What ends a row: the last tokens of what was made hold a stop string (a token is one byte of it at least)."""
@@ -148,8 +168,7 @@ class LocalLM:
         return StoppingCriteriaList([found] if stop else [])
 
     def _reply(self, made: torch.Tensor, asked: Sequence[int], max_tokens: int, stop: Sequence[str]) -> Reply:
-        ends = self.module.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends] if ends is not None else [self.tokenizer.eos_token_id]
+        ends = self._end_tokens()
         ids = made.tolist()
         length = next((i for i, t in enumerate(ids) if t in ends), None)
         kept = ids if length is None else ids[:length]
