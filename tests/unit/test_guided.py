@@ -87,3 +87,18 @@ def test_names_give_signs_and_lists_are_whole() -> None:
         assert not speech.values or closed_list(speech.values), speech
         assert all(0 < v <= 1 for v in speech.signs.values())
     assert speech_of("Date of first flight").dates
+
+
+def test_a_sentence_may_speak_of_what_an_earlier_one_named() -> None:
+    long = parsed(
+        "At the end of a very long and winding road there stands, on a hill above the town of Bergen, Alpha Hall."
+    )
+    earlier = find_mentions(long)[-1]
+    assert earlier.label == "Alpha Hall"
+    sentence = parsed("It was designed by Ann Berg.")
+    wanted = wanted_of([("architect", ())])
+    said = guided_relations(sentence, find_mentions(sentence), wanted, topic=earlier)
+    assert [(g.subject.label, g.label) for g in said] == [("Alpha Hall", "Ann Berg")]
+    said = guided_relations(sentence, find_mentions(sentence), wanted, resolve=lambda i: earlier if i == 0 else None)
+    assert [(g.subject.label, g.label) for g in said] == [("Alpha Hall", "Ann Berg")]
+    assert not guided_relations(sentence, find_mentions(sentence), wanted)

@@ -98,5 +98,5 @@ def _candidate(chunk: Chunk, shift: int, sentence: Sentence, subject: Mention, n
     }
     return Candidate(
         subject.label, name, value, subject.kind, "" if date else target.kind, confidence=round(sure, 4), kind=kind, chunk=chunk.id,
-        start=words[0].start + shift, end=words[-1].end + shift, **places,
+        start=words[0].start + shift, end=words[-1].end + shift, subject_at=places.get("subject_at"), object_at=places.get("object_at"),
     )  # fmt: skip

@@ -8,6 +8,7 @@ the graph is the same, statement by statement. Files must lie where every worker
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import logging
 import os
@@ -147,8 +148,8 @@ def spread(call: Call, corpus: Corpus, kept: Kept, tokens: int, workers: int | N
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        import ray
-        import ray.data
+        ray: Any = importlib.import_module("ray")
+        importlib.import_module("ray.data")
     except ImportError as error:
         raise InterfuseError(
             "needs.package", "the engine 'ray' needs ray", fix="pip install 'interfuse[scale]'"

@@ -182,12 +182,13 @@ def guided_relations(
         topic: what the text is about, for sentences that name nothing. resolve: gives the mention that a pronoun or definite noun stands for.
     """
     own = topic_of(sentence) if not _amid_brackets(sentence) or topic is None else None
-    about = own if own is not None else topic
     best: dict[tuple[str, int, int], Guided] = {}
     reader = Reader(sentence) if sentence.parsed else None
 
     def keep(name: str, o: Mention, label: str, sure: float, carrier: int, sign: str) -> None:
-        subject = _subject(sentence, mentions, reader, carrier, sign, o, about, resolve)
+        subject = _subject(sentence, mentions, reader, carrier, sign, o, own, resolve)
+        if subject is None and own is None:
+            subject = topic
         if subject is None or subject.label.casefold() == label.casefold() or subject.kind in ("date", "number"):
             return
         key = (name, o.first, o.last)
@@ -355,7 +356,7 @@ def _without_parts(found: list[Guided]) -> list[Guided]:
 
 
 def _subject(
-    sentence: Sentence, mentions: Sequence[Mention], reader: Reader | None, carrier: int, sign: str, o: Mention, about: Mention | None,
+    sentence: Sentence, mentions: Sequence[Mention], reader: Reader | None, carrier: int, sign: str, o: Mention, own: Mention | None,
     resolve: Callable[[int], Mention | None],
 ) -> Mention | None:  # fmt: skip
     words = sentence.words
@@ -375,18 +376,17 @@ def _subject(
     for i in places:
         if o.first <= i < o.last:
             continue
-        if about is not None and about.source == "topic" and about.first <= i < about.last:
-            return about
-        m = resolve(i) or covering(sentence, list(mentions), i)
+        if own is not None and own.first <= i < own.last:
+            return own
+        stood_for = resolve(i)  # of an earlier sentence, whose places are not of this one
+        if stood_for is not None:
+            return stood_for
+        m = covering(sentence, list(mentions), i)
         if m is None or (m.first < o.last and o.first < m.last):
             continue
         if _names(sentence, m.first, m.last) and words[m.last - 1].pos in ("PROPN", "NUM", "X"):
             return m
-    if about is None or (
-        about.first < o.last and o.first < about.last and about.label == sentence.text(about.first, about.last)
-    ):
-        return None
-    return about
+    return None if own is None or (own.first < o.last and o.first < own.last) else own
 
 
 def _listed(reader: Reader, first: int, o: Mention) -> bool:

@@ -42,7 +42,7 @@ class Speech:
 
 def _by(verbs: str, sure: float = 0.85) -> dict[str, float]:
     """``made by X``, ``X made it``."""
-    found = {}
+    found: dict[str, float] = {}
     for v in verbs.split():
         found |= {f"{v} by": sure, f"{v} <": sure - 0.15}
     return found
@@ -54,7 +54,7 @@ def _after(words: str, marks: str, sure: float = 0.8) -> dict[str, float]:
 
 def _role(nouns: str, sure: float = 0.8) -> dict[str, float]:
     """``its director X``, ``X, the director``, ``the director is X``."""
-    found = {}
+    found: dict[str, float] = {}
     for n in nouns.split():
         n = n.replace("_", " ")
         found |= {f", {n}": sure, f"{n} _": sure, f"is {n}": sure, f"{n} is": sure, f"as {n}": sure - 0.2}
