@@ -385,6 +385,10 @@ def test_models_of_two_vocabularies_write_together(two_vocabularies: list[str], 
         together, [lm.generate([p], max_tokens=8)[0] for p in prompts]
     )
     assert all(0 < r["matched expert 1"] <= 1.0001 for r in trace.rows)
+    whole = together[0][0].text
+    stop = whole[2:5]  # it begins and ends within words
+    ended = lm.generate(prompts[:1], max_tokens=8, stop=(stop,))[0][0]
+    assert (ended.text, ended.finish) == (whole[: whole.find(stop)], "stop")
     alone = lm.with_params(weights=[1.0, 0.0]).generate(prompts, max_tokens=8)
     assert [r[0].text for r in alone] == [
         r[0].text for r in open_lm(Source(fine), Ctx()).generate(prompts, max_tokens=8)

@@ -272,6 +272,40 @@ steps:
     assert judge.said == {}
 
 
+def test_the_recipe_that_ships_runs(place: Path, tmp_path: Path) -> None:
+    """On tiny chat models that solve nothing, so that any answer passes; the steps' tables and models follow one another."""
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from interfuse.core import index
+
+    for name in ("student", "teacher"):
+        shutil.copytree(speaker(place, name), tmp_path / "models" / name)
+        tok = AutoTokenizer.from_pretrained(tmp_path / "models" / name)
+        tok.chat_template = "{% for m in messages %}{{ m['content'] }} [EOS] {% endfor %}"
+        tok.save_pretrained(tmp_path / "models" / name)
+    (tmp_path / "problems.jsonl").write_text(
+        "".join(json.dumps({"question": q, "answer": "one"}) + "\n" for q in ("the cat", "a dog", "blue fish"))
+    )
+    text = (index.shipped("recipes") / "self-taught.yaml").read_text()
+    for old, new in (
+        ('{endpoint: "http://localhost:8000/v1", model: "NAME"}', "{model: models/teacher}"),
+        ("verify: number, samples: 8, per_prompt: 2, hint: true", "verify: pattern, pattern: ., samples: 2, max_tokens: 6, cut: false"),
+        ("candidates: 4, gap: 2.0", "candidates: 3, judge: likelihood, gap: 0.0, max_tokens: 6, cut: false"),
+    ):  # fmt: skip
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "recipe.yaml").write_text(text)
+    made = run_plan(make_plan(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run", Ctx(cache=tmp_path / "cache")))
+    own = open_table(Source(str(made["own"])), Ctx())
+    assert own.kind == "messages"
+    assert all([m["role"] for m in row] == ["user", "assistant"] for row in own.values("messages"))
+    liked = json.loads((made["better"] / "interfuse.json").read_text())["facts"]["preferences"]
+    assert liked["prompts"] + liked["left out"] == len(open_table(Source(str(made["liked"])), Ctx()))
+    assert liked["prompts"] >= 1
+
+
 def test_features_are_found_by_a_later_training(place: Path, tmp_path: Path) -> None:
     from unittest import mock
 

@@ -218,7 +218,8 @@ def with_places(table: Table) -> Table:
     name = table.columns["messages"]
     turns = [[dict(m) for m in row] for row in _column(table.dataset, name)]
     turns = [t if t and t[-1]["role"] == "assistant" else [*t, {"role": "assistant", "content": "..."}] for t in turns]
-    return dataclasses.replace(table, dataset=Dataset.from_dict({name: turns}), columns={"messages": name})
+    rest = {str(c): _column(table.dataset, str(c)) for c in table.columns.values() if c != name}
+    return dataclasses.replace(table, dataset=Dataset.from_dict({**rest, name: turns}))
 
 
 def _content_digest(dataset: Dataset) -> str:
