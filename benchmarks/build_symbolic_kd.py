@@ -141,6 +141,8 @@ def agreed(rows: list[dict[str, Any]], heads: list[str]) -> list[tuple[Any, Any,
 
 def against(truth: Any, kept: Any, heads: list[str]) -> dict[str, Any]:
     """Precision and recall of what is kept, and what precision is gained over keeping all, with an interval over heads."""
+    if not kept.any():
+        return {"kept": 0}
     names = {h: i for i, h in enumerate(dict.fromkeys(heads))}
     counts = np.zeros((len(names), 4))
     for h, t, k in zip(heads, truth, kept, strict=True):
