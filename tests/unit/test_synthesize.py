@@ -306,6 +306,43 @@ def test_the_recipe_that_ships_runs(place: Path, tmp_path: Path) -> None:
     assert liked["prompts"] >= 1
 
 
+def test_examples_leave_in_the_formats_of_other_trainers(tmp_path: Path) -> None:
+    """What is written loads with ``datasets``, and trl knows it by its columns."""
+    from click.testing import CliRunner
+    from datasets import Dataset
+
+    from interfuse.cli.main import app
+
+    ask, lm = prompts(tmp_path, prompt=["one", "two"]), Scripted(lambda p, i: f"to {p}{i}")
+    teacher = Scripted(lambda p, i: "", lambda p, text: -float(text[-1]))
+    made = {}
+    for form in ("given", "messages"):
+        apply("synthesize/labeling", lm=lm, data=ask, form=form, out=tmp_path / f"labels-{form}")
+        apply("synthesize/feedback", lm=teacher, student=lm, data=ask, judge="likelihood", gap=0.1, candidates=2, form=form, out=tmp_path / f"pairs-{form}")  # fmt: skip
+        for kind in ("labels", "pairs"):
+            for to in ("trl", "openai", "alpaca"):
+                file = tmp_path / f"{kind}-{form}-{to}.jsonl"
+                run = CliRunner().invoke(
+                    app, ["synthesize", "export", str(tmp_path / f"{kind}-{form}"), "--to", to, "-o", str(file)]
+                )
+                if kind == "pairs" and to == "alpaca":
+                    assert (run.exit_code, file.exists()) == (2, False)
+                    continue
+                assert run.exit_code == 0, run.output
+                made[kind, form, to] = Dataset.from_json(str(file), cache_dir=str(tmp_path / "hf"))
+    assert made["labels", "given", "trl"].column_names == ["prompt", "completion"]
+    assert made["labels", "messages", "trl"][0] == made["labels", "given", "openai"][0]
+    assert made["labels", "given", "alpaca"][1] == {"instruction": "two", "input": "", "output": "to two0"}
+    assert made["pairs", "given", "trl"][0] == {"prompt": "one", "chosen": "to one0", "rejected": "to one1"}
+    assert made["pairs", "messages", "trl"][0]["chosen"] == [{"role": "assistant", "content": "to one0"}]
+    assert made["pairs", "given", "openai"][0]["input"] == {"messages": [{"role": "user", "content": "one"}]}
+    trl = pytest.importorskip("trl")
+    assert trl.is_conversational(made["pairs", "messages", "trl"][0])
+    assert not trl.is_conversational(made["pairs", "given", "trl"][0])
+    again = CliRunner().invoke(app, ["synthesize", "export", str(tmp_path / "labels-given"), "-o", str(tmp_path / "labels-given-trl.jsonl")])  # fmt: skip
+    assert again.exit_code == 3
+
+
 def test_features_are_found_by_a_later_training(place: Path, tmp_path: Path) -> None:
     from unittest import mock
 
