@@ -102,3 +102,10 @@ def test_a_sentence_may_speak_of_what_an_earlier_one_named() -> None:
     said = guided_relations(sentence, find_mentions(sentence), wanted, resolve=lambda i: earlier if i == 0 else None)
     assert [(g.subject.label, g.label) for g in said] == [("Alpha Hall", "Ann Berg")]
     assert not guided_relations(sentence, find_mentions(sentence), wanted)
+
+
+def test_no_mention_is_a_word_that_names_nothing() -> None:
+    from interfuse.kit.graph_checks import NO_NAMES
+    from interfuse.kit.mentions import EMPTY
+
+    assert NO_NAMES <= EMPTY

@@ -127,6 +127,35 @@ EMPTY = frozenset(
         "last",
     ]
 )
+EMPTY |= frozenset(
+    [
+        "me",
+        "us",
+        "many",
+        "none",
+        "the",
+        "a",
+        "an",
+        "and",
+        "or",
+        "of",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "with",
+        "from",
+        "to",
+        "as",
+        "is",
+        "was",
+        "be",
+        "not",
+        "yes",
+        "no",
+    ]
+)
 _DATE = re.compile(
     r"(?:\d{1,2}(?:st|nd|rd|th)?\s+(?:of\s+)?)?(?:January|February|March|April|May|June|July|August|September|October|November|December)"
     r"(?:\s+\d{1,2}(?:st|nd|rd|th)?)?(?:,?\s+\d{4})?|\b[12]\d{3}\b|\b\d{4}-\d{2}-\d{2}\b"
