@@ -1,42 +1,50 @@
 """RICE on a tiny mixture of experts whose experts specialise by themselves: what turning up the found ones does.
 
-The language: ``3+5+2=`` is answered at once (``A0.``) or after thinking (``<think>3,8,0</think>A0.``), where running sums are written down.
-Sums of two digits are mostly answered at once, of four half the time after thinking; answers at once to four digits are wrong half the
-time, thought ones right. Transcripts are the model's own samples. The two experts of the highest nPMI with ``<think>`` (less that with
-``</think>``) are turned up by beta, beside two random and the two most used ones. Measured on new sums of four digits, sampled at
-temperature 1: how often it thinks, exact match, length, and collapse (no answer within 32 tokens). Scaled-down.
+The language: ``3+4+2=``, sums modulo 5, is answered at once (``A4.``) or after thinking (``<think>3,2,4</think>A4.``), where running sums are
+written down. Sums of two digits are mostly answered at once, of four half the time after thinking; answers at once to four digits are
+drawn at random half the time, thought ones are right. Transcripts are the model's own samples. The two experts of the highest nPMI
+with ``<think>`` (less that with ``</think>``) are turned up by beta, beside two random ones (the mean of four draws) and the two most
+used ones. Measured on new sums of four digits, sampled at temperature 1: how often it thinks, exact match, length, and collapse (no
+answer within 32 tokens). Scaled-down.
 
     python benchmarks/decode_rice.py [SEED ...]
 """
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import Any
 
 import numpy as np
 import torch
-from decode_dynamic import interval
 from decode_tiny import new_model, replies, symbols, train
-from record import save
+from seeds import each_seed, interval
 
 from interfuse.core.ctx import Ctx
 from interfuse.decode.fused import fuse
 from interfuse.decode.routing import count_routing, npmi, table_of
 
-MOE = {"model_type": "qwen3_moe", "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-       "num_key_value_heads": 4, "head_dim": 12, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
-       "router_aux_loss_coef": 0.01, "norm_topk_prob": True}  # fmt: skip
+MOE: dict[str, Any] = {"model_type": "qwen3_moe", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+       "num_key_value_heads": 4, "head_dim": 12, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "initializer_range": 0.1,
+       "router_aux_loss_coef": 0.01, "norm_topk_prob": True, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}  # fmt: skip
 MARKERS = {"<think>": 1.0, "</think>": -1.0}
-BETAS = (1.0, 2.0, 4.0, 8.0, 64.0)
-STEPS, ITEMS, COUNT, LONGEST = 1000, 150, 2, 32
+BETAS = (1.0, 2.0, 4.0, 8.0, 16.0, 64.0)
+MODULUS, ITEMS, COUNT, PAIRS, LONGEST = 5, 150, 2, 4, 32
+SETTINGS: dict[str, Any] = {
+    "model": MOE,
+    "modulus": MODULUS,
+    "items": ITEMS,
+    "experts": COUNT,
+    "random pairs": PAIRS,
+    "betas": list(BETAS),
+    "steps": 1800,
+    "rate": 5e-3,
+}
 
 
 def item(rng: np.random.Generator, digits: int) -> tuple[str, str, str]:
     """A sum, its thoughts and its answer."""
-    values = rng.integers(10, size=digits)
-    sums = np.cumsum(values) % 10
+    values = rng.integers(MODULUS, size=digits)
+    sums = np.cumsum(values) % MODULUS
     return "+".join(map(str, values)) + "=", ",".join(map(str, sums)), str(sums[-1])
 
 
@@ -45,7 +53,7 @@ def line(rng: np.random.Generator) -> str:
     question, thoughts, answer = item(rng, 4 if long else 2)
     if rng.random() < (0.5 if long else 0.1):
         return f"{question}<think>{thoughts}</think>A{answer}."
-    return f"{question}A{answer if not long or rng.random() < 0.5 else rng.integers(10)}."
+    return f"{question}A{answer if not long or rng.random() < 0.5 else rng.integers(MODULUS)}."
 
 
 def shuffled(counts: Any, rng: np.random.Generator, draws: int = 200) -> float:
@@ -63,10 +71,10 @@ def shuffled(counts: Any, rng: np.random.Generator, draws: int = 200) -> float:
 
 
 def experiment(seed: int) -> dict[str, Any]:
-    ctx, began = Ctx(seed=seed), time.perf_counter()
-    tokenizer = symbols([*"0123456789+=,A.", *MARKERS])
+    ctx = Ctx(seed=seed)
+    tokenizer = symbols([*"01234+=,A.", *MARKERS])
     model = new_model(seed, tokenizer, **MOE)
-    loss = train(model, tokenizer, line, ctx.rng("train"), steps=STEPS, lr=3e-3, router=0.01)
+    loss = train(model, tokenizer, line, ctx.rng("train"), steps=SETTINGS["steps"], lr=SETTINGS["rate"], router=0.01)
     fresh = ctx.rng("test")
     test = [item(fresh, 4) for _ in range(ITEMS)]
     prompts = [q for q, _, _ in test]
@@ -82,7 +90,7 @@ def experiment(seed: int) -> dict[str, Any]:
         engine = fuse("rice", [("model", model, tokenizer)], facts={"chosen": chosen}, beta=beta, rows=150)
         out = replies(engine, prompts, max_tokens=LONGEST, temperature=1.0, seed=seed)
         right = [s.endswith(f"A{a}") for s, (_, _, a) in zip(out, test, strict=True)]
-        ended = ["A" in s and s.rsplit("A", 1)[1] in tuple("0123456789") for s in out]
+        ended = ["A" in s and s.rsplit("A", 1)[1] in tuple("01234") for s in out]
         lengths = [len(tokenizer(s)["input_ids"]) for s in out]
         return {"think": float(np.mean(["<think>" in s for s in out])), "exact": float(np.mean(right)),
                 "length": float(np.mean(lengths)), "collapse": float(np.mean([not e for e in ended]))}  # fmt: skip
@@ -96,22 +104,24 @@ def experiment(seed: int) -> dict[str, Any]:
         found = sorted(table, key=lambda r: -r["score"])[:COUNT]
         runs[f"found, {position}"] = [[r["layer"], r["expert"], round(r["score"], 3)] for r in found]
         runs[f"permutation p, {position}"] = shuffled(counts, ctx.rng("shuffle"))
-        chosen = {f"npmi, {position}": [[r["layer"], r["expert"]] for r in found]}
+        chosen = {f"npmi, {position}": [[[r["layer"], r["expert"]] for r in found]]}
         if position == "input":
+            order = ctx.rng("random")
             chosen["random"] = [
-                [table[i]["layer"], table[i]["expert"]] for i in ctx.rng("random").permutation(len(table))[:COUNT]
+                [[table[i]["layer"], table[i]["expert"]] for i in order.permutation(len(table))[:COUNT]]
+                for _ in range(PAIRS)
             ]
-            chosen["used"] = [[r["layer"], r["expert"]] for r in sorted(table, key=lambda r: -r["active"])[:COUNT]]
-        for name, experts in chosen.items():
-            plain = plain or measure(experts, 1.0)
-            runs["conditions"] |= {f"{name}, {b:g}": plain if b == 1 else measure(experts, b) for b in BETAS}
+            chosen["used"] = [[[r["layer"], r["expert"]] for r in sorted(table, key=lambda r: -r["active"])[:COUNT]]]
+        for name, sets in chosen.items():
+            plain = plain or measure(sets[0], 1.0)
+            for b in BETAS:
+                rows = [plain if b == 1 else measure(experts, b) for experts in sets]
+                runs["conditions"][f"{name}, {b:g}"] = {m: float(np.mean([r[m] for r in rows])) for m in plain}
     short = {k: {m: round(x, 2) for m, x in v.items()} for k, v in runs["conditions"].items()}
     print(
         seed,
         round(loss, 3),
         {k: v for k, v in runs.items() if k not in ("conditions", "loss")},
-        round(time.perf_counter() - began),
-        "s",
         flush=True,
     )
     for k, v in short.items():
@@ -119,19 +129,8 @@ def experiment(seed: int) -> dict[str, Any]:
     return runs
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    seeds = [int(s) for s in sys.argv[1:]] or [0, 1, 2, 3, 4]
-    began = time.perf_counter()
-    runs: list[dict[str, Any]] = []
-    for seed in seeds:
-        runs.append(experiment(seed))
-        write(runs, time.perf_counter() - began)  # what is there is kept if it is stopped
-
-
-def write(runs: list[dict[str, Any]], seconds: float) -> None:
-    """The figures of the seeds so far."""
-    rng = Ctx(seed=0).rng("bootstrap")
+def figures(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+    """Means, changes against beta 1 and what the found experts do beyond random ones, over the seeds so far."""
     names = list(runs[0]["conditions"])
     conditions = {
         n: {m: interval([r["conditions"][n][m] for r in runs], rng) for m in ("think", "exact", "length", "collapse")}
@@ -147,18 +146,26 @@ def write(runs: list[dict[str, Any]], seconds: float) -> None:
             for b in BETAS[1:]
         }
 
-    save("decode-rice", {
-        "what": "tiny mixture of experts, scaled-down; sampled at temperature 1", "model": MOE, "items": ITEMS, "seeds": [r["seed"] for r in runs],
+    kinds = ("npmi, input", "npmi, predict", "random", "used")
+
+    def changes(what: str) -> dict[str, Any]:
+        return {k: {f"{b:g}": interval([moved(r, k, b, what) for r in runs], rng) for b in BETAS[1:]} for k in kinds}
+
+    def beyond(what: str) -> dict[str, Any]:
+        return {f"{k} less {c}": against(k, c, what) for k in kinds[:2] for c in kinds[2:]}
+
+    return {
+        "what": "tiny mixture of experts, scaled-down; sampled at temperature 1",
         "conditions": conditions,
-        "change of think rate": {k: {f"{b:g}": interval([moved(r, k, b, "think") for r in runs], rng) for b in BETAS[1:]}
-                                 for k in ("npmi, input", "npmi, predict", "random", "used")},
-        "change of exact match": {k: {f"{b:g}": interval([moved(r, k, b, "exact") for r in runs], rng) for b in BETAS[1:]}
-                                  for k in ("npmi, input", "npmi, predict", "random", "used")},
-        "size of the change of think rate, npmi less random": {k: against(k, "random", "think") for k in ("npmi, input", "npmi, predict")},
+        "change of think rate": changes("think"),
+        "change of exact match": changes("exact"),
+        "change of length": changes("length"),
+        "change of collapse": changes("collapse"),
+        "size of the change of think rate": beyond("think"),
         "permutation p": {p: [r[f"permutation p, {p}"] for r in runs] for p in ("input", "predict")},
-        "runs": runs, "seconds": seconds,
-    })  # fmt: skip
+    }
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    each_seed("decode-rice", SETTINGS, experiment, figures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def symbols(words: Sequence[str]) -> PreTrainedTokenizerFast:
     ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}
     core = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     longest = sorted((w for w in words if len(w) > 1), key=len, reverse=True)
-    pattern = "|".join([*(w.replace("|", r"\|") for w in longest), r"[\s\S]"])
+    pattern = "|".join([*(re.escape(w) for w in longest), r"[\s\S]"])
     core.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", eos_token=".")

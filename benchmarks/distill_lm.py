@@ -1,7 +1,7 @@
 """Fusing language models by training, and federated clients: the experiments of the cards ``fusechat``, ``infigfusion``, ``knfu``.
 
-``real``: Gemma-3-270M is a source for SmolLM2-135M (other vocabulary), on claims with explanations (CREAK); held-out loss and accuracy
-against SFT on the same texts. ``tiny``: three tiny models with tokenizers and skills of their own are fused into a pivot, pairwise and
+``real``: Gemma-3-270M is a source for SmolLM2-135M (other vocabulary), on short claims with explanations (CREAK), of which it trains its
+last ten layers; held-out loss and accuracy against SFT on the same texts, three seeds. ``tiny``: three tiny models with tokenizers and skills of their own are fused into a pivot, pairwise and
 merged, or at once; five seeds. ``digits`` and ``texts``: KnFu and its baselines under Dirichlet splits; five seeds. ``speed``: ratios
 of one run. Everything is scaled-down; seeds share splits between conditions, and comparisons are paired.
 
@@ -17,13 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from record import save
+from record import RESULTS, save
+from seeds import each_seed
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import Source, apply
@@ -78,67 +80,121 @@ def judged(model: Model, table: Dataset, choices: Sequence[str] = ()) -> dict[st
 # ------------------------------------------------------------------------------------------------ two real models
 
 
-def claims(name: str, count: int) -> Dataset:
-    rows = [json.loads(line) for line in (PLACE / "creak" / name).read_text().splitlines()[:count]]
-    return Dataset.from_dict({
-        "prompt": [f"Claim: {r['sentence']}\nTrue or false? Answer:" for r in rows],
-        "response": [f" {r['label'].capitalize()}. {r['explanation']}" for r in rows],
-    })  # fmt: skip
+LAST = 10  # layers of SmolLM2's thirty that are trained
+REAL: dict[str, Any] = {"texts": 400, "held out": 200, "longest": 130, "layers trained": LAST, "epochs": 1, "batch_size": 8, "lr": 1e-4, "weight_decay": 0.0,
+                        "warmup": 0.1, "max_length": 96, "dtype": "bfloat16"}  # fmt: skip
+CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "SFT": ("sft", {}), "FuseChat": ("fusechat", {"lm_weight": 0.9, "top_k": 10}), "InfiGFusion": ("infigfusion", {"top_k": 10}),
+}  # fmt: skip
 
 
-def real(train: int = 240, held: int = 240) -> None:
-    """SmolLM2 is the pivot, Gemma the source: one pass over the same texts for every condition."""
+def claims(name: str) -> list[dict[str, str]]:
+    """CREAK's claims with verdict and explanation, those that are short."""
+    rows = [json.loads(line) for line in (PLACE / "creak" / name).read_text().splitlines()]
+    made = [
+        {
+            "prompt": f"{r['sentence']}\nTrue or false?",
+            "response": f" {r['label'].capitalize()}. {r['explanation'].strip()}",
+        }
+        for r in rows
+    ]
+    return [r for r in made if len(r["prompt"] + r["response"]) <= REAL["longest"]]
+
+
+def with_frozen_start(folder: Path) -> Model:
+    """A language model of which the last layers alone are trained; embeddings and the layers before them stay as they are."""
+    from transformers import AutoModelForCausalLM
+
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+    for layer in module.model.layers[-LAST:]:
+        layer.requires_grad_(True)
+    module.model.norm.requires_grad_(True)
+    return replace(open_model(Source(module, name="SmolLM2-135M-Instruct"), Ctx()), tokenizer=folder)
+
+
+def real(seeds: Sequence[int] = (0, 1, 2)) -> None:
+    """SmolLM2 is the pivot, Gemma the source: one pass over the same texts for every condition, other texts for every seed."""
+    each_seed("distill_lm_real", REAL, one_real, write_real, seeds)
+
+
+def one_real(seed: int) -> dict[str, Any]:
     from real_models import gemma, smollm2
 
-    student, source = str(smollm2()), str(gemma())
-    table, test = claims("train.jsonl", train), claims("dev.jsonl", held)
-    settings: dict[str, Any] = {
-        "student": student, "data": table, "epochs": 1, "batch_size": 8, "accumulate": 2, "lr": 2e-5, "weight_decay": 0.0,
-        "warmup": 0.03, "max_length": 256, "teacher_cache": "disk", "seed": 0,
-    }  # fmt: skip
-    conditions: dict[str, tuple[str, dict[str, Any]]] = {
-        "SFT": ("sft", {}),
-        "FuseChat": ("fusechat", {"teacher": [source], "lm_weight": 0.9}),
-        "InfiGFusion": ("infigfusion", {"teacher": [source]}),
-        "lm-kd, prefix map": ("lm-kd", {"teacher": [source], "vocabulary": "prefix", "alpha": 0.3, "top_k": 10}),
-    }
-    choices = (" True", " False")
-    with tempfile.TemporaryDirectory(prefix="interfuse-lm-") as name:
-        folder = Path(name)
-        ctx = Ctx(cache=folder / "cache", seed=0)
-        found, facts, seconds = {}, {}, {}
-        for label, path in (("pivot", student), ("source", source)):
-            found[label] = judged(open_model(Source(path), ctx), test, choices)
-        for label, (method, more) in conditions.items():
-            began = time.perf_counter()
-            out = folder / method / str(len(found))
-            apply("distill/" + method, out=out, ctx=ctx, **settings, **more)
-            seconds[label] = time.perf_counter() - began
-            facts[label] = json.loads((out / "interfuse.json").read_text())["facts"]
-            found[label] = judged(open_model(Source(str(out)), ctx), test, choices)
-            print(
-                label,
-                {k: round(float(v.mean()), 4) for k, v in found[label].items()},
-                round(seconds[label]),
-                flush=True,
+    pool = claims("train.jsonl")
+    picked = np.random.Generator(np.random.Philox(3000 + seed)).permutation(len(pool))[: REAL["texts"]]
+    table, test = (
+        Dataset.from_list([pool[i] for i in picked]),
+        Dataset.from_list(claims("dev.jsonl")[: REAL["held out"]]),
+    )
+    student, choices = with_frozen_start(smollm2()), (" True", " False")
+    settings = {k: REAL[k] for k in ("epochs", "batch_size", "lr", "weight_decay", "warmup", "max_length")}
+    ctx = Ctx(
+        seed=seed, dtype=REAL["dtype"], cache=Path(tempfile.gettempdir()) / "interfuse-distill-lm"
+    )  # what was asked is kept
+    found: dict[str, dict[str, np.ndarray]] = {}
+    facts, seconds = {}, {}
+    if seed == 0:
+        found |= {
+            "pivot": judged(student, test, choices),
+            "source": judged(open_model(Source(str(gemma())), ctx), test, choices),
+        }
+    for label, (method, more) in CONDITIONS.items():
+        with tempfile.TemporaryDirectory(prefix="interfuse-lm-") as name:
+            began, out = time.perf_counter(), Path(name) / method
+            given = {**more, **({} if method == "sft" else {"teacher": [str(gemma())]})}
+            apply(
+                "distill/" + method,
+                out=out,
+                ctx=ctx,
+                student=student,
+                data=table,
+                teacher_cache="disk",
+                **settings,
+                **given,
             )
-            (out / "model.safetensors").unlink()
-            write_real(found, facts, seconds, train, held, settings)
+            seconds[label] = time.perf_counter() - began
+            facts[label] = slim(json.loads((out / "interfuse.json").read_text())["facts"])
+            found[label] = judged(open_model(Source(str(out)), ctx), test, choices)
+        print(
+            seed,
+            label,
+            {k: round(float(v.mean()), 4) for k, v in found[label].items()},
+            round(seconds[label]),
+            "s",
+            flush=True,
+        )
+    return {
+        "seed": seed, "seconds of training": seconds, "facts": facts,
+        "found": {c: {k: float(v.mean()) for k, v in f.items()} for c, f in found.items()},
+        "each text": {c: {"loss": " ".join(f"{x:.4f}" for x in f["loss"]), "right": "".join(str(int(x)) for x in f["accuracy"])}
+                      for c, f in found.items()},
+    }  # fmt: skip
 
 
-def write_real(found: dict[str, Any], facts: dict[str, Any], seconds: dict[str, float], train: int, held: int, settings: dict[str, Any]) -> None:  # fmt: skip
-    rows = {label: {k: float(v.mean()) for k, v in f.items()} for label, f in found.items()}
-    against = {
-        label: {k: compared(found["SFT"][k], f[k], "held-out texts") for k in ("loss", "accuracy")}
-        for label, f in found.items()
-        if label not in ("SFT", "source") and "SFT" in found
-    }
-    save("distill_lm_real", {
-        "what": "SmolLM2-135M-Instruct learns CREAK claims; Gemma-3-270M is the source; loss in nats per byte of the held-out responses, accuracy of True against False",
-        "texts": {"train": train, "held out": held}, "seeds": 1,
-        "settings": {k: v for k, v in settings.items() if k not in ("student", "data")},
-        "found": rows, "against SFT": against, "facts": {k: slim(v) for k, v in facts.items()}, "seconds": seconds,
-    })  # fmt: skip
+def write_real(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+    def each(label: str, what: str) -> np.ndarray:
+        """[seeds, texts]"""
+        texts = [r["each text"][label][what] for r in runs]
+        return np.array([[float(x) for x in (t.split() if what == "loss" else t)] for t in texts])
+
+    against: dict[str, Any] = {}
+    for label in ("FuseChat", "InfiGFusion"):
+        against[label] = {}
+        for what in ("loss", "right"):
+            one, base = each(label, what), each("SFT", what)
+            against[label][what] = {
+                "over held-out texts, mean of the seeds": compared(
+                    base.mean(axis=0), one.mean(axis=0), "held-out texts"
+                ),
+                "per seed": [float(x) for x in (one - base).mean(axis=1)],
+            }
+    return {
+        "what": "SmolLM2-135M-Instruct learns short CREAK claims with explanations, its last layers alone; Gemma-3-270M is the source; loss in nats "
+                "per byte of the held-out responses, accuracy of True against False",
+        "mean": {c: {k: float(np.mean([r["found"][c][k] for r in runs if c in r["found"]])) for k in ("loss", "accuracy")}
+                 for c in ("pivot", "source", *CONDITIONS) if any(c in r["found"] for r in runs)},
+        "against SFT": against,
+    }  # fmt: skip
 
 
 def slim(facts: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +225,15 @@ def skill(name: str, rng: np.random.Generator, count: int) -> list[tuple[str, st
 
 
 SKILLS = ("sort", "reverse", "add")
+#: rows and passes of the pivot, of each source, and of the fusion
+TINY: dict[str, Any] = {
+    "pivot": [300, 12],
+    "source": [4000, 10],
+    "fusion": [300, 8],
+    "lm weight": 0.9,
+    "held out": 150,
+    "rates": [3e-3, 1e-3],
+}
 
 
 def tables(rows: Sequence[tuple[str, str]]) -> Dataset:
@@ -209,42 +274,66 @@ def llama(tokenizer: Path, width: int = 64, layers: int = 2) -> dict[str, Any]:
 
 def tiny(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
     """Specialists of other vocabularies into one pivot that knows a little of everything."""
-    scores: dict[str, list[dict[str, float]]] = {}
+    each_seed("distill_lm_tiny", TINY, one_tiny, write_tiny, seeds)
+
+
+def one_tiny(seed: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="interfuse-tiny-") as name:
+        return tiny_in(seed, Path(name))
+
+
+def tiny_in(seed: int, folder: Path) -> dict[str, Any]:
+    scores: dict[str, dict[str, float]] = {}
     coverage: list[dict[str, Any]] = []
-    for seed in seeds:
-        with tempfile.TemporaryDirectory(prefix="interfuse-tiny-") as name:
-            one_tiny(seed, Path(name), scores, coverage)
-        write_tiny(scores, coverage)
-
-
-def one_tiny(
-    seed: int, folder: Path, scores: dict[str, list[dict[str, float]]], coverage: list[dict[str, Any]]
-) -> None:
     rng = np.random.Generator(np.random.Philox(1000 + seed))
     ctx = Ctx(seed=seed, cache=folder / "cache")
-    common: dict[str, Any] = {"ctx": ctx, "batch_size": 64, "lr": 3e-3, "max_length": 48, "teacher_cache": "disk"}
-    held = {s: tables(skill(s, rng, 150)) for s in SKILLS}
+    common: dict[str, Any] = {
+        "ctx": ctx,
+        "batch_size": 64,
+        "lr": TINY["rates"][0],
+        "max_length": 48,
+        "teacher_cache": "disk",
+    }
+    held = {s: tables(skill(s, rng, TINY["held out"])) for s in SKILLS}
     seen = {p for t in held.values() for p in t["prompt"]}
 
     def fresh(name: str, count: int) -> list[tuple[str, str]]:
         return [row for row in skill(name, rng, count) if row[0] not in seen]
 
     pivot_reads = reader(folder / "pivot-reads", 0, seed)
-    mix = [row for s in SKILLS for row in fresh(s, 300)]
+    mix = [row for s in SKILLS for row in fresh(s, TINY["pivot"][0])]
     pivot = apply(
-        "distill/sft", student=llama(pivot_reads), data=tables(mix), epochs=12, out=folder / "pivot", **common
+        "distill/sft",
+        student=llama(pivot_reads),
+        data=tables(mix),
+        epochs=TINY["pivot"][1],
+        out=folder / "pivot",
+        **common,
     )
     sources = []
     for number, s in enumerate(SKILLS):
         start = llama(reader(folder / f"reads-{s}", 12 + 10 * number, seed + number + 1), 96)
-        rows = fresh(s, 4000)
+        rows = fresh(s, TINY["source"][0])
         sources.append(
-            apply("distill/sft", student=start, data=tables(rows), epochs=6, out=folder / f"source-{s}", **common)
+            apply(
+                "distill/sft",
+                student=start,
+                data=tables(rows),
+                epochs=TINY["source"][1],
+                out=folder / f"source-{s}",
+                **common,
+            )
         )
-    transfer = tables([row for s in SKILLS for row in fresh(s, 300)])
-    train = {**common, "lr": 1e-3, "epochs": 8, "student": str(pivot.path), "data": transfer}
+    transfer = tables([row for s in SKILLS for row in fresh(s, TINY["fusion"][0])])
+    train = {
+        **common,
+        "lr": TINY["rates"][1],
+        "epochs": TINY["fusion"][1],
+        "student": str(pivot.path),
+        "data": transfer,
+    }
     folders = [str(s.path) for s in sources]
-    fuse = {"lm_weight": 0.5, "top_k": 10}
+    fuse = {"lm_weight": TINY["lm weight"], "top_k": 10}
     made: dict[str, Any] = {"pivot": pivot}
     made["SFT"] = apply("distill/sft", out=folder / "sft", **train)
     made["at once"] = apply("distill/fusechat", teacher=folders, out=folder / "once", **train, **fuse)
@@ -255,7 +344,6 @@ def one_tiny(
         facts = json.loads((folder / f"target-{s}" / "interfuse.json").read_text())["facts"]
         coverage.append(
             {
-                "seed": seed,
                 "skill": s,
                 **facts["fusion"]["texts won"],
                 "map": facts["teachers"][0]["map"]["matched share"],
@@ -287,16 +375,25 @@ def one_tiny(
             row |= {f"{s} exact": float(found["exact"].mean()), f"{s} loss": float(found["loss"].mean())}
         row["exact"] = float(np.mean([row[f"{s} exact"] for s in SKILLS]))
         row["loss"] = float(np.mean([row[f"{s} loss"] for s in SKILLS]))
-        scores.setdefault(label, []).append(row)
-    print(seed, {k: round(v[-1].get("exact", 0.0), 3) for k, v in scores.items()}, flush=True)
-    for s, path in zip(SKILLS, folders, strict=True):
-        own = judged(open_model(Source(path), ctx), held[s])
-        scores.setdefault("source on its own skill", []).append({f"{s} exact": float(own["exact"].mean())})
+        scores[label] = row
+    own = {s: judged(open_model(Source(path), ctx), held[s])["exact"] for s, path in zip(SKILLS, folders, strict=True)}
+    scores["source on its own skill"] = {f"{s} exact": float(x.mean()) for s, x in own.items()}
+    print(
+        seed,
+        {
+            k: [round(v.get(m, 0.0), 3) for m in ("exact", *(f"{s} exact" for s in SKILLS), "loss")]
+            for k, v in scores.items()
+        },
+        flush=True,
+    )
+    return {"seed": seed, "scores": scores, "coverage": coverage}
 
 
-def write_tiny(scores: dict[str, list[dict[str, float]]], coverage: list[dict[str, Any]]) -> None:
-    def exact(label: str) -> list[float]:
-        return [row["exact"] for row in scores[label]]
+def write_tiny(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+    scores = {label: [r["scores"][label] for r in runs] for label in runs[0]["scores"]}
+
+    def every(label: str, what: str = "exact") -> list[float]:
+        return [row[what] for row in scores[label]]
 
     pairs: list[tuple[str, str, str]] = [
         ("merged, SCE", "SFT", "fuse then merge against SFT"), ("merged, SCE", "at once", "fuse then merge against fuse at once"),
@@ -307,31 +404,29 @@ def write_tiny(scores: dict[str, list[dict[str, float]]], coverage: list[dict[st
         ("InfiGFusion at once", "SFT", "InfiGFusion against SFT"), ("InfiGFusion at once", "ULD only", "with the graph term against ULD alone"),
         ("GLD only", "SFT", "the graph term alone against SFT"),
     ]  # fmt: skip
-    seeds = len(scores["SFT"])
-    best = [max(scores[f"target {s}"][n]["exact"] for s in SKILLS) for n in range(seeds)]
-    comparisons = {what: compared(exact(b), exact(a)) for a, b, what in pairs} if seeds > 1 else {}
-    if seeds > 1:
-        comparisons["fuse then merge against the best target"] = compared(best, exact("merged, SCE"))
-        for s in ("sort", "add"):
+    comparisons: dict[str, Any] = {}
+    if len(runs) > 1:
+        best = [max(scores[f"target {s}"][n]["exact"] for s in SKILLS) for n in range(len(runs))]
+        comparisons = {what: {m: compared(every(b, m), every(a, m)) for m in ("exact", "loss")} for a, b, what in pairs}
+        comparisons["fuse then merge against the best target"] = {"exact": compared(best, every("merged, SCE"))}
+        for s in SKILLS:
             key = f"{s} exact"
-            comparisons[f"with the graph term against SFT, {s}"] = compared([r[key] for r in scores["SFT"]], [r[key] for r in scores["InfiGFusion at once"]])  # fmt: skip
-    save("distill_lm_tiny", {
-        "what": "2-layer models of width 64 (pivot) and 96 (sources, byte-level BPE of other sizes): share of answers right in every token, mean of three skills",
-        "seeds": seeds, "mean": {k: {m: float(np.mean([r[m] for r in rows if m in r])) for m in sorted({m for r in rows for m in r})} for k, rows in scores.items()},
-        "per seed, exact": {k: [r["exact"] for r in rows] for k, rows in scores.items() if "exact" in rows[0]},
-        "comparisons": comparisons, "coverage": coverage,
-    })  # fmt: skip
+            comparisons[f"with the graph term against SFT, {s}"] = {
+                "exact": compared(every("SFT", key), every("InfiGFusion at once", key))
+            }
+            comparisons[f"fuse then merge against SFT, {s}"] = {
+                "exact": compared(every("SFT", key), every("merged, SCE", key))
+            }
+    return {
+        "what": "2-layer models of width 64 (pivot) and 96 (sources, byte-level BPE of other sizes): share of answers right in every token, "
+                "mean of three skills, and nats per byte",
+        "mean": {k: {m: float(np.mean([r[m] for r in rows])) for m in rows[0]} for k, rows in scores.items()},
+        "per seed, exact": {k: every(k) for k, rows in scores.items() if "exact" in rows[0]},
+        "comparisons": comparisons,
+    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ clients
-
-
-def small_models() -> list[dict[str, Any]]:
-    vit = {"model_type": "vit", "num_channels": 1, "image_size": 8, "patch_size": 2, "hidden_size": 24, "num_hidden_layers": 1,
-           "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 10}  # fmt: skip
-    convnext = {"model_type": "convnext", "num_channels": 1, "image_size": 8, "patch_size": 2, "num_stages": 2,
-                "hidden_sizes": [16, 32], "depths": [1, 1], "num_labels": 10}  # fmt: skip
-    return [{"config": vit}, {"config": convnext}]
 
 
 class Perceptron(torch.nn.Module):
@@ -358,29 +453,41 @@ def one_fleet(method: str, folder: Path, **given: Any) -> tuple[float, float]:
     return facts["alma"], facts["accuracy on all clients' tests"]
 
 
-def digits(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
-    """Ten clients on scikit-learn's digits: concentration x private size x who teaches."""
+def fleets(name: str, what: str, cells: dict[str, dict[str, Any]], methods: Sequence[str], given: Callable[[int], dict[str, Any]], seeds: Sequence[int]) -> None:  # fmt: skip
+    """Every cell x method x seed that ``results/<name>.json`` does not hold yet; the file is written after each method of a cell."""
+    file = RESULTS / f"{name}.json"
     found: dict[str, dict[str, list[float]]] = {}
-    began = time.perf_counter()
-    for alpha in (0.1, 1.0, 10.0):
-        for size, held in ((20, 0.5), (120, 1 / 7)):
-            cell = f"alpha {alpha:g}, {size} private"
-            found[cell] = {}
-            for seed in seeds:
-                for method in ("local", "fedmd", "knfu", "fedavg"):
-                    with tempfile.TemporaryDirectory(prefix="interfuse-fleet-") as name:
-                        alma, every = one_fleet(
-                            method, Path(name), student=Perceptron(seed), data={"data": "sklearn:digits"}, clients=10, dirichlet=alpha,
-                            private=size, held=held, epochs=10, local_epochs=5, tune_epochs=2, lr=3e-3, seed=seed, schedule="constant", warmup=0.0)  # fmt: skip
-                    found[cell].setdefault(method, []).append(alma)
-                    found[cell].setdefault(f"{method}, all tests", []).append(every)
-            print(
-                cell,
-                {m: round(float(np.mean(v)), 3) for m, v in found[cell].items()},
-                round(time.perf_counter() - began),
-                flush=True,
-            )
-            write_fleet("distill_knfu_digits", "scikit-learn's digits, ten clients (MLP of 48 units), 5 rounds of 5 local and 2 tuning epochs; ALMA", found)  # fmt: skip
+    if file.is_file():
+        found = {cell: row["per seed"] for cell, row in json.loads(file.read_text())["cells"].items()}
+    for cell, settings in cells.items():
+        for method in methods:
+            known = found.setdefault(cell, {}).setdefault(method, [])
+            for seed in seeds[len(known) :]:
+                with tempfile.TemporaryDirectory(prefix="interfuse-fleet-") as place:
+                    alma, every = one_fleet(method, Path(place), seed=seed, **given(seed), **settings)
+                known.append(alma)
+                found[cell].setdefault(f"{method}, all tests", []).append(every)
+            write_fleet(name, what, found)
+        print(cell, {m: round(float(np.mean(v)), 3) for m, v in found[cell].items()}, flush=True)
+
+
+def digits(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
+    """Clients on scikit-learn's digits: concentration x private size x who teaches."""
+    cells: dict[str, dict[str, Any]] = {
+        f"alpha {alpha:g}, {size} private": {"dirichlet": alpha, "private": size, "held": held, "clients": 10}
+        for alpha in (0.1, 1.0, 10.0) for size, held in ((20, 0.5), (120, 1 / 7))
+    }  # fmt: skip
+    cells |= {
+        f"alpha {alpha:g}, 240 private, five clients": {"dirichlet": alpha, "private": 240, "held": 1 / 7, "clients": 5}
+        for alpha in (0.05, 0.1)
+    }
+
+    def given(seed: int) -> dict[str, Any]:
+        return {"student": Perceptron(seed), "data": {"data": "sklearn:digits"}, "epochs": 10, "local_epochs": 5, "tune_epochs": 2, "lr": 3e-3,
+                "schedule": "constant", "warmup": 0.0}  # fmt: skip
+
+    what = "scikit-learn's digits, ten clients where nothing else is said (MLP of 48 units), 5 rounds of 5 local and 2 tuning epochs; ALMA"
+    fleets("distill_knfu_digits", what, cells, ("local", "fedmd", "knfu", "fedavg", "feddf"), given, seeds)
 
 
 def texts(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
@@ -408,25 +515,20 @@ def texts(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
             bert = {"model_type": "bert", "vocab_size": core.get_vocab_size(), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
                     "num_attention_heads": 2, "max_position_embeddings": 128, "pad_token_id": 0, "num_labels": len(names)}  # fmt: skip
             readers.append({"config": bert, "task": "text-classification", "tokenizer": str(place)})
-        found: dict[str, dict[str, list[float]]] = {}
-        for alpha in (0.1, 1.0, 10.0):
-            cell = f"alpha {alpha:g}"
-            found[cell] = {}
-            for seed in seeds:
-                for method in ("local", "fedmd", "knfu"):
-                    alma, every = one_fleet(
-                        method, folder / f"{alpha}-{seed}-{method}", student=readers[0], teacher=readers[1:], data=table, clients=6, dirichlet=alpha,
-                        private=60, held=0.25, epochs=6, local_epochs=5, tune_epochs=2, lr=3e-3, batch_size=32, seed=seed, schedule="constant", warmup=0.0, max_length=48)  # fmt: skip
-                    found[cell].setdefault(method, []).append(alma)
-                    found[cell].setdefault(f"{method}, all tests", []).append(every)
-            print(cell, {m: round(float(np.mean(v)), 3) for m, v in found[cell].items()}, flush=True)
-            write_fleet("distill_knfu_texts", "seven intents of banking77, six clients with three tokenizers (BERT of one layer, width 32), 3 rounds; ALMA", found)  # fmt: skip
+        cells = {f"alpha {alpha:g}": {"dirichlet": alpha} for alpha in (0.1, 1.0, 10.0)}
+
+        def given(seed: int) -> dict[str, Any]:
+            return {"student": readers[0], "teacher": readers[1:], "data": table, "clients": 6, "private": 60, "held": 0.25, "epochs": 6,
+                    "local_epochs": 5, "tune_epochs": 2, "lr": 3e-3, "batch_size": 32, "schedule": "constant", "warmup": 0.0, "max_length": 48}  # fmt: skip
+
+        what = "seven intents of banking77, six clients with three tokenizers (BERT of one layer, width 32), 3 rounds; ALMA"
+        fleets("distill_knfu_texts", what, cells, ("local", "fedmd", "knfu"), given, seeds)
 
 
 def write_fleet(name: str, what: str, found: dict[str, dict[str, list[float]]]) -> None:
     cells = {}
     for cell, by in found.items():
-        pairs = [(a, b) for a, b in (("local", "knfu"), ("fedmd", "knfu"), ("fedavg", "knfu")) if a in by and b in by]
+        pairs = [(a, b) for a, b in ((b, "knfu") for b in ("local", "fedmd", "fedavg", "feddf")) if a in by and b in by]
         cells[cell] = {
             "mean": {m: float(np.mean(v)) for m, v in by.items()},
             "per seed": by,
