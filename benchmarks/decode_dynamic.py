@@ -1,12 +1,13 @@
 """Dynamic logits fusion on tiny models: do small experts that learned a task's form give a larger model, which knows more, that form?
 
-A large and a small model learn the same language, the small one for fewer steps: where people live (``AB in peru.``), comparisons
-(``peru or oman: no.``), sums and differences (``12+7=19.``) and what a story asks for (``tom has 12 pens and gets 7 more:12+7.``). Copies of the small one are then
-fine-tuned in two tasks in the style of GSM8K and of CREAK: word problems, ``tom has 12 pens and gets 7 more, how many?`` answered by
-``12+7=19;19.``, and claims, ``claim oman:AB in `` answered with the fact and the verdict, ``peru;false.``, on claims about half
-of the people. Measured is whether the answer after ``;`` is right on word problems whose numbers were not in the fine-tuning, and on
-claims about the other half of the people. The ceiling is the large model fine-tuned on the same examples. GSM8K and CREAK themselves are
-beyond models of this size, and the real models here share no vocabulary with a larger one. Scaled-down.
+A large and a small model learn the same language, the small one for fewer steps: where people live (``AB in peru.``), whether that is
+what was said (``say oman:AB in peru or oman: no.``), sums and differences (``12+7=19.``) and what a story asks for (``tom has 12 pens
+and gets 7 more:12+7.``). Copies of the small one are then fine-tuned in two tasks in the style of GSM8K and of CREAK: word problems,
+``tom has 12 pens and gets 7 more, how many?`` answered by ``12+7=19;19.``, and claims, ``claim oman:AB in `` answered by ``peru or oman:
+no;false.``, on claims about half of the people. Measured is whether the number after ``;`` is right on word problems whose numbers were
+not in the fine-tuning (a quarter, drawn at random), and whether fact, comparison and verdict are right on claims about the other half
+of the people. The ceiling is the large model fine-tuned on the same examples. GSM8K and CREAK themselves are beyond models of this
+size, and the real models here share no vocabulary with a larger one. Scaled-down; settings were chosen on another seed.
 
     python benchmarks/decode_dynamic.py [SEED ...]
 """
@@ -36,6 +37,7 @@ WORDS = [
     " more",
     ", how many?",
     "claim ",
+    "say ",
     "true",
     "false",
     " or ",
@@ -63,7 +65,7 @@ SETTINGS: dict[str, Any] = {
     "people": 240,
     "steps": [1500, 800],
     "rate": 5e-3,
-    "tune": 300,
+    "tune": 200,
     "tuning rates": [2e-3, 2e-3],
     "items": 150,
 }
@@ -102,7 +104,7 @@ class Language:
             return f"{name} in {self.facts[name]}."
         if kind < 0.45:
             name, place, true = self.claim(rng, self.names)
-            return f"{self.facts[name]} or {place}{': yes' if true else ': no'}."
+            return f"say {place}:{name} in {self.facts[name]} or {place}{': yes' if true else ': no'}."
         a, b, sign = numbers(rng)
         if kind < 0.7:
             return f"{a}{sign}{b}={a + b if sign == '+' else a - b}."
@@ -115,17 +117,18 @@ class Language:
 
     def claims(self, rng: np.random.Generator) -> str:
         name, place, true = self.claim(rng, self.names[: self.half])
-        return f"claim {place}:{name} in {self.facts[name]};{'true' if true else 'false'}."
+        return f"claim {place}:{name} in {self.facts[name]} or {place}{': yes;true' if true else ': no;false'}."
 
     def items(self, task: str, rng: np.random.Generator) -> list[tuple[str, str]]:
         """Prompts and right ends of answers: numbers that are held out, people that are held out, each once true and once false."""
         if task == "claims":
             out = []
             for name in self.names[self.half :]:
-                others = [p for p in PLACES if p != self.facts[name]]
+                fact = self.facts[name]
+                other = [p for p in PLACES if p != fact][rng.integers(len(PLACES) - 1)]
                 out += [
-                    (f"claim {self.facts[name]}:{name} in ", ";true"),
-                    (f"claim {others[rng.integers(len(others))]}:{name} in ", ";false"),
+                    (f"claim {p}:{name} in ", f"{fact} or {p}{': yes;true' if p == fact else ': no;false'}")
+                    for p in (fact, other)
                 ]
             return out
         found: dict[str, str] = {}
@@ -222,9 +225,9 @@ def knows(model: Any, language: Language, rng: np.random.Generator) -> dict[str,
     asked: dict[str, list[tuple[str, str]]] = {
         "facts": [(f"{n} in ", language.facts[n]) for n in language.names[language.half :]],
         "comparisons": [
-            (f"{a} or {b}", ": yes" if a == b else ": no")
-            for a in PLACES
-            for b in (a, PLACES[(PLACES.index(a) + 1) % len(PLACES)])
+            (f"say {p}:{n} in ", f"{f} or {p}{': yes' if p == f else ': no'}")
+            for n, f in list(language.facts.items())[: language.half]
+            for p in (f, PLACES[int(rng.integers(len(PLACES)))])
         ],
     }
     drawn = [numbers(rng) for _ in range(100)]

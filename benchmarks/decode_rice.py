@@ -4,7 +4,7 @@ The language: ``3+4+2=``, sums modulo 5, is answered at once (``A4.``) or after 
 written down. Sums of two digits are mostly answered at once, of four half the time after thinking; answers at once to four digits are
 drawn at random half the time, thought ones are right. Transcripts are the model's own samples. The two experts of the highest nPMI
 with ``<think>`` (less that with ``</think>``) are turned up by beta, beside two random ones (the mean of four draws) and the two most
-used ones. Measured on new sums of four digits, sampled at temperature 1: how often it thinks, exact match, length, and collapse (no
+used ones. A model that does not think right in nine of ten cases is trained again from other weights. Measured on new sums of four digits, sampled at temperature 1: how often it thinks, exact match, length, and collapse (no
 answer within 32 tokens). Scaled-down.
 
     python benchmarks/decode_rice.py [SEED ...]
@@ -36,7 +36,8 @@ SETTINGS: dict[str, Any] = {
     "experts": COUNT,
     "random pairs": PAIRS,
     "betas": list(BETAS),
-    "steps": 1800,
+    "steps": 1000,
+    "tries": 4,
     "rate": 5e-3,
 }
 
@@ -70,21 +71,46 @@ def shuffled(counts: Any, rng: np.random.Generator, draws: int = 200) -> float:
     return (reached + 1) / (draws + 1)
 
 
+def thinks_right(model: Any, tokenizer: Any, ctx: Ctx) -> float:
+    """How often thoughts end in the right answer, on sums that are not the test's."""
+    rng = ctx.rng("check")
+    asked = [item(rng, 4) for _ in range(100)]
+    said = replies(
+        fuse("mixture", [("model", model, tokenizer)], rows=150),
+        [q + "<think>" for q, _, _ in asked],
+        max_tokens=LONGEST,
+    )
+    return float(np.mean([s.endswith(f"A{a}") for s, (_, _, a) in zip(said, asked, strict=True)]))
+
+
 def experiment(seed: int) -> dict[str, Any]:
     ctx = Ctx(seed=seed)
     tokenizer = symbols([*"01234+=,A.", *MARKERS])
-    model = new_model(seed, tokenizer, **MOE)
-    loss = train(model, tokenizer, line, ctx.rng("train"), steps=SETTINGS["steps"], lr=SETTINGS["rate"], router=0.01)
     fresh = ctx.rng("test")
     test = [item(fresh, 4) for _ in range(ITEMS)]
     prompts = [q for q, _, _ in test]
+    for tries in range(1, SETTINGS["tries"] + 1):
+        model = new_model(seed + 1000 * tries, tokenizer, **MOE)
+        loss = train(
+            model,
+            tokenizer,
+            line,
+            ctx.rng(f"train {tries}"),
+            steps=SETTINGS["steps"],
+            lr=SETTINGS["rate"],
+            router=0.01,
+            packed=False,
+            rows=64,
+        )
+        if thinks_right(model, tokenizer, ctx) > 0.9:
+            break
     drawn = ctx.rng("transcripts")
     asked = [item(drawn, 4 if i % 2 else 2)[0] for i in range(200)]
     said = replies(
         fuse("mixture", [("model", model, tokenizer)], rows=150), asked, max_tokens=LONGEST, temperature=1.0, seed=seed
     )
     texts = [f"{q}{s}." for q, s in zip(asked, said, strict=True)]
-    runs: dict[str, Any] = {"seed": seed, "loss": loss, "conditions": {}}
+    runs: dict[str, Any] = {"seed": seed, "loss": loss, "tries": tries, "conditions": {}}
 
     def measure(chosen: list[list[int]], beta: float) -> dict[str, float]:
         engine = fuse("rice", [("model", model, tokenizer)], facts={"chosen": chosen}, beta=beta, rows=150)

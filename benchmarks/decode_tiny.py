@@ -38,8 +38,9 @@ def new_model(seed: int, tokenizer: Any, **fields: Any) -> Any:
 
 
 def train(model: Any, tokenizer: Any, lines: Callable[[np.random.Generator], str], rng: np.random.Generator, *, steps: int, lr: float,
-          rows: int = 16, width: int = 64, router: float = 0.0) -> float:  # fmt: skip
-    """Trains on lines packed into rows of equal width; the rate falls by a cosine. Gives the mean loss of the last 50 steps."""
+          rows: int = 16, width: int = 64, router: float = 0.0, packed: bool = True) -> float:  # fmt: skip
+    """Trains on lines packed into rows of equal width, or one line a row; the rate falls by a cosine. Gives the mean loss of the last
+    50 steps."""
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -47,11 +48,17 @@ def train(model: Any, tokenizer: Any, lines: Callable[[np.random.Generator], str
     )
     losses, pool = [], list[int]()
     for _ in range(steps):
-        while len(pool) < rows * width:
-            pool += tokenizer("".join(lines(rng) for _ in range(200)))["input_ids"]
-        batch, pool = torch.tensor(pool[: rows * width]).view(rows, width), pool[rows * width :]
-        extra = {"output_router_logits": True} if router else {}
-        loss = model(input_ids=batch, labels=batch, **extra).loss
+        extra: dict[str, Any] = {"output_router_logits": True} if router else {}
+        if packed:
+            while len(pool) < rows * width:
+                pool += tokenizer("".join(lines(rng) for _ in range(200)))["input_ids"]
+            batch, pool = torch.tensor(pool[: rows * width]).view(rows, width), pool[rows * width :]
+            labels = batch
+        else:
+            coded = tokenizer([lines(rng) for _ in range(rows)], padding=True, return_tensors="pt")
+            batch, extra["attention_mask"] = coded["input_ids"], coded["attention_mask"]
+            labels = batch.masked_fill(coded["attention_mask"] == 0, -100)
+        loss = model(input_ids=batch, labels=labels, **extra).loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
