@@ -7,13 +7,14 @@ or network action that a reply could start, and a quotation that is not in the t
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import interfuse
-from benchmarks.record import save
+from benchmarks.record import RESULTS, save
 from interfuse.core.ctx import Ctx
 from interfuse.data.graph_files import read_documents
 from interfuse.data.statements import key_of_label
@@ -59,11 +60,15 @@ def main() -> None:
     figures: dict[str, Any] = {"what": f"documents with one order each, and with {POISONED} copies of it, read by lm-extract; 95 % Wilson intervals",
                                "model": Path(model).name, "forms": len(FORMS)}  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
+        done = json.loads((RESULTS / "build_injection.json").read_text()) if "--go-on" in sys.argv else {}
         for label, copies, count in (
             ("no order", 0, 12),
             ("one order", 1, cases),
             (f"{POISONED} orders", POISONED, 10),
         ):
+            if label in done:
+                figures[label] = done[label]
+                continue
             texts = {
                 f"{i:03}.txt": " ".join([f"Note {i}.", FACTS[i % 4], *[FORMS[i % 10].replace("{x}", order)] * copies])
                 for i in range(count)

@@ -230,9 +230,9 @@ def main() -> None:
         "what": f"Text2KGBench tekgen, at most {MOST} test sentences of each ontology, macro over sentences with gold triples; a date of which only "
         "year or month is said is written as the benchmark writes it; every system but the naive one is the method as users call it, "
         "offline with the ontology alone, learnt with its training sentences",
-        "parser": parts[0]["parser"], "language model": parts[0].get("lm", ""), "overall": overall, "ontologies": tables,
+        "parser": parts[0]["parser"], "language model": next((p["lm"] for p in parts if p.get("lm")), ""), "overall": overall, "ontologies": tables,
         "tokens of the test sentences": sum(p["tokens"] for p in parts),
-        "processor seconds": {k: sum(p["seconds"].get(k, 0.0) for p in parts) for k in parts[0]["seconds"]},
+        "processor seconds": {k: sum(p["seconds"].get(k, 0.0) for p in parts) for k in ("offline", "learnt", "language model")},
     })  # fmt: skip
     for key, row in overall.items():
         print(
