@@ -9,11 +9,11 @@ from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model, shares, weighted_sum
-from interfuse.merge.sparsify import drop_random, l1_factors
+from interfuse.merge.sparsify import Dropped, drop_random, dropped
 
 
-def _factors(whole: Whole, *, density: PerModel, rescale: str, **_: Any) -> list[float]:
-    return l1_factors(whole, per_model(density, len(whole.models), "density"), rescale)
+def _factors(whole: Whole, *, density: PerModel, rescale: str, **_: Any) -> Dropped:
+    return dropped(whole, per_model(density, len(whole.models), "density"), rescale)
 
 
 @method(scope="element", base="required", prepare=_factors, per_model=("weight", "density"), temporaries=4, random=True)

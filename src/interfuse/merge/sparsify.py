@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
@@ -37,11 +39,37 @@ def checked_density(density: float) -> float:
     return density
 
 
+#: Elements of a tensor whose masks are kept, one bit each, from the reading that sums them to the one that merges.
+_MASKED = 1 << 28
+
+
+class Dropped(NamedTuple):
+    """What is known of a tensor's random masks before they are used.
+
+    Attributes:
+        factors: what the kept elements are multiplied by, one per model.
+        masks: one bit per element and model where they were drawn already, else None: they are drawn again, the same.
+    """
+
+    factors: list[float]
+    masks: list[NDArray[np.uint8] | None]
+
+    def kept(self, part: Part, model: int, density: float) -> NDArray[np.bool_]:
+        """The mask of a model in a block."""
+        mask, size = self.masks[model], part.models[model].numel()
+        if mask is None:
+            return part.kept(model, density)
+        skip = part.start % 8
+        bits = np.unpackbits(mask[part.start // 8 : -(-(part.start + size) // 8)], count=skip + size)
+        return bits[skip:].view(np.bool_).reshape(part.models[model].shape)
+
+
 def drop_random(part: Part, densities: Sequence[float]) -> list[Tensor]:
     """Task vectors with each element kept with probability ``density`` and multiplied by the model's factor in ``part.facts``."""
-    keep = [part.kept(i, d) if d < 1 else None for i, d in enumerate(densities)]
+    dropped: Dropped = part.facts
+    keep = [dropped.kept(part, i, d) if d < 1 else None for i, d in enumerate(densities)]
     deltas = part.deltas()
-    for delta, mask, factor in zip(deltas, keep, part.facts, strict=True):
+    for delta, mask, factor in zip(deltas, keep, dropped.factors, strict=True):
         if mask is not None:
             numbers = delta.numpy()
             np.multiply(numbers, mask, out=numbers)
@@ -49,20 +77,28 @@ def drop_random(part: Part, densities: Sequence[float]) -> list[Tensor]:
     return deltas
 
 
-def l1_factors(whole: Whole, densities: Sequence[float], rescale: str) -> list[float]:
+def dropped(whole: Whole, densities: Sequence[float], rescale: str) -> Dropped:
     """What the kept elements are multiplied by: 1/density, or the ratio of the sums of magnitudes before and after, or 1."""
-    found = []
+    found: list[float] = []
+    masks: list[NDArray[np.uint8] | None] = []
+    small = math.prod(whole.shape) <= _MASKED
     for i, (delta, density) in enumerate(zip(whole.deltas(), densities, strict=True)):
         checked_density(density)
         if rescale != "l1" or density == 1:
             found.append(1.0 / density if rescale == "inverse" else 1.0)
+            masks.append(None)
             continue
         before = after = 0.0
+        drawn = []
         for start, (values,) in blocks([delta]):
             sizes = values.abs_()
             before += float(sizes.double().sum())
             numbers = sizes.numpy()
-            np.multiply(numbers, whole.kept(i, start, start + sizes.numel(), density), out=numbers)
+            mask = whole.kept(i, start, start + sizes.numel(), density)
+            if small:
+                drawn.append(np.packbits(mask))
+            np.multiply(numbers, mask, out=numbers)
             after += float(sizes.double().sum())
         found.append(before / after if after > 0 else 1.0)
-    return found
+        masks.append(np.concatenate(drawn) if drawn else None)
+    return Dropped(found, masks)
