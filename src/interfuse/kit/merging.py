@@ -69,16 +69,23 @@ def disjoint_mean(
     for delta, vote in zip(deltas[1:], votes[1:], strict=True):
         sign.add_(delta, alpha=vote)
     sign.sign_().mul_(2.0).add_(1.0).sign_()  # +1 for sums from 0 on, -1 below
-    total, count = torch.zeros_like(sign), torch.zeros_like(sign) if normalize else None
+    total: Tensor | None = None
+    count: Tensor | None = None
     for delta, weight in zip(deltas, weights, strict=True):
-        if weight == 0.0:
+        size = abs(weight)
+        if size == 0.0:
             continue
-        agrees = delta.mul_(sign if weight > 0 else -sign).clamp_(
-            min=0.0
-        )  # its magnitude where it has the elected sign, else 0
-        total.add_(agrees, alpha=abs(weight))
+        # its magnitude where it has the elected sign, else 0
+        agrees = delta.mul_(sign if weight > 0 else -sign).clamp_(min=0.0)
+        if total is None:
+            count = agrees.sign().mul_(size) if normalize else None
+            total = agrees if size == 1.0 else agrees.mul_(size)
+            continue
+        total.add_(agrees, alpha=size)
         if count is not None:
-            count.add_(agrees.sign_(), alpha=abs(weight))
+            count.add_(agrees.sign_(), alpha=size)
+    if total is None:
+        return torch.zeros_like(sign)
     if count is not None:
         total.div_(count.clamp_(min=_TINY))  # where no model agrees the sum is 0 as well
     return total.mul_(sign)

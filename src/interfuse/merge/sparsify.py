@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -92,13 +93,13 @@ def dropped(whole: Whole, densities: Sequence[float], rescale: str) -> Dropped:
         drawn = []
         for start, (values,) in blocks([delta]):
             sizes = values.abs_()
-            before += float(sizes.double().sum())
+            before += float(sizes.sum(dtype=torch.float64))
             numbers = sizes.numpy()
-            mask = whole.kept(i, start, start + sizes.numel(), density)
+            mask = whole.kept(i, start, start + numbers.size, density)
             if small:
                 drawn.append(np.packbits(mask))
             np.multiply(numbers, mask, out=numbers)
-            after += float(sizes.double().sum())
+            after += float(sizes.sum(dtype=torch.float64))
         found.append(before / after if after > 0 else 1.0)
         masks.append(np.concatenate(drawn) if drawn else None)
     return Dropped(found, masks)
