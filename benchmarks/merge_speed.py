@@ -45,6 +45,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare-ties": {"merge_method": "dare_ties", "models": 2, "base": True, "ours": ["--density", "0.5", "--rescale", "l1"], "theirs": {"density": 0.5}},
     "sce": {"merge_method": "sce", "models": 2, "base": True, "ours": ["--select-topk", "0.5"], "theirs": {"select_topk": 0.5}},
 }  # fmt: skip
+#: How many times as fast as mergekit a merge shall be; and at most so many times as long as the plain copy where it only sums.
+GOALS = {"linear": 5, "task-arithmetic": 5, "slerp": 5, "ties": 10, "dare-ties": 5, "sce": 5}
+COPY_GOAL = {"linear": 2, "task-arithmetic": 2, "slerp": 2}
 #: How many times mergekit runs, at most, where it takes minutes.
 SLOW = {"ties": 1, "dare-ties": 2, "sce": 2}
 
@@ -301,7 +304,7 @@ def memory(args: argparse.Namespace, found: dict[str, Any]) -> None:
             command = ours_command(method, root, root / "ours", [])
             rows["default"][method] = timed(command, args.threads)[2]
             try:
-                seconds, peak = timed(
+                seconds, _, peak = timed(
                     ours_command(method, root, root / "ours", ["--max-memory", "0.3"]), args.threads, limit=10**9
                 )
                 rows["limit of 1 GB"][method] = {"seconds": seconds, "peak private MB": peak}
@@ -410,9 +413,11 @@ def page(found: dict[str, Any]) -> str:
                 for t in ("bfloat16", "float32")
             ]
             faster = f"{row['mergekit over ours']:.1f}" if "mergekit over ours" in row else "-"
+            faster += f" (goal {GOALS[method]})" if method in GOALS else ""
+            over = f"{row['ours over copy']:.1f}" + (f" (goal {COPY_GOAL[method]})" if method in COPY_GOAL else "")
             work = f"{row['mergekit over ours, processor seconds']:.1f}" if "mergekit over ours" in row else "-"
             lines.append(f"| {method} | {row['sources']} x {row['bytes each'] / 1e9:.2f} GB | {told['copy']} | {told['ours']} | {told.get('mergekit', '-')} | "
-                         f"{row['ours over copy']:.1f} | {faster} | {work} | {same[0]} | {same[1]} |")  # fmt: skip
+                         f"{over} | {faster} | {work} | {same[0]} | {same[1]} |")  # fmt: skip
         lines.append("")
     for key, rows in found.get("memory", {}).items():
         lines += [f"**Memory, sources of {key}** (peak of private pages in MB; the goal is {rows['goal MB']})", "", "| method | by default | under a hard limit of 1 GB (RLIMIT_DATA), `--max-memory 0.3` |", "|---|---|---|"]  # fmt: skip
