@@ -27,25 +27,11 @@ from interfuse.data.ontology import read_ontology
 from interfuse.data.statements import Literal
 from interfuse.kit.distant import Example, examples_of
 from interfuse.kit.language import Parser, Sentence, open_parser
-from interfuse.kit.mentions import find_mentions, iso_date
+from interfuse.kit.mentions import MONTHS, find_mentions, iso_date
 from tests.shared_data import PLACE
 
 Triple = tuple[str, str, str]
 DATA = PLACE / "text2kgbench-tekgen"
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
 #: sentences of an ontology's test set that the language model reads
 FEW = 4
 #: sentences of an ontology's test set that are measured at most (a fixed sample)

@@ -74,14 +74,8 @@ def blocks(sources: Sequence[Flat]) -> Iterator[tuple[int, list[Tensor]]]:
 
     The tensors given are buffers, overwritten by the next piece.
     """
-    size = _same_size(sources)
-    buffers = [torch.empty(min(_PASS, size), dtype=torch.float32) for _ in sources]
-    for start in range(0, size, _PASS):
-        stop = min(start + _PASS, size)
-        yield (
-            start,
-            [source.read(start, stop, out[: stop - start]) for source, out in zip(sources, buffers, strict=True)],
-        )
+    for start, values in array_blocks(sources):
+        yield start, [torch.from_numpy(value) for value in values]
 
 
 def sums(sources: Sequence[Flat], terms: Callable[[list[Tensor]], Iterable[Tensor]]) -> list[float]:
