@@ -1,11 +1,12 @@
 """CK-PLUG on a real small model: contexts that contradict what it knows, and the knob between them.
 
-Facts of ``lre-relations`` that the model completes rightly without a context get a context that states another object of the same
-relation. Measured over ``alpha``: how often the reply holds the context's answer (ConR), the model's own (ParR), and the memory's share
-MR = ParR / (ParR + ConR), with bootstrap intervals over the facts. Beside it plain reading of the context, auto, the gate left out,
-CAD and AdaCAD.
+``table``: facts of ``lre-relations`` that the model completes rightly without a context get a context that states another object of the
+same relation. Measured over ``alpha``: how often the reply holds the context's answer (ConR), the model's own (ParR), and the memory's
+share MR = ParR / (ParR + ConR). Beside it plain reading of the context, auto, the gate left out, CAD and AdaCAD. ``mixed``: known and
+unknown facts, each with a true context, one that contradicts it and one on something else; measured is how often the reply holds the true
+answer. Five seeds draw the contradictions (and, in ``mixed``, facts) anew; intervals are over facts, paired.
 
-    INTERFUSE_SHARED_DATA=... python benchmarks/decode_ck_plug.py [MODEL [FACTS]]
+    INTERFUSE_SHARED_DATA=... python benchmarks/decode_ck_plug.py [table] [mixed]
 """
 
 from __future__ import annotations
@@ -14,23 +15,39 @@ import itertools
 import json
 import os
 import sys
-import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from real_models import smollm2
-from record import save
-from scipy.stats import spearmanr
+from record import part
+from scipy.stats import page_trend_test, spearmanr
+from seeds import each_seed
 
 from interfuse.core.ctx import Ctx
+from interfuse.core.method import load
 from interfuse.core.rooms import apply
+from interfuse.decode.engine import Streams, Text
 from interfuse.decode.fused import FusedLM
+from interfuse.decode.room import Combined, Step
+from interfuse.decode.streams import Tape
+from interfuse.kit.resample import paired_bootstrap
 
 DATA = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 RELATIONS = ("country_capital_city", "country_language", "country_currency", "country_largest_city", "company_hq", "city_in_country",
              "landmark_in_country", "food_from_country", "product_by_company", "person_plays_pro_sport")  # fmt: skip
-TOKENS = 6
+SETTINGS: dict[str, Any] = {
+    "model": "SmolLM2-135M-Instruct, float32",
+    "relations": list(RELATIONS),
+    "tokens": 6,
+    "known facts": 200,
+    "mixed, of each kind and seed": 40,
+}
+ALPHAS = [round(0.1 * i, 1) for i in range(11)]
+DRAWS = 4000
+Variant = Callable[[Step], Combined]
 
 
 def plain(text: str) -> str:
@@ -38,8 +55,8 @@ def plain(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def candidates(rng: np.random.Generator) -> list[dict[str, str]]:
-    """Facts with the statement that contradicts each."""
+def candidates(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Facts in random order, each with objects that contradict it."""
     rows = []
     for name in RELATIONS:
         relation = json.loads((DATA / "lre-relations" / "factual" / f"{name}.json").read_text())
@@ -50,86 +67,274 @@ def candidates(rng: np.random.Generator) -> list[dict[str, str]]:
                       and plain(o) not in plain(sample["subject"])]  # fmt: skip
             if not others or plain(sample["object"]) in plain(sample["subject"]):
                 continue
-            other = others[int(rng.integers(len(others)))]
             statement = relation["prompt_templates"][0].format(sample["subject"])
             question = relation["prompt_templates"][-1].format(sample["subject"])
             rows.append(
                 {
                     "relation": name,
                     "question": question,
-                    "context": f"{statement} {other}.",
+                    "statement": statement,
                     "memory": sample["object"],
-                    "other": other,
+                    "others": others,
                 }
             )
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
-def rates(rows: list[dict[str, str]], replies: list[str], rng: np.random.Generator) -> dict[str, Any]:
-    """ConR, ParR, MR and hit rate with 95 % bootstrap intervals over the facts."""
-    con = np.array([plain(r["other"]) in plain(t) for r, t in zip(rows, replies, strict=True)], dtype=float)
-    par = np.array([plain(r["memory"]) in plain(t) for r, t in zip(rows, replies, strict=True)], dtype=float)
-    draws = rng.integers(len(rows), size=(2000, len(rows)))
-    c, p = con[draws].mean(axis=1), par[draws].mean(axis=1)
-    mr = p / np.maximum(p + c, 1e-9)
-    interval = lambda v: [float(x) for x in np.quantile(v, (0.025, 0.975))]  # noqa: E731
-    either = np.maximum(con, par)
+def variant(slug: str, **params: Any) -> Variant:
+    """A combiner under these parameters."""
+    method = load(slug, room="decode")
+    method.check(params)
+    return lambda step: method.target(step, **params)
+
+
+def words(lm: FusedLM, ids: Sequence[int]) -> str:
+    return lm.engine.spell(ids).split("\n")[0]
+
+
+def alone(lm: FusedLM, questions: Sequence[str]) -> list[str]:
+    """Greedy continuations by the model itself."""
+    engine, found = lm.engine, list[str]()
+    rows = [engine.tokenizer(q)["input_ids"] for q in questions]
+    for start in range(0, len(rows), 48):
+        block = rows[start : start + 48]
+        tape, written = Tape(engine.weights[0]), [list[int]() for _ in block]
+        logits = tape.start(block)
+        for number in range(SETTINGS["tokens"]):
+            tokens = logits.argmax(dim=1)
+            for text, token in zip(written, tokens.tolist(), strict=True):
+                text.append(token)
+            if number + 1 < SETTINGS["tokens"]:
+                logits = tape.feed(tokens[:, None])
+        for text in written:
+            end = next((i for i, token in enumerate(text) if token in engine.ends), len(text))
+            found.append(words(lm, text[:end]))
+    return found
+
+
+def answers(lm: FusedLM, prompts: Sequence[Any], variants: Mapping[str, Variant]) -> tuple[dict[str, list[str]], dict[str, float]]:  # fmt: skip
+    """Greedy replies under every variant, and the share of tokens at which each stepped in.
+
+    Variants that have written the same so far are read once, so that many of them cost little more than one.
+    """
+    engine, steps = lm.engine, SETTINGS["tokens"]
+    encoded = engine.encode(prompts)
+    written = {name: [list[int]() for _ in prompts] for name in variants}
+    stepped: dict[str, list[float]] = {name: [] for name in variants}
+    for start in range(0, len(prompts), 24):
+        here = range(start, min(start + 24, len(prompts)))
+        streams = Streams(engine, [[rows[i] for i in here] for rows in encoded])
+        logits = streams.start()
+        places = {(name, i): i - start for name in variants for i in here}  # which row a variant's text is
+        for number in range(steps):
+            found: dict[tuple[int, int], int] = {}  # row and token -> row of the next step
+            following: dict[tuple[str, int], int] = {}
+            for name, combine in variants.items():
+                mine = [i for i in here if (name, i) in places]
+                if not mine:
+                    continue
+                at = torch.tensor([places[name, i] for i in mine])
+                made = combine(Step(model=logits[0][at], plain=logits[1][at], number=number))
+                stepped[name] += made.trace.get("intervened", torch.zeros(0)).tolist()
+                for i, row, token in zip(mine, at.tolist(), made.scores.argmax(dim=1).tolist(), strict=True):
+                    if token not in engine.ends:
+                        written[name][i].append(token)
+                        following[name, i] = found.setdefault((row, token), len(found))
+            if not found or number + 1 == steps:
+                break
+            places = following
+            streams.select(torch.tensor([row for row, _ in found]))
+            tokens = torch.tensor([token for _, token in found])
+            logits = streams.push(tokens, [Text(0, 0, 0)] * len(found))
+    return (
+        {name: [words(lm, ids) for ids in texts] for name, texts in written.items()},
+        {name: float(np.mean(v)) for name, v in stepped.items() if v},
+    )
+
+
+def opened() -> FusedLM:
+    lm: FusedLM = apply("decode/ck-plug", model=str(smollm2()), templates="none", rows=24)
+    return lm
+
+
+def told(lm: FusedLM) -> dict[str, list[dict[str, Any]]]:
+    """The first facts that the model knows, and those it was asked in vain until then."""
+
+    def ask() -> dict[str, list[dict[str, Any]]]:
+        pool, found = candidates(Ctx(seed=0).rng("facts")), {"known": list[Any](), "unknown": list[Any]()}
+        for start in range(0, len(pool), 48):
+            block = pool[start : start + 48]
+            for row, reply in zip(block, alone(lm, [r["question"] for r in block]), strict=True):
+                found["known" if plain(row["memory"]) in plain(reply) else "unknown"].append(row)
+            if len(found["known"]) >= SETTINGS["known facts"]:
+                break
+        found["known"] = found["known"][: SETTINGS["known facts"]]
+        print({k: len(v) for k, v in found.items()}, flush=True)
+        return found
+
+    found: dict[str, list[dict[str, Any]]] = part("ck-plug-facts", "facts", ask)
+    return found
+
+
+def holds(replies: Sequence[str], wanted: Sequence[str]) -> str:
+    """One digit per reply: whether it holds what is wanted."""
+    return "".join(str(int(plain(w) in plain(t))) for t, w in zip(replies, wanted, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ contexts that contradict
+
+
+VARIANTS: dict[str, Variant] = {
+    "plain": variant("ck-plug", gate="never"), "auto": variant("ck-plug", alpha="auto"),
+    **{f"alpha {a}": variant("ck-plug", alpha=a) for a in ALPHAS},
+    **{f"no gate, alpha {a}": variant("ck-plug", alpha=a, gate="always") for a in (0.0, 1.0)},
+    **{f"relative gate, alpha {a}": variant("ck-plug", alpha=a, gate="relative") for a in (0.0, 1.0)},
+    "cad": variant("cad"), "adacad": variant("adacad"),
+}  # fmt: skip
+
+
+def one_table(seed: int) -> dict[str, Any]:
+    lm = opened()
+    rng, facts = Ctx(seed=seed).rng("contradictions"), told(lm)["known"]
+    others = [str(r["others"][int(rng.integers(len(r["others"])))]) for r in facts]
+    prompts = [
+        {"question": r["question"], "context": f"{r['statement']} {o}."} for r, o in zip(facts, others, strict=True)
+    ]
+    replies, stepped = answers(lm, prompts, VARIANTS)
+    memory = [r["memory"] for r in facts]
+    row = {n: {"context": holds(t, others), "memory": holds(t, memory)} for n, t in replies.items()}
+    print(seed, {n: round(_share(*(_bits(v[k]).mean() for k in ("memory", "context"))), 3) for n, v in row.items()}, flush=True)  # fmt: skip
+    return {"seed": seed, "facts": len(facts), "stepped in": stepped, "each fact": row}
+
+
+def _bits(digits: str) -> np.ndarray:
+    return np.array(list(digits), dtype=float)
+
+
+def _share(memory: Any, context: Any) -> Any:
+    return memory / np.maximum(memory + context, 1e-9)
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    return [float(x) for x in np.quantile(values, (0.025, 0.975))]
+
+
+def write_table(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+    """Facts are what is drawn again for intervals; a fact counts by its mean over the seeds."""
+    count = runs[0]["facts"]
+    draws = rng.integers(count, size=(DRAWS, count))
+
+    def every(name: str, what: str) -> np.ndarray:
+        """[seeds, facts]"""
+        return np.array([_bits(r["each fact"][name][what]) for r in runs])
+
+    memory, context = ({n: every(n, k) for n in VARIANTS} for k in ("memory", "context"))
+    hit = {n: np.maximum(memory[n], context[n]) for n in VARIANTS}
+    drawn = {
+        n: _share(memory[n].mean(axis=0)[draws].mean(axis=1), context[n].mean(axis=0)[draws].mean(axis=1))
+        for n in VARIANTS
+    }
+    share = {n: float(_share(memory[n].mean(), context[n].mean())) for n in VARIANTS}
+    seeds = {n: [float(_share(m.mean(), c.mean())) for m, c in zip(memory[n], context[n], strict=True)] for n in VARIANTS}  # fmt: skip
+
+    def differs(one: str, base: str) -> dict[str, Any]:
+        per = [a - b for a, b in zip(seeds[one], seeds[base], strict=True)]
+        return {"MR": share[one] - share[base], "interval": _interval(drawn[one] - drawn[base]), "per seed": per}
+
+    def rate(values: np.ndarray) -> dict[str, Any]:
+        return {"mean": float(values.mean()), "interval": _interval(values.mean(axis=0)[draws].mean(axis=1))}
+
+    names = [f"alpha {a}" for a in ALPHAS]
+    lean = np.stack([(memory[n] - context[n]).mean(axis=0) for n in names], axis=1)  # [facts, alphas]
+    trend = page_trend_test(lean, method="asymptotic")
     return {
-        "ConR": float(con.mean()), "ConR interval": interval(c), "ParR": float(par.mean()), "ParR interval": interval(p),
-        "MR": float(par.mean() / max(par.mean() + con.mean(), 1e-9)), "MR interval": interval(mr),
-        "hit rate": float(either.mean()), "hit rate interval": interval(either[draws].mean(axis=1)),
+        "what": "MR is the memory's share of the answers, memory / (memory + context); intervals over facts, each drawn with all its seeds",
+        "facts": count,
+        "conditions": {n: {"MR": share[n], "MR interval": _interval(drawn[n]), "MR per seed": seeds[n], "ConR": rate(context[n]),
+                           "ParR": rate(memory[n]), "hit rate": rate(hit[n]),
+                           "tokens where it stepped in": float(np.mean([r["stepped in"].get(n, 0.0) for r in runs]))} for n in VARIANTS},
+        "over alpha": {
+            "spearman of MR, per seed": [float(spearmanr(ALPHAS, [seeds[n][s] for n in names]).statistic) for s in range(len(runs))],
+            "Page's trend over facts, memory less context": {"L": float(trend.statistic), "p": float(trend.pvalue)},
+            "steps": {f"{a} to {b}": differs(f"alpha {b}", f"alpha {a}") for a, b in itertools.pairwise(ALPHAS)},
+            "ends": differs("alpha 1.0", "alpha 0.0"),
+        },
+        "against plain": {n: differs(n, "plain") for n in ("alpha 0.0", "alpha 1.0", "auto", "cad", "adacad")},
+        "hit rate at alpha 0, with the gate less without it": paired(hit["no gate, alpha 0.0"], hit["alpha 0.0"], rng),
+        "context answers at alpha 0, with the gate less without it": paired(context["no gate, alpha 0.0"], context["alpha 0.0"], rng),
     }  # fmt: skip
 
 
-def ask(lm: FusedLM, prompts: list[Any], trace: Any = None) -> list[str]:
-    return [r[0].text.split("\n")[0] for r in lm.generate(prompts, max_tokens=TOKENS, trace=trace)]
+def paired(base: np.ndarray, one: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    """The mean difference of two conditions [seeds, facts], with an interval over facts."""
+    found = paired_bootstrap(base.mean(axis=0), one.mean(axis=0), rng)
+    return {"difference": found.estimate, "interval": [found.low, found.high], "per seed": [float(x) for x in (one - base).mean(axis=1)]}  # fmt: skip
 
 
-def main() -> None:
-    folder, wanted = (
-        str(sys.argv[1] if len(sys.argv) > 1 else smollm2()),
-        int(sys.argv[2]) if len(sys.argv) > 2 else 200,
-    )
-    rng, began = Ctx(seed=0).rng("facts"), time.perf_counter()
-    settings = {"templates": "none", "rows": 24}
-    lm: FusedLM = apply("decode/ck-plug", model=folder, **settings)
-    known, tried = list[dict[str, str]](), 0
-    pool = candidates(rng)
-    while len(known) < wanted and tried < len(pool):
-        part = pool[tried : tried + 48]
-        tried += len(part)
-        replies = ask(lm.with_params(gate="never"), [r["question"] for r in part])
-        known += [{**r, "said": t} for r, t in zip(part, replies, strict=True) if plain(r["memory"]) in plain(t)]
-    known = known[:wanted]
-    print(len(known), "of", tried, "known", round(time.perf_counter() - began), "s", flush=True)
-    prompts = [{"question": r["question"], "context": r["context"]} for r in known]
-    alphas = [round(0.1 * i, 1) for i in range(11)]
-    conditions: dict[str, FusedLM] = {"plain": lm.with_params(gate="never"), "auto": lm.with_params(alpha="auto")}
-    conditions |= {f"alpha {a}": lm.with_params(alpha=a) for a in alphas}
-    conditions |= {f"no gate, alpha {a}": lm.with_params(alpha=a, gate="always") for a in (0.0, 1.0)}
-    conditions |= {f"relative gate, alpha {a}": lm.with_params(alpha=a, gate="relative") for a in (0.0, 1.0)}
-    for name in ("cad", "adacad"):
-        conditions[name] = apply(f"decode/{name}", model=folder, **settings)
-    table: dict[str, Any] = {}
-    for name, fused in conditions.items():
-        steps: list[Any] = []
-        replies = ask(fused, prompts, steps.append if name.startswith("alpha") else None)
-        table[name] = rates(known, replies, Ctx(seed=0).rng("bootstrap"))
-        if steps:
-            table[name]["tokens where it stepped in"] = float(np.mean([s["intervened"] for s in steps]))
-        row = table[name]
-        print(
-            f"{name:28} MR {row['MR']:.3f} {row['MR interval']} ConR {row['ConR']:.3f} ParR {row['ParR']:.3f} hit {row['hit rate']:.3f}",
-            flush=True,
-        )
-    mr = [table[f"alpha {a}"]["MR"] for a in alphas]
-    save("decode-ck-plug", {
-        "model": "SmolLM2-135M-Instruct, float32", "facts": len(known), "tried": tried, "relations": list(RELATIONS), "tokens": TOKENS,
-        "spearman of MR over alpha": float(spearmanr(alphas, mr).statistic),
-        "steps that rise": int(sum(b >= a for a, b in itertools.pairwise(mr))), "steps": len(mr) - 1,
-        "conditions": table, "seconds": time.perf_counter() - began,
-    })  # fmt: skip
+# ------------------------------------------------------------------------------------------------ mixed contexts
+
+
+MIXED = {n: VARIANTS[n] for n in ("plain", "auto", "alpha 0.0", "alpha 1.0", "cad", "adacad")} | {
+    "memory alone": VARIANTS["no gate, alpha 1.0"]
+}
+CONTEXTS = ("true", "contradicts", "elsewhere")
+
+
+def one_mixed(seed: int) -> dict[str, Any]:
+    """Every seed asks other facts; all three contexts of a fact are read."""
+    lm, size = opened(), SETTINGS["mixed, of each kind and seed"]
+    facts, rng = told(lm), Ctx(seed=seed).rng("mixed")
+    rows, prompts = list[Any](), list[Any]()
+    for kind in ("known", "unknown"):
+        rows += facts[kind][size * seed : size * (seed + 1)]
+    for r in rows:
+        far = [f for f in facts["known"] + facts["unknown"] if f["relation"] != r["relation"] and plain(r["memory"]) not in plain(f["statement"] + " " + f["memory"])]  # fmt: skip
+        other, elsewhere = r["others"][int(rng.integers(len(r["others"])))], far[int(rng.integers(len(far)))]
+        for said in (f"{r['statement']} {r['memory']}.", f"{r['statement']} {other}.", f"{elsewhere['statement']} {elsewhere['memory']}."):  # fmt: skip
+            prompts.append({"question": r["question"], "context": said})
+    replies, _ = answers(lm, prompts, MIXED)
+    wanted = [r["memory"] for r in rows for _ in CONTEXTS]
+    right = {n: holds(t, wanted) for n, t in replies.items()}
+    print(seed, {n: round(float(_bits(v).mean()), 3) for n, v in right.items()}, flush=True)
+    return {"seed": seed, "facts": len(rows), "right": right}
+
+
+def write_mixed(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+    size = SETTINGS["mixed, of each kind and seed"]
+
+    def every(name: str) -> np.ndarray:
+        """[seeds, known or unknown, facts, contexts]"""
+        return np.array([_bits(r["right"][name]).reshape(2, size, len(CONTEXTS)) for r in runs])
+
+    table = {n: every(n) for n in MIXED}
+
+    def cut(values: np.ndarray, label: str) -> np.ndarray:
+        """Per fact, the mean over contexts, of the part of the table that is meant."""
+        kind, _, context = label.partition(", ")
+        kinds = [0, 1] if kind == "all" else [("known", "unknown").index(kind)]
+        contexts = list(range(len(CONTEXTS))) if not context else [CONTEXTS.index(context)]
+        found: np.ndarray = values[:, kinds][..., contexts].mean(axis=-1).reshape(-1)
+        return found
+
+    labels = ["all", *(f"all, {c}" for c in CONTEXTS), *(f"{k}, {c}" for k in ("known", "unknown") for c in CONTEXTS)]
+    pairs = [("auto", b) for b in MIXED if b != "auto"] + [("alpha 0.0", "plain"), ("alpha 1.0", "plain"), ("cad", "plain")]  # fmt: skip
+    compared: dict[str, Any] = {}
+    for one, base in pairs:
+        rows = compared[f"{one} against {base}"] = {}
+        for label in labels:
+            found = paired_bootstrap(cut(table[base], label), cut(table[one], label), rng)
+            rows[label] = {"difference": found.estimate, "interval": [found.low, found.high]}
+        rows["all, per seed"] = [float(x) for x in (table[one] - table[base]).mean(axis=(1, 2, 3))]
+    return {
+        "what": "share of replies that hold the true answer; as many facts that the model knows as ones it does not, each with three contexts; intervals over facts",
+        "facts": len(runs) * 2 * size,
+        "right": {n: {label: float(cut(v, label).mean()) for label in labels} for n, v in table.items()},
+        "comparisons": compared,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    parts = {"table": ("decode-ck-plug", one_table, write_table), "mixed": ("decode-ck-plug-mixed", one_mixed, write_mixed)}  # fmt: skip
+    for name in sys.argv[1:] or list(parts):
+        file, experiment, figures = parts[name]
+        each_seed(file, SETTINGS, experiment, figures, (0, 1, 2, 3, 4))

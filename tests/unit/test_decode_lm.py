@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import interfuse
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
-from interfuse.core.rooms import Source
+from interfuse.core.rooms import Source, apply
 from interfuse.data.lm import LM, open_lm
 from interfuse.decode.engine import Options
 from interfuse.decode.export import export_steering
@@ -210,6 +210,27 @@ def test_steered_and_exported(place: Path, tmp_path: Path) -> None:
     assert again.generate(["the cat"], max_tokens=4) == lm.generate(["the cat"], max_tokens=4)
     with pytest.raises(InterfuseError, match="only rice"):
         export_steering(interfuse.decode.mixture(folder), tmp_path / "no")
+
+
+def test_what_rice_refuses_and_warns_of(place: Path, tmp_path: Path) -> None:
+    folder, lines = speaker(place, "mixture", **MIXTURE), list[str]()
+    given: dict[str, Any] = {"model": folder, "transcripts": transcripts(place), "min_count": 5}
+    for changed, code in (
+        ({"markers": {"nowhere": 1.0}}, "input.missing"),
+        ({"markers": {}}, "param.value"),
+        ({"markers": {"sings": 1.0}, "min_count": 10**6}, "input.limit"),
+        ({"model": speaker(place, "large"), "markers": {"sings": 1.0}}, "needs.capability"),
+    ):
+        with pytest.raises(InterfuseError) as caught:
+            apply("decode/rice", out=tmp_path / "no", **{**given, **changed})
+        assert caught.value.code == code, caught.value
+    assert not (tmp_path / "no").exists()
+    few = {"texts": ["the cat sings", "the dog runs", "a bird sees the cat"] * 4}
+    markers = {"dog runs": 1.0, "sings": 1.0}
+    ctx = Ctx(log=lines.append)
+    apply("decode/rice", model=folder, transcripts=few, markers=markers, min_count=1, out=tmp_path / "few", ctx=ctx)
+    assert any("'dog runs' is several tokens" in line for line in lines), lines
+    assert any("occurs 4 times: its nPMI is unstable" in line for line in lines), lines
 
 
 # ------------------------------------------------------------------------------------------------ inside model.generate
@@ -624,6 +645,26 @@ def test_what_the_endpoint_refuses(client: Any, plug: FusedLM) -> None:
         assert answer.json()["error"]["code"]
     result = CliRunner().invoke(_app(), ["decode", "serve", str(plug.path), "--host", "0.0.0.0"])
     assert result.exit_code == 3, "an open address needs a key"
+
+
+def test_serve_verb(plug: FusedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command opens the folder, takes changed parameters, and hands the application to the server at its address."""
+    import uvicorn
+    from starlette.testclient import TestClient
+
+    run: list[tuple[Any, str, int]] = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, host, port, **rest: run.append((app, host, port)))
+    words = ["decode", "serve", str(plug.path), "--port", "8123", "--set", "alpha=0.9"]
+    result = CliRunner().invoke(_app(), words)
+    assert result.exit_code == 0, result.output
+    ((app, host, port),) = run
+    assert (host, port) == ("127.0.0.1", 8123)
+    assert f"http://{host}:{port}/v1" in result.stderr
+    body = {"messages": MESSAGES, "max_tokens": 8, "temperature": 0, "context": ASKED[0]["context"]}
+    said = TestClient(app, base_url=f"http://{host}:{port}").post("/v1/chat/completions", json=body).json()
+    prompt = [{"role": "context", "content": ASKED[0]["context"]}, *MESSAGES]
+    wanted = plug.with_params(alpha=0.9).generate([prompt], max_tokens=8)[0][0].text
+    assert said["choices"][0]["message"]["content"] == wanted
 
 
 def test_the_endpoint_asks_for_its_key(plug: FusedLM, monkeypatch: pytest.MonkeyPatch) -> None:

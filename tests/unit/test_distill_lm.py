@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -179,6 +180,49 @@ def test_refusals_before_work(folder: Path, tmp_path: Path) -> None:
         "input.type", **{**given, "student": bert}, data=Dataset.from_dict({"text": TEXT[:4], "label": list("abab")})
     )
     assert not (tmp_path / "o").exists()
+
+
+def test_texts_longer_than_a_model_reads_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Whether it is the student or a teacher; rows that ``max_length`` cuts are fine."""
+    long = Dataset.from_dict({"text": [" ".join(TEXT[:2])] * 2})
+    student, teacher = lm(folder, "bytes"), lm(folder, "bytes", 1)
+    narrow = replace(teacher, name="narrow", config={**teacher.config, "max_position_embeddings": 16})
+    for given in ({"student": student, "teacher": [narrow]}, {"student": narrow, "teacher": [teacher]}):
+        error = refused("input.limit", method_name="distill/lm-kd", data=long, out=tmp_path / "o", **given)
+        assert "narrow" in str(error.where)
+        assert "max_length: 16" in error.fix
+    started("lm-kd", student=student, teacher=[narrow], data=long, max_length=16)
+    gpt = {"model_type": "gpt2", "vocab_size": 400, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    given = {"config": gpt, "task": "causal-lm", "tokenizer": str(student.tokenizer)}
+    refused("input.limit", method_name="distill/sft", student=given, data=long, out=tmp_path / "o")
+
+
+@pytest.mark.parametrize("method", ["lm-kd", "uld", "fusechat", "infigfusion"])
+def test_a_teacher_without_numbers_is_named(method: str, folder: Path, tmp_path: Path) -> None:
+    teacher = lm(folder, "bytes", 1)
+    assert teacher.module is not None
+    with torch.no_grad():
+        teacher.module.get_output_embeddings().weight[:, 0] = torch.nan
+    given = {"student": lm(folder, "bytes"), "teacher": [replace(teacher, name="silent")], "data": texts()}
+    error = refused("input.nan", method_name=f"distill/{method}", out=tmp_path / "o", **given)
+    assert str(error.where).startswith("silent")
+    assert not (tmp_path / "o").exists()
+
+
+def test_positions_without_a_number_do_not_count(folder: Path) -> None:
+    teacher, lines = lm(folder, "bytes", 1), list[str]()
+    assert teacher.module is not None
+    ids = [tokenizer("bytes")(text)["input_ids"] for text in TEXT[:5]]
+    token = next(t for t in ids[4] if t not in ids[0] + ids[1])  # the first rows are tried before work
+    with torch.no_grad():
+        teacher.module.get_input_embeddings().weight[token] = torch.nan
+    run, _ = started(
+        "lm-kd", Ctx(seed=3, log=lines.append), student=lm(folder, "bytes"), teacher=[teacher], data=texts()
+    )
+    (about,) = run.facts["teacher caches"]
+    assert 0 < about["positions without a number"] < about["positions"]
+    assert int((~run.held["targets"][0].valid).sum()) == about["positions without a number"]
+    assert any("which do not count" in line for line in lines)
 
 
 def test_a_template_that_rewrites_history_is_refused(folder: Path) -> None:
@@ -403,8 +447,6 @@ def test_the_better_of_pivot_and_source_is_the_target(folder: Path) -> None:
         assert torch.equal(said["ids"][row, 0], run.held["targets"][winner[row]].ids[where])
     broken = sources[0].loss.copy()
     broken[1] = np.nan
-    from dataclasses import replace
-
     lost = choose(replace(pivot, loss=np.full(5, np.nan)), [replace(sources[0], loss=broken)], "min-ce")
     assert lost.tolist() == [1, -1, 1, 1, 1], "a text without any loss is left out"
 

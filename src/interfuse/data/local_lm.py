@@ -11,7 +11,7 @@ import torch
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.data.lm import Prompt, Reply, Scored, check_prompts, cut_at, words_of
-from interfuse.data.models import Model, build, device_of, open_tokenizer
+from interfuse.data.models import Model, build, device_of, open_tokenizer, window_of
 from interfuse.data.schema_decoding import Shaped, Vocabulary, stack_of
 from interfuse.data.seeding import seeded
 
@@ -65,8 +65,7 @@ class LocalLM:
     @property
     def window(self) -> int | None:
         """The longest text it reads, in tokens, where its configuration tells."""
-        found = self.model.config.get("text_config", self.model.config)
-        return next((int(found[k]) for k in ("max_position_embeddings", "n_positions") if found.get(k)), None)
+        return window_of(self.model.config)
 
     def render(self, prompt: Prompt) -> str:
         """The text that is read: a string as it is, messages by the chat template with the assistant's turn opened.

@@ -415,6 +415,12 @@ def copy_tokenizer(source: Path | None, folder: Path, copy: Any) -> None:
             copy(source / name, folder / name)
 
 
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """The longest text, in tokens, that a model of this configuration reads; None where it tells none."""
+    found = config.get("text_config") or config
+    return next((int(found[k]) for k in ("max_position_embeddings", "n_positions") if found.get(k)), None)
+
+
 def size_of(model: Model) -> int:
     """The number of parameters, from file headers or by building the model without memory.
 

@@ -74,15 +74,21 @@ def cache_folder(run: Run) -> Path | None:
 
 
 def said_by(run: Run, number: int, k: int) -> TokenSaid:
-    """What teacher ``number`` says of the table in its own tokens; -1 is the student as it is before training."""
+    """What teacher ``number`` says of the table in its own tokens; -1 is the student as it is before training.
+
+    Positions at which it gives no number do not count, which is told and written down.
+    """
     if number < 0:
         model, module, rows = run.student_model, run.student, run.encoder.token_rows
     else:
         model, module, rows = run.teacher_models[number], run.teachers[number], run.teacher_encoders[number].token_rows
     said = token_said(model, module, rows, run.ctx, k=k, folder=cache_folder(run), device=run.device)
-    run.facts.setdefault("teacher caches", []).append(
-        {"model": model.name, "positions": len(said.lse), "bytes per position": round(said.bytes_per_token, 1)}
-    )
+    lost = int((~torch.isfinite(said.lse)).sum())
+    about = {"model": model.name, "positions": len(said.lse), "bytes per position": round(said.bytes_per_token, 1)}
+    if lost:
+        run.ctx.log(f"{model.name} gives no number at {lost} of {len(said.lse)} positions, which do not count")
+        about["positions without a number"] = lost
+    run.facts.setdefault("teacher caches", []).append(about)
     return said
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.data.images import distort, fit, to_array
-from interfuse.data.models import Model, build, device_of, open_tokenizer
+from interfuse.data.models import Model, build, device_of, open_tokenizer, window_of
 from interfuse.data.predictors import StoredPredictions
 from interfuse.data.tables import Table
 from interfuse.kit.threads import threads_for
@@ -124,6 +124,7 @@ class Encoder:
             if not isinstance(text, str) or not text:
                 raise InterfuseError("input.missing", "the text is empty", where=f"{self.table.name}: row {row}")
         encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        self._fits(int(encoded["attention_mask"].sum(dim=1).max()))
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
     @property
@@ -131,13 +132,22 @@ class Encoder:
         """All rows as tokens, for a causal language model; made once.
 
         Raises:
-            InterfuseError: see :func:`~interfuse.kit.token_rows.put_into_words` and ``tokenise``.
+            InterfuseError: see :func:`~interfuse.kit.token_rows.put_into_words` and ``tokenise``; ``input.limit`` for a row that is longer
+                than the model reads.
         """
         if self._token_rows is None:
             other = self.words_of
             words = put_into_words(self.table, self.tokenizer) if other is None else other.token_rows.words
             self._token_rows = tokenise(words, self.tokenizer, self.max_length, f"{self.model.name}, {self.table.name}")
+            self._fits(max(map(len, self._token_rows.readings), default=0))
         return self._token_rows
+
+    def _fits(self, longest: int) -> None:
+        """Raises ``input.limit`` for a text of more tokens than the model's configuration says it reads."""
+        window = window_of(self.model.config)
+        if window is not None and longest > window:
+            raise InterfuseError("input.limit", f"a text has {longest} tokens, the model reads {window}", where=f"{self.model.name}, {self.table.name}",
+                                 fix=f"Set max_length: {window}, or less.")  # fmt: skip
 
     @property
     def tokenizer(self) -> Any:
