@@ -4,9 +4,10 @@ Three experts are fine-tuned in full (a few minutes each, kept beside the model 
 verdicts with reasons of creak. Every method of the room that applies merges them with the base. Held in: unseen examples of the three
 tasks; held out: facts of strategyqa, which no expert has seen. Measured: loss per answer token, and whether the right answer is
 likelier than the wrong ones (banking77: among four topics; creak and strategyqa: true or false, yes or no): gained, kept and lost beside the base,
-with 95 % intervals over the items. Each merged folder is loaded with ``AutoModelForCausalLM.from_pretrained``, and one generates.
+with 95 % intervals over the items. Each merged folder is loaded with ``AutoModelForCausalLM.from_pretrained``, and generates.
+What is measured is kept method by method: a run that was stopped goes on.
 
-    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 8] [--items 10] [--only ties,linear]
+    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 8] [--items 40] [--first ties,linear]
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 from real_models import PLACE, smollm2
-from record import save
+from record import part, save
 
 DATA = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 TASKS = ("gsm8k", "banking77", "creak")
 HELD_OUT = "strategyqa"
 LONGEST = 128
 ROWS = 6  # examples in a step
+READ = 8  # rows measured together
+EXAMPLES = 8  # of each task, for the methods that look at the models at work
 
 Item = dict[str, Any]
 
@@ -99,15 +102,16 @@ def batch(rows: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, to
 def token_losses(
     module: Any, ids: torch.Tensor, seen: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each target in nats, 0 elsewhere: [rows, width - 1], and the logits of the first row's first target. Only the
-    answers' positions get logits."""
+    """Cross-entropy of each target in nats, 0 elsewhere: [rows, width - 1], and the logits of every row's first target [rows, vocabulary].
+    Only the answers' positions get logits."""
     hidden = module.model(input_ids=ids, attention_mask=seen).last_hidden_state[:, :-1]
     after = targets[:, 1:]
     where = after != -100
     logits = module.lm_head(hidden[where]).float()
     losses = torch.zeros(after.shape)
     each = torch.nn.functional.cross_entropy(logits, after[where], reduction="none")
-    return losses.masked_scatter(where, each), logits[0].detach()
+    counts = where.sum(1)
+    return losses.masked_scatter(where, each), logits[counts.cumsum(0) - counts].detach()
 
 
 def expert(task: str, base: Path, folder: Path, steps: int) -> Path:
@@ -157,24 +161,32 @@ def measured(folder: Path, items: dict[str, list[Item]], generate: bool = False)
     found: dict[str, Any] = {}
     with torch.no_grad():
         for task, rows in items.items():
-            loss: list[float] = []
-            right: list[bool] = []
-            for item in rows:
-                told = [encode(tokenizer, item, item["answer"])]
+            told, owner = [], []
+            for number, item in enumerate(rows):
+                own = [encode(tokenizer, item, item["answer"])]
                 if "right" not in item and item["others"]:  # choices of several words are read to their end
-                    told += [encode(tokenizer, item, answer) for answer in item["others"]]
-                ids, seen, targets = batch(told, tokenizer.eos_token_id)
-                losses, first = token_losses(module, ids, seen, targets)
-                loss.append(float(losses[0].sum() / (targets[0, 1:] != -100).sum()))
+                    own += [encode(tokenizer, item, answer) for answer in item["others"]]
+                told += own
+                owner += [(number, k) for k in range(len(own))]
+            sums: dict[tuple[int, int], tuple[float, float]] = {}
+            first: dict[int, torch.Tensor] = {}
+            order = sorted(range(len(told)), key=lambda r: (len(told[r][0]), r))
+            for some in (order[start : start + READ] for start in range(0, len(order), READ)):
+                losses, begins = token_losses(module, *batch([told[r] for r in some], tokenizer.eos_token_id))
+                for place, r in enumerate(some):
+                    ids, begin = told[r]
+                    own_losses = losses[place, begin - 1 : len(ids) - 1]
+                    sums[owner[r]] = float(own_losses.mean()), float(own_losses[:-1].sum())  # without the turn's end
+                    if owner[r][1] == 0:
+                        first[owner[r][0]] = begins[place]
+            right: list[bool] = []
+            for number, item in enumerate(rows):
                 if "right" in item:  # choices that begin with different words are decided by the first
                     words = [tokenizer(answer).input_ids[0] for answer in (item["right"], *item["others"])]
-                    right.append(bool(first[words[0]] > max(first[w] for w in words[1:])))
+                    right.append(bool(first[number][words[0]] > max(first[number][w] for w in words[1:])))
                 elif item["others"]:
-                    sums = [
-                        float(losses[k, : len(row) - 2].sum()) for k, (row, _) in enumerate(told)
-                    ]  # without the turn's end
-                    right.append(sums[0] < min(sums[1:]))
-            found[task] = {"loss": loss, "right": right or None}
+                    right.append(sums[number, 0][1] < min(sums[number, k + 1][1] for k in range(len(item["others"]))))
+            found[task] = {"loss": [sums[number, 0][0] for number in range(len(rows))], "right": right or None}
     if generate:
         turn = [{"role": "user", "content": "What is the capital of France?"}]
         prompt = tokenizer(
@@ -213,7 +225,7 @@ def beside(base: dict[str, Any], other: dict[str, Any], tasks: list[str]) -> dic
     return rows
 
 
-def plans(only: list[str], tables: dict[str, Path]) -> list[tuple[str, dict[str, Any]]]:
+def plans(first: list[str]) -> list[tuple[str, dict[str, Any]]]:
     """The methods that apply to three experts and their base, with what has to be said to them."""
     from interfuse.core import index
     from interfuse.core.method import load as load_method
@@ -222,132 +234,117 @@ def plans(only: list[str], tables: dict[str, Path]) -> list[tuple[str, dict[str,
         "task-arithmetic": {"weight": 0.4},
         "dare-linear": {"weight": 0.4},
         "breadcrumbs": {"weight": 0.4},
-        "lore": {"steps": 3, "svd": "randomised"},
+        "lore": {"steps": 3, "svd": "gram"},
         "tsv": {"svd": "randomised"},
         "twin": {"svd": "randomised"},
         "iso-c": {"svd": "gram"},
     }
     made = []
     for entry in sorted(index.entries().values(), key=lambda e: e.slug):
-        if (
-            entry.kind != "method"
-            or entry.room != "merge"
-            or (only and entry.slug not in only)
-            or entry.slug == "passthrough"
-        ):
+        if entry.kind != "method" or entry.room != "merge" or entry.slug == "passthrough":
             continue
         traits = load_method(entry.id).traits
         least, most = traits.get("models", (1, 1000))
         given: dict[str, Any] = dict(special.get(entry.slug, {}))
         given["count"] = min(3, most)
         given["base"] = traits.get("base", "optional") == "required"
-        given["look"] = "calibrate" in traits
+        given["tables"] = traits.get("tables", given["count"]) if "calibrate" in traits else 0
         if given["count"] >= least:
             made.append((entry.slug, given))
-    first = [
-        "linear",
-        "ties",
-        "task-arithmetic",
-        "dare-ties",
-        "sce",
-        "slerp",
-        "model-stock",
-        "della",
-        "varm",
-        "karcher",
-        "breadcrumbs",
-    ]
     return sorted(made, key=lambda m: (first.index(m[0]) if m[0] in first else len(first), m[0]))
+
+
+def merged(
+    slug: str, given: dict[str, Any], base: Path, experts: list[Path], tables: list[Path], work: Path
+) -> dict[str, Any]:
+    """One method's merge of the experts, in one thread: the folder, processor seconds, or why it is refused."""
+    from interfuse.core.ctx import Ctx
+    from interfuse.core.errors import InterfuseError
+    from interfuse.core.rooms import apply
+
+    own = {k: v for k, v in given.items() if k not in ("count", "base", "tables")}
+    if given["base"]:
+        own["base"] = str(base)
+    if given["tables"]:
+        own["calibration"] = [str(t) for t in tables[: given["tables"]]]
+    out, clock = work / "merged", time.process_time()
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        apply(slug, room="merge", out=out, ctx=Ctx(cache=work / "cache"), workers=1,
+              models=[str(e) for e in experts[: given["count"]]], **own)  # fmt: skip
+    except InterfuseError as error:
+        return {"not run": f"{error.code}: {error.what}"}
+    about = json.loads((out / "interfuse.json").read_text())["facts"].get("calibration", {})
+    found = {k: v for k, v in about.items() if k in ("accepted", "between models", "examples")}
+    return {"processor seconds": time.process_time() - clock, **({"calibration": found} if found else {})}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--items", type=int, default=10)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--first", default="", help="methods to begin with")
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
-    began = time.perf_counter()
+    torch.set_num_threads(1)
     base = smollm2()
     experts = [expert(task, base, PLACE / f"expert-{task}-{args.steps}", args.steps) for task in TASKS]
-    print(f"experts after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     if args.train_only:
         return
-    from interfuse.core.ctx import Ctx
-    from interfuse.core.errors import InterfuseError
-    from interfuse.core.rooms import apply
-
-    items = {task: load(task, np.random.default_rng(7))[1] for task in (*TASKS, HELD_OUT)}
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     items = {
-        t: [i for i in rows if len(encode(tokenizer, i, i["answer"])[0]) <= LONGEST][: args.items]
-        for t, rows in items.items()
+        t: [i for i in load(t, np.random.default_rng(7))[1] if len(encode(tokenizer, i, i["answer"])[0]) <= LONGEST][
+            : args.items
+        ]
+        for t in (*TASKS, HELD_OUT)
     }
-    tasks = list(items)
-    work = Path(tempfile.mkdtemp(prefix="merge-real-"))
+    kept = f"merge-real-{args.steps}-{args.items}"
     rows: dict[str, Any] = {}
 
-    def keep() -> Path:
-        """Saved after every method: a stop loses one."""
-        what = {
-            "what": __doc__.splitlines()[0],
-            "base": "SmolLM2-135M-Instruct",
-            "steps": args.steps,
-            "items": args.items,
+    def report(name: str, found: dict[str, Any]) -> None:
+        """One more row, saved at once."""
+        if "not run" in found:
+            rows[name] = found
+        else:
+            scores = found.pop("scores")
+            rows[name] = {**found, **beside(start, scores, list(items))}
+        save("merge-real", {"what": __doc__.splitlines()[0], "base": "SmolLM2-135M-Instruct", "steps": args.steps,
+                            "items": args.items, "rows": rows})  # fmt: skip
+        brief = rows[name].get("not run") or {
+            k: round(rows[name][k]["change"], 3) for k in (*items, "held in", "held out")
         }
-        return save(
-            "merge-real" if not args.only else "merge-real-part",
-            {**what, "seconds": time.perf_counter() - began, "rows": rows},
-        )
+        print(f"{name}: {found.get('processor seconds', 0):.1f} s, change of loss {brief}", file=sys.stderr, flush=True)
 
-    try:
-        tables = {}
-        for task in TASKS:  # examples for the methods that look at the models at work
-            part = load(task, np.random.default_rng(TASKS.index(task)))[0][:8]
-            tables[task] = work / f"{task}.txt"
-            tables[task].write_text(
-                "\n".join(f"{i['prompt']} {i['answer']}".replace("\n", " ") for i in part) + "\n", encoding="utf-8"
-            )
-        start = measured(base, items)
-        rows["base"] = beside(start, start, tasks)
+    with tempfile.TemporaryDirectory(prefix="merge-real-") as place:
+        work = Path(place)
+        tables = []
+        for task in TASKS:  # examples for the methods that look at the models at work: as the models read them
+            tables.append(work / f"{task}.jsonl")
+            some = load(task, np.random.default_rng(TASKS.index(task)))[0]
+            some = [i for i in some if len(encode(tokenizer, i, i["answer"])[0]) <= LONGEST][:EXAMPLES]
+            turns = [tokenizer.apply_chat_template([{"role": "user", "content": i["prompt"]}], add_generation_prompt=True,
+                                                   tokenize=False) for i in some]  # fmt: skip
+            lines = [json.dumps({"prompt": t, "response": i["answer"]}) for t, i in zip(turns, some, strict=True)]
+            tables[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+        start = part(kept, "base", lambda: {"scores": measured(base, items)})["scores"]
+        report("base", {"scores": start})
         for task, folder in zip(TASKS, experts, strict=True):
-            rows[f"expert {task}"] = beside(start, measured(folder, items), tasks)
-        for slug, given in plans([m for m in args.only.split(",") if m], tables):
-            count, wants_base = given.pop("count"), given.pop("base")
-            looks = given.pop("look")
-            out = work / "merged"
-            shutil.rmtree(out, ignore_errors=True)
-            if wants_base:
-                given["base"] = str(base)
-            if looks:
-                given["examples"] = [str(tables[t]) for t in TASKS[:count]]
-            clock = time.perf_counter()
-            try:
-                apply(slug, room="merge", out=out, ctx=Ctx(), models=[str(e) for e in experts[:count]], **given)
-            except InterfuseError as error:
-                rows[slug] = {"not run": f"{error.code}: {error.what}"}
-                print(f"{slug}: {rows[slug]['not run']}", file=sys.stderr, flush=True)
-                continue
-            seconds = time.perf_counter() - clock
-            found = measured(out, items, generate=True)
-            said = found.pop("says")
-            given.pop("base", None)
-            given.pop("examples", None)
-            rows[slug] = {
-                "models": count,
-                "given": given,
-                "seconds": seconds,
-                "says": said,
-                **beside(start, found, tasks),
-            }
-            brief = {k: round(rows[slug][k]["change"], 3) for k in (*tasks, "held in", "held out")}
-            keep()
-            print(f"{slug}: {seconds:.1f} s, change of loss {brief}; says {said!r}", file=sys.stderr, flush=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print(keep())
+            report(f"expert {task}", part(kept, f"expert {task}", lambda f=folder: {"scores": measured(f, items)}))
+
+        def run(slug: str, given: dict[str, Any]) -> dict[str, Any]:
+            made = merged(slug, given, base, experts, tables, work)
+            if "not run" in made:
+                return made
+            scores = measured(work / "merged", items, generate=True)
+            return {"models": given["count"], "given": {k: v for k, v in given.items() if k not in ("count", "base", "tables")},
+                    **made, "says": scores.pop("says"), "scores": scores}  # fmt: skip
+
+        for slug, given in plans([m for m in args.first.split(",") if m]):
+            key = f"{slug} {json.dumps(given, sort_keys=True)}"
+            report(slug, part(kept, key, lambda s=slug, g=given: run(s, g)))
+    print(f"{len(rows)} rows")
 
 
 if __name__ == "__main__":

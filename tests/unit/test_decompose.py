@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interfuse.kit.decompose import leading_triplets, levelled
+from interfuse.kit.decompose import leading_triplets, levelled, shrunk
 
 
 def matrix(rows: int, columns: int, decay: float) -> torch.Tensor:
@@ -49,3 +49,25 @@ def test_directions_that_are_not_there_stay_zero():
     low = (a[:, :3] @ a[:3, :]).contiguous()  # rank 3
     fast, _ = levelled(low, "gram")
     assert int((torch.linalg.svdvals(fast) > 0.5).sum()) <= 3
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60)])
+def test_triplets_by_the_gram_matrix(shape):
+    a = matrix(*shape, 0.8)
+    u, s, v = leading_triplets(a, 12, "gram")
+    exact = 0.8 ** torch.arange(12, dtype=torch.float64)
+    assert float(((s - exact) / exact).abs().max()) < 1e-9
+    best, size, right = leading_triplets(a, 12)
+    assert float(((u * s) @ v - (best * size) @ right).abs().max()) < 1e-9
+    assert int(leading_triplets(torch.zeros(5, 3), 2, "gram")[0].count_nonzero()) == 0
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60)])
+@pytest.mark.parametrize("threshold", [1e-4, 0.1, 2.0])
+def test_values_are_shrunk_by_the_gram_matrix(shape, threshold):
+    a = matrix(*shape, 0.8)  # values from 1 to 1.7e-4
+    u, s, v = leading_triplets(a, 40)
+    exact = (u * (s - threshold).clamp(min=0)) @ v
+    found, above = shrunk(a, threshold)
+    assert above == int((s > threshold).sum())
+    assert float((found - exact).abs().max()) < 1e-9

@@ -379,3 +379,19 @@ def test_whole_merges_have_the_same_bits_in_any_order(slug, tmp_path):
     if load(f"merge/{slug}").traits.get("random"):
         other = merge(models, out=tmp_path / "other", seed=6, **base, **own).path
         assert (one / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("slug", ["tsv", "twin", "lore", "iso-c"])
+@pytest.mark.parametrize("svd", ["gram", "randomised"])
+def test_faster_decompositions_give_the_oracles_numbers(slug, svd):
+    if (slug, svd) == ("iso-c", "randomised"):
+        pytest.skip("every direction counts, so there are no leading ones to find")
+    g = torch.Generator().manual_seed(7)
+    base = {"w": 0.2 * torch.randn(90, 60, generator=g)}
+    # changes of five directions each, and a little of all others
+    models = [{"w": base["w"] + 0.1 * torch.randn(90, 5, generator=g) @ torch.randn(5, 60, generator=g) + 1e-2 * torch.randn(90, 60, generator=g)}
+              for _ in range(3)]  # fmt: skip
+    own = {"twin": {"density": 0.1}, "lore": {"steps": 3, "mu": 0.01}}.get(slug, {})
+    said = by_oracle(slug, models, base, **own)["w"]
+    ours = run(slug, [m["w"] for m in models], base["w"] if takes_base(slug) else None, svd=svd, **own)
+    np.testing.assert_allclose(ours.double().numpy(), said, rtol=1e-4, atol=2e-5 if svd == "randomised" else 1e-6)

@@ -180,9 +180,3 @@ def median_weights(gram: Numbers, weights: Sequence[float], *, steps: int = 200,
             return new
         z = new
     return z
-
-
-def polar(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns: ``U V^T`` of the singular value decomposition ``U S V^T``."""
-    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ v

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.kit.counter_random import tensor_key
-from interfuse.kit.decompose import How, leading_triplets
+from interfuse.kit.decompose import How, leading_triplets, shrunk
 from interfuse.merge.room import Part, weighted_sum
 
 
@@ -30,7 +30,8 @@ def lore(
     svd: Annotated[
         How,
         Field(
-            description="how the singular values above the threshold are found; randomised (Halko et al. 2011) begins with few"
+            description="how the singular values above the threshold are found: gram by the eigenvectors of the Gram matrix, twice as fast; "
+            "randomised (Halko et al. 2011) begins with few, which is fast when few are above it"
         ),
     ] = "exact",
 ) -> Tensor:
@@ -58,10 +59,12 @@ def _shrink(matrix: Tensor, threshold: float, rank: int, svd: str, key: int) -> 
     """Singular value thresholding, the proximal map of the nuclear norm; and the rank that sufficed to find all that remains."""
     if threshold == 0:
         return matrix, rank
+    if svd == "gram":
+        return shrunk(matrix, threshold)[0], rank
     most = min(matrix.shape)
     while True:
         u, s, v = leading_triplets(matrix, min(rank, most), svd, key)
         if rank >= most or float(s[-1]) <= threshold:
-            shrunk: Tensor = (u * torch.clamp(s - threshold, min=0)) @ v
-            return shrunk, most if svd == "exact" else max(1, min(most, int((s > threshold).sum()) + 1))
+            found: Tensor = (u * torch.clamp(s - threshold, min=0)) @ v
+            return found, most if svd == "exact" else max(1, min(most, int((s > threshold).sum()) + 1))
         rank *= 2

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.kit.counter_random import tensor_key
-from interfuse.kit.decompose import How, leading_triplets
-from interfuse.kit.merging import polar
+from interfuse.kit.decompose import How, leading_triplets, levelled
 from interfuse.merge.room import Part, weighted_sum
 
 
@@ -23,7 +22,8 @@ def tsv(
     svd: Annotated[
         How,
         Field(
-            description="how the leading triplets are found; randomised (Halko et al. 2011) is faster and nearly exact"
+            description="how the leading triplets and polar factors are found; gram (by eigenvectors of Gram matrices) and randomised "
+            "(Halko et al. 2011, with the polar factors by gram) are faster and nearly exact"
         ),
     ] = "exact",
 ) -> Tensor:
@@ -41,4 +41,6 @@ def tsv(
     left = torch.cat([u for u, _, _ in triplets], dim=1)
     sizes = torch.cat([s for _, s, _ in triplets])
     right = torch.cat([v for _, _, v in triplets], dim=0)
-    return part.base + scale * ((polar(left) * sizes) @ polar(right)).float()
+    kind = "exact" if svd == "exact" else "gram"
+    whitened = (levelled(left, kind)[0] * sizes) @ levelled(right, kind)[0]
+    return part.base + scale * whitened.float()

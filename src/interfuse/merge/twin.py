@@ -27,7 +27,7 @@ def twin(
     svd: Annotated[
         How,
         Field(
-            description="how the leading triplets are found; randomised (Halko et al. 2011) is faster and nearly exact"
+            description="how the leading triplets are found; gram (by the Gram matrix) and randomised (Halko et al. 2011) are faster and nearly exact"
         ),
     ] = "exact",
 ) -> Tensor:
