@@ -148,7 +148,14 @@ def test_coded_errors_say_code_what_where_fix(fake, cli):
 def test_dry_run_writes_nothing_and_prices(fake, cli, cli_json):
     before = sorted(p.name for p in fake.iterdir())
     plan = cli_json("toys", "scale", "a", "b", "--dry-run", "-o", "out")
-    assert plan["cost"] == {"bytes_read": 1000, "bytes_written": 2_000_000, "calls": 3, "seconds": 75.0}
+    assert plan["cost"] == {
+        "bytes_read": 1000,
+        "bytes_written": 2_000_000,
+        "calls": 3,
+        "seconds": 75.0,
+        "tokens": 0,
+        "memory": 0,
+    }
     assert plan["params"]["factor"] == 2.0
     text = cli("toys", "scale", "a", "b", "--dry-run", "-o", "out").stdout
     assert "read 1.0 kB, write 2.0 MB, 3 endpoint calls, about 1 min 15 s" in text

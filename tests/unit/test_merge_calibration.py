@@ -443,7 +443,6 @@ def test_what_is_refused(shared, tmp_path):
         "input.limit",
         "cut off",
     )
-    refused("sens", {**three, "tokenizer": "base"}, tmp_path, "param.value", "vocabulary")
     refused(
         "fisher",
         {"models": three["models"], "calibration": three["calibration"], "labels": "model", **fresh},
@@ -517,7 +516,7 @@ def test_the_example_without_a_number_is_named(shared, tmp_path):
     assert "three: row 1" in caught.value.where
 
 
-def test_calibration_in_a_mergekit_file_is_not_a_key_of_theirs(tmp_path):
+def test_calibration_in_a_file_of_a_method_that_looks_at_nothing(tmp_path):
     (tmp_path / "r.yml").write_text("merge_method: linear\nmodels: [{model: a}]\ncalibration: x.jsonl\n")
     with pytest.raises(InterfuseError) as caught:
         merge_recipe(tmp_path / "r.yml", tmp_path / "out")

@@ -160,7 +160,7 @@ BAD = [
     (("{use: linear}", "{use: lineer}"), "method.unknown", "linear"),
     (("density: [0.2, 1.0]", "density: [0.2, 1.5]"), "param.value", "density"),
     (("density: [0.2, 1.0]", "dencity: 1.0"), "param.unknown", "density"),
-    (("{use: linear}", "{use: fisher}"), "recipe.key", "calibration"),
+    (("{use: linear}", "{use: slerp}"), "param.value", "2 models"),
     (("make: {", "families: []\nmake: {"), "recipe.key", "either"),
     (("methods:", "methods: {}\nmore:"), "recipe.key", "more"),
     (("flipped, turned", "flipped, turnd"), "recipe.key", "turned"),
@@ -304,3 +304,83 @@ def test_merged_models_keep_their_kind(done):
     for k, v in made.module.state_dict().items():
         torch.testing.assert_close(v, family.experts["mirrored"].module.state_dict()[k], rtol=1e-6, atol=1e-7)
         assert family.base.module.state_dict()[k].equal(before[k])
+
+
+LOOKING = (
+    GRID.replace("seeds: [0, 1]", "seeds: [0]").replace("[0.2, 1.0], scale: 1.0}", "1.0}")
+    + """
+  fisher: {use: fisher, fisher_norm: [none, model]}
+  regmean: {use: regmean}
+  aim: {use: aim, keep: 0.4}
+  sens: {use: sens}
+  acm: {use: acm}
+"""
+)
+
+
+def test_methods_that_look_at_models_at_work(tmp_path, monkeypatch):
+    """Every expert is looked at with its own task's pictures, once; the merge is that of the room's own method."""
+    import interfuse
+    from interfuse.merge import calibrate
+
+    (tmp_path / "grid.yaml").write_text(LOOKING)
+    study = read_study(tmp_path / "grid.yaml")
+    passes, real = [], calibrate.run_pass
+    monkeypatch.setattr(calibrate, "run_pass", lambda loaded, table, *a, **k: passes.append((len(loaded), table.name)) or real(loaded, table, *a, **k))  # fmt: skip
+    run_study(tmp_path / "grid.yaml", tmp_path / "out", Ctx(cache=tmp_path / "cache"))
+    rows = [json.loads(line) for line in (tmp_path / "out" / "cells.jsonl").read_text().splitlines()]
+    assert len(rows) == study.cost()["cells"] == 4 * 3 * 7
+    assert study.cost()["looks"] == sum(count for count, _ in passes)
+    assert any(name == "mirrored: calibrate, flipped: calibrate, turned: calibrate" for _, name in passes)  # aim's base
+    family = make_family(study, "large", "strong", 0)
+    tasks = engine_tasks(study)
+    names = ("mirrored", "flipped", "turned")
+    made = merged(
+        family,
+        names,
+        "fisher",
+        {"fisher_norm": "model"},
+        Ctx(cache=tmp_path / "cache"),
+        [tasks[n].calibrate for n in names],
+    )
+    own = interfuse.merge.fisher([family.experts[n].module for n in names], calibration=[tasks[n].calibrate for n in names], fisher_norm="model",
+                                 reuse_statistics=False, out=tmp_path / "own")  # fmt: skip
+    from safetensors.torch import load_file
+
+    for name, value in load_file(own.path / "model.safetensors").items():
+        torch.testing.assert_close(made.module.state_dict()[name], value)
+
+
+def engine_tasks(study):
+    from interfuse.merge.study_digits import tasks
+
+    return tasks(study)
+
+
+def test_tables_to_look_with_are_named_and_not_those_of_the_test(tmp_path, monkeypatch):
+    from tests import tiny_texts
+
+    for name in ("base", "x", "y"):
+        tiny_texts.tokenizer(tiny(tmp_path, "llama", name))
+    texts = tiny_texts.sentences(12)[0]
+    for file, rows in (("a", texts[:4]), ("b", texts[4:8]), ("c", texts[8:])):
+        Dataset.from_dict({"text": rows}).to_parquet(tmp_path / f"{file}.parquet")
+    good = OWN.replace("{choose", "{calibrate: {data: c.parquet}, choose").replace(
+        "ties: {use: ties, density: [0.5, 1.0]}", "fisher: {use: fisher}, aim: {use: aim, calibration_length: 32}"
+    )
+    (tmp_path / "grid.yaml").write_text(good)
+    report = run_study(tmp_path / "grid.yaml", tmp_path / "out", Ctx(cache=tmp_path / "cache"))
+    assert report["cells"] == 3
+    grids = {
+        "recipe.key": [(good.replace("one: {calibrate: {data: c.parquet}, ", "one: {"), "grid.yaml:12"), (good.replace("calibrate:", "calibrat:", 1), "calibrat")],
+        "input.leak": [(good.replace("one: {calibrate: {data: c.parquet}", "one: {calibrate: {data: b.parquet}"), "one")],
+        "input.shape": [(good.replace("one: {calibrate: {data: c.parquet}", "one: {calibrate: {data: c.parquet, columns: {text: text, id: text}}"), "columns")],
+    }  # fmt: skip
+    for code, cases in grids.items():
+        for text, says in cases:
+            assert text != good
+            (tmp_path / "grid.yaml").write_text(text)
+            with pytest.raises(InterfuseError) as caught:
+                run_study(tmp_path / "grid.yaml", tmp_path / "no", Ctx(cache=tmp_path / "cache"))
+            assert caught.value.code == code, caught.value
+            assert says in str(caught.value), caught.value

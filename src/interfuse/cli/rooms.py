@@ -221,5 +221,7 @@ def _print_plan(facts: dict[str, Any], cost: Cost, out: Path) -> None:
 
 def cost_words(cost: Cost) -> str:
     """A cost in words."""
-    return (f"read {size(cost.bytes_read)}, write {size(cost.bytes_written)}, {cost.calls} endpoint calls, "
+    looking = f"{cost.tokens:,} tokens through models, " if cost.tokens else ""
+    looking += f"{size(cost.memory)} of memory, " if cost.memory else ""
+    return (f"read {size(cost.bytes_read)}, write {size(cost.bytes_written)}, {looking}{cost.calls} endpoint calls, "
             f"about {duration(cost.seconds)}")  # fmt: skip

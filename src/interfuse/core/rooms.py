@@ -69,16 +69,19 @@ class Input:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step will cost: bytes read and written, endpoint calls, and a rough time in seconds."""
+    """What a step will cost: bytes read and written, endpoint calls, a rough time in seconds; and where models look at examples
+    before the work, the tokens they read and the most memory that takes, in bytes."""
 
     bytes_read: int = 0
     bytes_written: int = 0
     calls: int = 0
     seconds: float = 0.0
+    tokens: int = 0
+    memory: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.bytes_read + other.bytes_read, self.bytes_written + other.bytes_written,
-                    self.calls + other.calls, self.seconds + other.seconds)  # fmt: skip
+        return Cost(self.bytes_read + other.bytes_read, self.bytes_written + other.bytes_written, self.calls + other.calls,
+                    self.seconds + other.seconds, self.tokens + other.tokens, max(self.memory, other.memory))  # fmt: skip
 
 
 @dataclass

@@ -9,7 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.core.rooms import Call
 from interfuse.merge.calibrate import Calibration, Found
+from interfuse.merge.looks import Look
 from interfuse.merge.room import Part, weighted_sum
 
 
@@ -24,7 +26,12 @@ def _coefficients(calibration: Calibration, **_: Any) -> Found:
     return Found({}, (found, owners), {"layers": shown})
 
 
-@method(scope="element", base="required", calibrate=_coefficients, per_model=(), temporaries=2)
+def _looks(call: Call) -> list[Look]:
+    count = len(call.inputs["models"])
+    return [Look((count, i), i) for i in range(count)]
+
+
+@method(scope="element", base="required", calibrate=_coefficients, looks=_looks, per_model=(), temporaries=2)
 def acm(
     part: Part,
     *,

@@ -9,7 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.core.rooms import Call
 from interfuse.merge.calibrate import Calibration, Found
+from interfuse.merge.looks import Look
 from interfuse.merge.room import Part, PerModel, Whole, per_model, shares, weighted_sum
 
 
@@ -28,7 +30,11 @@ def _importance(whole: Whole, *, keep: float, **_: Any) -> tuple[Tensor | None, 
     return factors.float(), bool(whole.found.facts["stored"].get(whole.name, False))
 
 
-@method(scope="row", base="required", calibrate=_channels, tables=1, prepare=_importance, temporaries=3)
+def _looks(call: Call) -> list[Look]:
+    return [Look((len(call.inputs["models"]),), 0)]
+
+
+@method(scope="row", base="required", calibrate=_channels, looks=_looks, tables=1, prepare=_importance, temporaries=3)
 def aim(
     part: Part,
     *,

@@ -21,9 +21,10 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call, Source
 from interfuse.core.safe import file_sha256, read_text
-from interfuse.data.models import Model
+from interfuse.data.models import Model, tokenizer_folder
 from interfuse.data.overlay import whole
 from interfuse.data.tables import Table, open_table, table_of_texts
+from interfuse.data.vocabulary import Vocabulary
 from interfuse.data.weights import Flat
 from interfuse.kit.collectors import (
     BlockSensitivity,
@@ -38,8 +39,11 @@ from interfuse.kit.collectors import (
 from interfuse.kit.parameter_names import names_in_files
 from interfuse.kit.passes import Collector, Kept, Loaded, Make, Wants, examples, keep, load, look, run_pass, within
 from interfuse.kit.taps import blocks
+from interfuse.merge.looks import table_of
+from interfuse.merge.one_vocabulary import in_one_vocabulary, write_tokens
 from interfuse.merge.plan import layer_of
 from interfuse.merge.prepare import Prepared, everyone
+from interfuse.merge.schedule import varies
 
 #: part of every statistic's key: changes when the numbers would
 _VERSION = 1
@@ -95,6 +99,8 @@ class Calibration:
     _loaded: dict[int, Loaded] = field(default_factory=dict, repr=False)
     _kept: list[Kept] = field(default_factory=list, repr=False)
     _names: dict[int, dict[str, str]] = field(default_factory=dict, repr=False)
+    _models: dict[int, Model] = field(default_factory=dict, repr=False)
+    _words: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
 
     @property
     def count(self) -> int:
@@ -113,13 +119,33 @@ class Calibration:
         return sorted(range(self.count), key=lambda i: (self.model(i).fingerprint(), tables[i]))
 
     def model(self, index: int) -> Model:
-        """A model, or (index :attr:`base`) the base."""
-        return everyone(self.call)[index]
+        """A model, or (index :attr:`base`) the base; with the vocabulary of the merge when that has one of its own."""
+        if self.plan.alignment is None:
+            return everyone(self.call)[index]
+        if index not in self._models:
+            if self._words is None:
+                self._words = tempfile.TemporaryDirectory(prefix="interfuse-tokens-")
+                write_tokens(self.call, self.plan, Path(self._words.name))
+            self._models[index] = in_one_vocabulary(self.call, self.plan, index, Path(self._words.name))
+        return self._models[index]
 
     def table(self, index: int) -> Table:
         """The examples of a model: its own, or those given for all."""
-        tables: list[Table] = self.call.inputs["calibration"]
-        return tables[index] if len(tables) == self.count > 1 else tables[0]
+        return table_of(self.call, index)
+
+    def one(self, name: str) -> Any:
+        """A parameter that is needed before the first tensor, so that it cannot differ between them.
+
+        Raises:
+            InterfuseError: ``param.value`` for a schedule, or a slice's own value.
+        """
+        value = self.call.params[name]
+        own = [part.get("parameters", {}) for part in self.call.params["slices"] or ()]
+        if varies(value) or any(name in given for given in own):
+            raise InterfuseError(
+                "param.value", f"{name} is one value for the whole merge", where=name, fix="Give one number."
+            )
+        return value
 
     def own(self, name: str) -> Mapping[str, Any]:
         """The method's parameters for the output made of a tensor of this name."""
@@ -431,7 +457,7 @@ class Calibration:
         return {
             "version": _VERSION,
             "model": model.fingerprint(),
-            "tokenizer": str(model.config.get("vocab_size")),
+            "tokenizer": Vocabulary("", tokenizer_folder(model)).fingerprint(),
             "examples": table.fingerprint(),
             "rows": len(table),
             "max_length": params["calibration_length"],
@@ -448,6 +474,8 @@ class Calibration:
     def close(self) -> None:
         """Lets go of files and models."""
         self._loaded.clear()
+        if self._words is not None:
+            self._words.cleanup()
         for kept in self._kept:
             kept.close()
 
@@ -465,15 +493,12 @@ def calibrated(call: Call, plan: Prepared) -> Iterator[Found | None]:
     Statistics stand in the context's cache, or with ``reuse_statistics`` off in the scratch folder of this run.
 
     Raises:
-        InterfuseError: ``param.value`` with a vocabulary of its own; what the passes raise.
+        InterfuseError: what the passes raise.
     """
     calibrate = call.method.traits.get("calibrate")
     if calibrate is None:
         yield None
         return
-    if plan.alignment is not None:
-        raise InterfuseError("param.value", "calibration knows the models' tensors as they are, not with the rows of another vocabulary",
-                             where="tokenizer", fix="Bring the models to one vocabulary first: interfuse merge passthrough --tokenizer ...")  # fmt: skip
     with contextlib.ExitStack() as stack:
         if call.params["reuse_statistics"]:
             place = Path(call.ctx.cache).expanduser() / "statistics"

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.core.rooms import Call
 from interfuse.kit.passes import Loaded
 from interfuse.kit.reductions import sums
 from interfuse.merge.calibrate import Calibration, Found
+from interfuse.merge.looks import Look, each
 from interfuse.merge.room import Part, PerModel, per_model
 
 
@@ -27,7 +29,7 @@ def _expected(loaded: Loaded, logits: Tensor, batch: Mapping[str, Tensor], label
 
 
 def _curvature(calibration: Calibration, **_: Any) -> Found:
-    labels, normalize = calibration.call.params["labels"], calibration.call.params["fisher_norm"]
+    labels, normalize = calibration.one("labels"), calibration.one("fisher_norm")
     losses = _expected if labels == "model" else None
     kept = [calibration.squared_gradients(i, losses=losses, about=labels) for i in range(calibration.count)]
     factors = [1.0] * len(kept)
@@ -39,7 +41,11 @@ def _curvature(calibration: Calibration, **_: Any) -> Found:
     return Found(flats, factors, {"examples": [len(calibration.table(i)) for i in range(calibration.count)]})
 
 
-@method(scope="element", base="optional", calibrate=_curvature, temporaries=3)
+def _looks(call: Call) -> list[Look]:
+    return each(call, gradients=True, totals=8.0, kept=4.0)
+
+
+@method(scope="element", base="optional", calibrate=_curvature, looks=_looks, temporaries=3)
 def fisher(
     part: Part,
     *,

@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.core.rooms import Call
 from interfuse.merge.calibrate import Calibration, Found
+from interfuse.merge.looks import Look
 from interfuse.merge.plan import layer_of
 from interfuse.merge.room import Part
 
@@ -21,17 +23,23 @@ TRIED = (0.0, *(10 ** (k / 2) for k in range(-4, 25)))
 def _votes(calibration: Calibration, **_: Any) -> Found:
     params = calibration.call.params
     penalties = {name: o.own["penalty"] for o in calibration.plan.outputs for _, name in o.sources}
-    prior = calibration.squared_gradients(0, times_weight=params["fisher"] == "gtheta")
+    accept = calibration.one("accept")
+    prior = calibration.squared_gradients(0, times_weight=calibration.one("fisher") == "gtheta")
     tried = {}
-    if params["accept"] is not None:
+    if accept is not None:
         shares = calibration.acceptance(
-            0, 1, prior, penalties=TRIED, zero_passes=params["zero_is"] == "merge", part=params["domain_text"]
+            0,
+            1,
+            prior,
+            penalties=TRIED,
+            zero_passes=calibration.one("zero_is") == "merge",
+            part=calibration.one("domain_text"),
         )
-        found = next((t for t, share in zip(TRIED, shares, strict=True) if share <= params["accept"]), TRIED[-1])
+        found = next((t for t, share in zip(TRIED, shares, strict=True) if share <= accept), TRIED[-1])
         penalties = dict.fromkeys(penalties, found)
         tried = {"penalty": found, "accepted by penalty": [list(pair) for pair in zip(TRIED, shares, strict=True)]}
-    kept = calibration.votes(0, 1, prior, penalty=lambda n: float(penalties.get(n, 0.0)), zero_passes=params["zero_is"] == "merge",
-                             part=params["domain_text"])  # fmt: skip
+    kept = calibration.votes(0, 1, prior, penalty=lambda n: float(penalties.get(n, 0.0)), zero_passes=calibration.one("zero_is") == "merge",
+                             part=calibration.one("domain_text"))  # fmt: skip
     layers: dict[str, list[float]] = {}
     silent = 0
     for name in calibration.plan.weights[1]:
@@ -54,6 +62,15 @@ def _votes(calibration: Calibration, **_: Any) -> Found:
     return Found({1: lambda n: kept.weights(n).source(n) if n in kept else None}, None, report)
 
 
+def _looks(call: Call) -> list[Look]:
+    tried = [Look((1,), 1, True, call.params["domain_text"], 8.0 * (2 + len(TRIED) // 4))]
+    return [
+        Look((0,), 0, True, totals=8.0, kept=4.0),
+        *(tried if call.params["accept"] is not None else []),
+        Look((1,), 1, True, call.params["domain_text"], 24.0, 4.0),
+    ]
+
+
 @method(
     scope="element",
     base="required",
@@ -61,6 +78,7 @@ def _votes(calibration: Calibration, **_: Any) -> Found:
     ordered=True,
     tables=2,
     calibrate=_votes,
+    looks=_looks,
     per_model=(),
     temporaries=2,
 )

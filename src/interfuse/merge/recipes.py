@@ -13,6 +13,7 @@ from interfuse.core.method import load
 from interfuse.core.rooms import Call, Source, carry_out, key_of, prepare
 from interfuse.data.formats.mergekit import Stage, read_mergekit
 from interfuse.data.models import Model, open_model, tokenizer_folder
+from interfuse.data.tables import Table
 from interfuse.data.vocabulary import Vocabulary
 from interfuse.merge.finish import open_vocabulary
 from interfuse.merge.prepare import leading, prepared
@@ -39,9 +40,15 @@ def recipe_call(path: str | Path, ctx: Ctx | None = None) -> tuple[Call, list[st
     for stage in stages:
         where = f"{path}:{stage.line}"
         try:
-            call = _call(stage, path.parent, made, ctx)
+            call = _call(stage, path, made, ctx)
         except InterfuseError as error:
-            place = f"{where}: {error.where}" if error.where else where
+            place = (
+                error.where
+                if error.where.startswith(f"{path}:")
+                else f"{where}: {error.where}"
+                if error.where
+                else where
+            )
             raise InterfuseError(error.code, error.what, where=place, fix=error.fix) from error
         notes += [f"{stage.name}: {note}" if stage.name else note for note in stage.notes]
         if stage is not stages[-1]:
@@ -50,7 +57,9 @@ def recipe_call(path: str | Path, ctx: Ctx | None = None) -> tuple[Call, list[st
     return call, notes
 
 
-def _call(stage: Stage, folder: Path, made: dict[str, Model], ctx: Ctx) -> Call:
+def _call(stage: Stage, path: Path, made: dict[str, Model], ctx: Ctx) -> Call:
+    folder = path.parent
+
     def opened(name: str) -> Model:
         main = name.partition("+")[0].partition("@")[0]
         if name in made:
@@ -67,7 +76,22 @@ def _call(stage: Stage, folder: Path, made: dict[str, Model], ctx: Ctx) -> Call:
         given["base"] = opened(stage.base)
     if stage.tokenizer is not None:
         given["tokenizer"] = _vocabulary(stage.tokenizer, folder, opened, ctx)
+    if stage.calibration:
+        given["calibration"] = [_examples(spec, path, line, ctx) for spec, line in stage.calibration]
     return prepare(ROOM, load(stage.method, room="merge"), given, ctx)
+
+
+def _examples(spec: Any, path: Path, line: int, ctx: Ctx) -> Table:
+    """A table of examples, its file looked for from the working folder, else from the recipe's."""
+    from interfuse.merge.calibrate import open_examples
+
+    file = spec.get("data") if isinstance(spec, dict) else spec
+    beside = not (isinstance(file, str) and Path(file).expanduser().exists())
+    try:
+        return open_examples(Source(spec, folder=path.parent if beside else Path()), ctx)
+    except InterfuseError as error:
+        place = f"{path}:{line}" + (f": {error.where}" if error.where else "")
+        raise InterfuseError(error.code, error.what, where=place, fix=error.fix) from error
 
 
 def _vocabulary(word: str, folder: Path, opened: Any, ctx: Ctx) -> Vocabulary:

@@ -9,7 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.core.rooms import Call
 from interfuse.merge.calibrate import Calibration, Found
+from interfuse.merge.looks import Look, each
 from interfuse.merge.room import Part, weighted_sum
 
 
@@ -18,7 +20,11 @@ def _inputs(calibration: Calibration, **_: Any) -> Found:
                  {"examples": [len(calibration.table(i)) for i in range(calibration.count)]})  # fmt: skip
 
 
-@method(scope="tensor", base="optional", calibrate=_inputs, per_model=(), temporaries=12)
+def _looks(call: Call) -> list[Look]:
+    return each(call, grams=True)
+
+
+@method(scope="tensor", base="optional", calibrate=_inputs, looks=_looks, per_model=(), temporaries=12)
 def regmean(
     part: Part,
     *,

@@ -34,6 +34,7 @@ from interfuse.kit.counter_random import below, tensor_key, uniform
 from interfuse.kit.reductions import Difference
 from interfuse.kit.streaming import Block, Job, Journal, stream_merge
 from interfuse.merge.finish import finish, open_vocabulary
+from interfuse.merge.looks import looking
 from interfuse.merge.plan import Output
 from interfuse.merge.prepare import Prepared, check, everyone, leading, own_params, per_model_params, prepared
 from interfuse.merge.schedule import widen
@@ -235,13 +236,14 @@ def _settings(call: Call) -> MergeSettings:
 
 
 def estimate(call: Call) -> Cost:
-    """Every byte of every source is read once per pass, every byte of one is written."""
+    """Every byte of every source is read once per pass, every byte of one is written; and what looking at models at work costs."""
     sizes = [
         sum(p.stat().st_size for p in m.path.glob("*.safetensors")) if m.path and m.path.is_dir() else 0
         for m in everyone(call)
     ]
     passes = 2 if call.method.traits.get("prepare") else 1
-    return Cost(passes * sum(sizes), max(sizes), 0, round((passes * sum(sizes) + max(sizes)) / 5e8, 1))
+    merging = Cost(passes * sum(sizes), max(sizes), 0, round((passes * sum(sizes) + max(sizes)) / 5e8, 1))
+    return merging + looking(call)
 
 
 def promise(call: Call, path: Path) -> Model:

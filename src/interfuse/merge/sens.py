@@ -10,12 +10,14 @@ from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.core.rooms import Call
 from interfuse.merge.calibrate import Calibration, Found, block_of
+from interfuse.merge.looks import Look, each, pairs
 from interfuse.merge.room import Part, weighted_sum
 
 
 def _coefficients(calibration: Calibration, **_: Any) -> Found:
-    temperature, count = calibration.call.params["temperature"], calibration.count
+    temperature, count = calibration.one("temperature"), calibration.count
     alphas = []
     for i in range(count):
         raw = calibration.sensitivities(i)
@@ -31,7 +33,11 @@ def _coefficients(calibration: Calibration, **_: Any) -> Found:
     return Found({}, shares, {"between models": taus, "shares": shares})
 
 
-@method(scope="element", base="required", calibrate=_coefficients, per_model=(), temporaries=2)
+def _looks(call: Call) -> list[Look]:
+    return [*each(call, gradients=True), *pairs(call)]
+
+
+@method(scope="element", base="required", calibrate=_coefficients, looks=_looks, per_model=(), temporaries=2)
 def sens(
     part: Part,
     *,

@@ -18,13 +18,15 @@ with examples for choosing and for testing, and methods with settings to choose 
 ``make`` trains families of small classifiers here (:mod:`interfuse.merge.study_digits`). Models of one's own stand under
 ``families`` in its place, with tables under ``tasks``. Every cell has an identifier; finished cells are kept and skipped.
 All methods of a cell merge the same experts and are tuned with their whole grids on the same choosing examples; test examples are
-looked at once, with the settings chosen.
+looked at once, with the settings chosen. Methods that look at models at work see each expert at its own task's table ``calibrate``
+(with ``make``: at pictures the expert was trained on); those that take one table for all see the merged tasks' one after another.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +41,7 @@ from numpy.typing import NDArray
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import load
-from interfuse.core.rooms import Source, prepare
+from interfuse.core.rooms import Call, Source, prepare
 from interfuse.core.safe import canonical_json, fingerprint, jsonable, load_yaml, read_text, write_atomic
 from interfuse.data.models import Model, open_model, tokenizer_folder
 from interfuse.data.overlay import whole
@@ -52,6 +54,7 @@ from interfuse.merge.room import ROOM
 from interfuse.merge.unwritten import Unwritten
 
 KEYS = ("study", "title", "seeds", "make", "families", "tasks", "held_in", "held_out", "experts", "subsets", "methods")
+TASK = ("choose", "test", "calibrate")
 FAMILY = ("name", "size", "quality", "base", "experts", "multitask")
 #: from a model to the score of every example, higher is better
 Score = Callable[[Model], NDArray[np.float64]]
@@ -59,11 +62,13 @@ Score = Callable[[Model], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Task:
-    """A task: how well a model does on examples to choose by, and on examples to test on."""
+    """A task: how well a model does on examples to choose by, and on examples to test on; ``calibrate``: what its expert is looked at
+    with."""
 
     name: str
     choose: Score
     test: Score
+    calibrate: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,30 @@ class Study:
         return list(dict.fromkeys((str(f["size"]), str(f["quality"])) for f in self.given))
 
     def cost(self) -> dict[str, int]:
-        """How many cells and merges the grid has."""
-        cells = len(self.seeds) * len(self.labels) * sum(len(self.sets(n)) for n in self.counts)
-        return {"cells": cells * len(self.methods), "merges": cells * sum(len(self.settings(m)) for m in self.methods)}
+        """How many cells and merges the grid has; and how many times a model reads a table of examples for those that look at models at
+        work, every statistic being kept and made once."""
+        families = len(self.seeds) * len(self.labels)
+        cells = families * sum(len(self.sets(n)) for n in self.counts)
+        made = {"cells": cells * len(self.methods), "merges": cells * sum(len(self.settings(m)) for m in self.methods)}
+        return made | ({"looks": families * looks} if (looks := self._looks()) else {})
+
+    def _looks(self) -> int:
+        """Different passes of one table through one model, of one family."""
+        seen: dict[tuple[Any, ...], int] = {}
+        for name, (slug, _) in self.methods.items():
+            method = load(slug, room="merge")
+            if "looks" not in method.traits:
+                continue
+            for names in (names for count in self.counts for names in self.sets(count)):
+                for setting in self.settings(name):
+                    call = Call(
+                        method, {"models": names, "base": None, "calibration": names}, method.check(setting), Ctx()
+                    )
+                    for look in method.traits["looks"](call):
+                        models = tuple((*names, "base")[i] for i in look.models)
+                        told = names if method.traits.get("tables") == 1 else names[look.examples]
+                        seen[slug, models, told, look.gradients, look.part, look.totals] = len(models)
+        return sum(seen.values())
 
 
 def read_study(path: Path) -> Study:
@@ -173,8 +199,22 @@ def read_study(path: Path) -> Study:
         for k, v in values.items():
             for one in v:
                 method.check({k: one}, where=f"{path}: {name}")
-        if "calibrate" in method.traits:
-            raise fail(f"{slug} needs calibration examples, which a study does not have", "methods", str(name))
+        least, most = method.traits.get("models", (1, 1000))
+        for count in counts:
+            if not least <= count <= most:
+                wanted = f"{least}" if least == most else f"{least} or more" if most >= 1000 else f"{least} to {most}"
+                raise fail(
+                    f"{slug} merges {wanted} models, the grid asks for {count}",
+                    "methods",
+                    str(name),
+                    code="param.value",
+                )
+        if "calibrate" in method.traits and "make" not in raw:
+            for task in inside:
+                spec = (raw.get("tasks") or {}).get(task)
+                if isinstance(spec, Mapping) and "calibrate" not in spec:
+                    raise fail(f"{slug} looks at models at work: the task {task!r} has no table 'calibrate'", "methods", str(name),
+                               fix=f"Add it under tasks: {task}: {{calibrate: {{data: FILE}}, ...}}.")  # fmt: skip
         methods[str(name)] = (slug, values)
     return Study(path, str(raw.get("title") or path.stem), tuple(raw.get("seeds") or (0,)), inside, outside, counts,
                  int(raw.get("subsets", 3)), methods, raw.get("make"), tuple(raw.get("families") or ()), raw.get("tasks") or {})  # fmt: skip
@@ -219,11 +259,20 @@ def families_given(study: Study, ctx: Ctx) -> tuple[list[Family], dict[str, Task
             raise InterfuseError(
                 "recipe.key", f"the task {name!r} needs tables 'choose' and 'test'", where=str(study.path)
             )
+        for key in spec:
+            if key not in TASK:
+                raise InterfuseError("recipe.key", f"the task {name!r} has no table {key!r}", where=str(study.path), fix=did_you_mean(str(key), TASK))  # fmt: skip
         choose, test = (open_table(Source(spec[k], f"{name}: {k}", folder), ctx) for k in ("choose", "test"))
         if choose.fingerprint() == test.fingerprint():
             raise InterfuseError("input.leak", "settings would be chosen on the examples they are tested on", where=name,
                                  fix="Give two tables, or two parts of one split.")  # fmt: skip
-        tasks[name] = Task(name, score_of(choose, ctx), score_of(test, ctx))
+        looked = (
+            open_table(Source(spec["calibrate"], f"{name}: calibrate", folder), ctx) if "calibrate" in spec else None
+        )
+        if looked is not None and looked.fingerprint() == test.fingerprint():
+            raise InterfuseError("input.leak", "models would be looked at on the examples they are tested on", where=name,
+                                 fix="Give two tables, or two parts of one split.")  # fmt: skip
+        tasks[name] = Task(name, score_of(choose, ctx), score_of(test, ctx), looked)
     found = []
     for item in study.given:
         for key in item:
@@ -265,10 +314,24 @@ def check_family(base: Model, experts: Mapping[str, Model]) -> None:
 # ------------------------------------------------------------------------------------------------ cells
 
 
-def merged(family: Family, names: Sequence[str], slug: str, setting: Mapping[str, Any], ctx: Ctx) -> Model:
-    """The merge of a family's experts, in memory."""
+def merged(
+    family: Family,
+    names: Sequence[str],
+    slug: str,
+    setting: Mapping[str, Any],
+    ctx: Ctx,
+    tables: Sequence[Table | None] = (),
+) -> Model:
+    """The merge of a family's experts, in memory. ``tables``: what each expert is looked at with, by methods that do so.
+
+    Raises:
+        InterfuseError: ``input.shape`` when one table is wanted and the experts' tables do not go together.
+    """
     method = load(slug, room="merge")
     given: dict[str, Any] = {"models": [family.experts[n] for n in names], **setting}
+    if "calibrate" in method.traits:
+        known = [t for t in tables if t is not None]
+        given["calibration"] = [joined(known)] if method.traits.get("tables") == 1 else known
     if method.traits.get("base", "optional") != "none":
         given["base"] = family.base
     made = Unwritten(prepare(ROOM, method, given, ctx))
@@ -280,6 +343,28 @@ def merged(family: Family, names: Sequence[str], slug: str, setting: Mapping[str
     with made.open() as tensors:
         module.load_state_dict({n: whole(tensors.source(n)).to(tensors[n].dtype) for n in tensors})
     return Model("merged", None, family.base.config, family.base.task, module=module.eval())
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of several tables of the same columns, one table after another.
+
+    Raises:
+        InterfuseError: ``input.shape``.
+    """
+    from datasets import concatenate_datasets
+
+    first = tables[0]
+    for table in tables[1:]:
+        for mine, other in ((first.columns, table.columns), (first.classes, table.classes), ((first.shape, first.scale, first.distort), (table.shape, table.scale, table.distort))):  # fmt: skip
+            if mine != other:
+                raise InterfuseError("input.shape", f"the tables have other columns or classes: {mine} and {other}", where=f"{first.name}, {table.name}",
+                                     fix="Tables that one method looks at together declare the same columns.")  # fmt: skip
+    columns = list(dict.fromkeys(c for v in first.columns.values() for c in (v if isinstance(v, list) else [v])))
+    parts = [t.dataset.select(t.rows).select_columns(columns) for t in tables]
+    codes = np.concatenate([t.codes[t.rows] for t in tables]) if "label" in first.columns else first.codes
+    origin = {"joined": [t.fingerprint() for t in tables]}
+    return dataclasses.replace(first, name=", ".join(t.name for t in tables), dataset=concatenate_datasets(parts), codes=codes,
+                               rows=np.arange(sum(len(t) for t in tables)), origin=origin, key="", parts={})  # fmt: skip
 
 
 def cells(study: Study) -> Iterator[tuple[str, str, int, int, tuple[str, ...], str]]:
@@ -328,7 +413,7 @@ def run_cell(study: Study, family: Family, tasks: Mapping[str, Task], names: tup
     best: tuple[float, dict[str, Any], Model] | None = None
     settings = study.settings(method)
     for setting in settings:
-        model = merged(family, names, slug, setting, ctx)
+        model = merged(family, names, slug, setting, ctx, [tasks[t].calibrate for t in names])
         held = [by(float(tasks[t].choose(model).mean()), source(f"expert {t}", family.experts[t], t, "choose"), t) for t in names] if len(settings) > 1 else [0.0]  # fmt: skip
         if best is None or float(np.mean(held)) > best[0]:
             best = (float(np.mean(held)), setting, model)

@@ -6,6 +6,7 @@ as they are: briefly (a weak base) or long (a strong one). Experts and the multi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,12 +18,15 @@ from torch import nn
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.core.method import load
 from interfuse.data.models import Model
 from interfuse.data.seeding import seeded
+from interfuse.data.tables import Table, from_dataset
 from interfuse.merge.study import Family, Score, Study, Task
 
 Pictures = NDArray[np.float32]
 MAKE = ("sizes", "bases", "expert_epochs", "lr")
+LOOKED = 100  # pictures of each task that experts are looked at with
 
 #: task -> from pictures [n, 8, 8] in 0..1 to changed ones
 CHANGES: dict[str, Callable[[Pictures], Pictures]] = {
@@ -78,7 +82,22 @@ def tasks(study: Study) -> dict[str, Task]:
     for name in (*study.held_in, *study.held_out):
         if name not in CHANGES:
             raise InterfuseError("recipe.key", f"there is no task {name!r}", where=str(study.path), fix=did_you_mean(name, CHANGES))  # fmt: skip
-    return {n: Task(n, _score(n, "choose"), _score(n, "test")) for n in (*study.held_in, *study.held_out)}
+    looks = any("calibrate" in load(slug, room="merge").traits for slug, _ in study.methods.values())
+    return {
+        n: Task(n, _score(n, "choose"), _score(n, "test"), _looked(n) if looks and n in study.held_in else None)
+        for n in (*study.held_in, *study.held_out)
+    }
+
+
+def _looked(task: str) -> Table:
+    """What an expert is looked at with: the first pictures it was trained on."""
+    from datasets import Dataset
+
+    x, y = examples(task, "experts")
+    table = from_dataset(
+        Dataset.from_dict({"features": x[:LOOKED].tolist(), "label": y[:LOOKED].tolist()}), f"{task}: calibrate"
+    )
+    return dataclasses.replace(table, codes=y[:LOOKED].numpy(), classes=tuple(map(str, range(10))))
 
 
 def _score(task: str, part: str) -> Score:

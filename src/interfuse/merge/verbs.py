@@ -24,7 +24,9 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
     yield f"{found['method']}: {', '.join(found['models'])}" + (f"; base {found['base']}" if found["base"] else "")
     yield f"{found['tensors']} tensors, {found['layers']} layers, {_size(found['bytes'])}; {found['parameter sets']} sets of parameters"
     cost = found["cost"]
-    yield f"cost: read {_size(cost['bytes_read'])}, write {_size(found['bytes'])}, about {cost['seconds']:.1f} s"
+    yield f"cost: read {_size(cost['bytes_read'])}, write {_size(cost['bytes_written'])}, about {cost['seconds']:.1f} s"
+    if cost["tokens"]:
+        yield f"calibration: {cost['tokens']:,} tokens through models, {_size(cost['memory'])} of memory"
     words = found["vocabulary"]
     if words:
         yield f"vocabulary: {words['tokens']} tokens in {words['rows']} rows; missing rows from: " + ", ".join(
@@ -176,7 +178,8 @@ def _study(grid: Path, out: Path | None, dry_run: bool) -> None:
 
     def words() -> Iterable[str]:
         if dry_run:
-            yield f"{found['cells']} cells, {found['merges']} merges: {place}"
+            looks = f", {found['looks']} times a model reads a table of examples" if "looks" in found else ""
+            yield f"{found['cells']} cells, {found['merges']} merges{looks}: {place}"
             return
         for name, claim in found["claims"].items():
             told = "shown" if claim["low"] > 0 else "the reverse" if claim["high"] < 0 else "not told from chance"

@@ -3,6 +3,14 @@
 The format is described in mergekit's README and in ``docs/merge_methods.md`` and ``docs/multimerge.md`` of its repository; the
 release compared with is 0.1.5. A file holds one merge, or several separated by ``---`` of which each may name earlier results.
 Every mistake is refused with its line. What is accepted without effect is noted.
+
+Beyond mergekit's, a file may name our methods, and those that look at models at work find their examples under ``calibration``::
+
+    merge_method: rcp
+    base_model: BASE
+    models: [{model: R, role: prior}, {model: D, role: domain}]
+    calibration: {prior: r.jsonl, domain: d.jsonl, max_length: 2048}
+    parameters: {lambda: 1000}
 """
 
 from __future__ import annotations
@@ -15,11 +23,13 @@ from typing import Any
 
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.safe import Lines, load_yaml, read_text
-from interfuse.data.formats.mergekit_methods import METHODS, Spelling, translate
+from interfuse.data.formats.mergekit_methods import METHODS, OURS, Spelling, spelling, translate
 
 VERSION = "0.1.5"
 KEYS = ("merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype", "tokenizer_source",
-        "tokenizer", "chat_template", "name")  # fmt: skip
+        "tokenizer", "chat_template", "name", "calibration")  # fmt: skip
+#: keys of ``calibration`` that are not examples -> our parameters
+_READING = {"max_length": "calibration_length", "batch": "calibration_batch", "reuse": "reuse_statistics"}
 DTYPES = ("float32", "bfloat16", "float16")
 _EVERYWHERE = ("weight", "density", "gamma", "epsilon", "scale")  # parameters a single model may have
 
@@ -36,6 +46,7 @@ class Stage:
         models: paths, ids or names of stages, ``model+adapter`` and ``model@revision`` included. base: the same.
         params: the method's parameters and the room's settings, schedules included.
         tokenizer: ``base``, ``union`` or a model's name; None leaves tokens alone.
+        calibration: tables of examples (a file or a table of keys) with the lines they stand on: one for all models, or one for each.
         notes: what was accepted without effect, or means something else here.
     """
 
@@ -47,6 +58,7 @@ class Stage:
     params: Mapping[str, Any]
     tokenizer: str | None = None
     notes: tuple[str, ...] = ()
+    calibration: tuple[tuple[Any, int], ...] = ()
 
 
 def read_mergekit(path: Path) -> list[Stage]:
@@ -113,12 +125,14 @@ def _in_order(stages: Sequence[Stage], path: Path) -> list[Stage]:
 
 @dataclass(frozen=True)
 class _Source:
-    """A model as it is written in a slice or list: its reference, layers, and the parameters of its own."""
+    """A model as it is written in a slice or list: its reference, layers, the parameters of its own, its examples and its role."""
 
     model: str
     layers: tuple[int, int] | None
     at: Path_
     parameters: Mapping[str, Any]
+    examples: Any = None
+    role: str = ""
 
 
 class _Reader:
@@ -128,9 +142,11 @@ class _Reader:
         self.path, self.lines = path, lines
         self.notes: list[str] = []
 
+    def line(self, at: Path_) -> int:
+        return next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), 1)
+
     def fail(self, message: str, at: Path_ = (), fix: str = "") -> InterfuseError:
-        line = next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), 1)
-        return InterfuseError("recipe.key", message, where=f"{self.path}:{line}", fix=fix)
+        return InterfuseError("recipe.key", message, where=f"{self.path}:{self.line(at)}", fix=fix)
 
     def table(self, value: Any, keys: Sequence[str], at: Path_, what: str) -> Mapping[str, Any]:
         if not isinstance(value, dict):
@@ -154,11 +170,11 @@ class _Reader:
         table = self.table(raw, KEYS, (), "a merge")
         line = min(self.lines.values(), default=1)
         name = table.get("merge_method")
-        if name not in METHODS:
+        how = spelling(name)
+        if how is None:
             raise self.fail(
-                f"there is no merge_method {name!r} here", ("merge_method",), did_you_mean(str(name), METHODS)
+                f"there is no merge_method {name!r} here", ("merge_method",), did_you_mean(str(name), [*METHODS, *OURS])
             )
-        how = METHODS[name]
         base = self.model(table["base_model"], ("base_model",)) if table.get("base_model") is not None else None
         shared = self.parameters(table.get("parameters"), ("parameters",), how)
         groups = self.groups(table, base, how)
@@ -174,10 +190,12 @@ class _Reader:
             models, params = slices[0][0], params | slices[0][1]
         else:
             params["slices"] = [made for _, _, made in slices]
-        params |= self.settings(table)
+        params |= self.settings(table) | self.plain(table, how)
+        examples, reading = self.calibration(table, models, groups[0][2], how)
+        params |= reading
         tokenizer, tokens = self.tokenizer(table, models, base)
         return Stage(str(table.get("name") or ""), line, how.slug, tuple(models), base if how.base in ("required", "optional") else None,
-                     params | tokens, tokenizer, tuple(dict.fromkeys(self.notes)))  # fmt: skip
+                     params | tokens, tokenizer, tuple(dict.fromkeys(self.notes)), tuple(examples))  # fmt: skip
 
     def counts(self, model: str, how: Spelling, base: str | None) -> bool:
         """Whether a source is one of the models the method combines."""
@@ -228,10 +246,17 @@ class _Reader:
     ) -> list[tuple[str, Path_, list[_Source], list[Mapping[str, Any]], str | None]]:
         if table.get("models"):
             place = (*at, "models")
+            keys = (
+                "model",
+                "parameters",
+                *(("calibration",) if how.tables and not at else ()),
+                *(("role",) if how.roles and not at else ()),
+            )
             sources = [
-                self.source(m, (*place, i), how, ("model", "parameters"))
+                self.source(m, (*place, i), how, keys)
                 for i, m in enumerate(self.items(table["models"], place, "models"))
             ]
+            sources = self.by_role(sources, how, base, place)
             if how.base in ("first", "source") and base is not None and base not in [s.model for s in sources]:
                 if how.base == "source":
                     self.notes.append(f"base_model is one of the models that are merged, as in mergekit {VERSION}")
@@ -264,22 +289,99 @@ class _Reader:
             raise self.fail(f"layer_range is [first, end), not {layers!r}", (*at, "layer_range"))
         own = self.parameters(table.get("parameters"), (*at, "parameters"), how)
         for key in own:
-            if key not in _EVERYWHERE:
+            if key not in _EVERYWHERE and how.names[key] not in how.per_model:
                 raise self.fail(
                     f"{key} holds for all models together",
                     (*at, "parameters", key),
                     "Move it to the parameters of the recipe.",
                 )
-        return _Source(
-            self.model(table["model"], (*at, "model")), tuple(layers) if layers else None, (*at, "parameters"), own
-        )
+        return _Source(self.model(table["model"], (*at, "model")), tuple(layers) if layers else None, (*at, "parameters"), own,
+                       table.get("calibration"), str(table.get("role") or ""))  # fmt: skip
+
+    def by_role(self, sources: list[_Source], how: Spelling, base: str | None, at: Path_) -> list[_Source]:
+        """The sources in the order of their roles, where they are named."""
+        combined = [s for s in sources if self.counts(s.model, how, base)]
+        said = [s.role for s in combined]
+        if not any(said):
+            return sources
+        if sorted(said) != sorted(how.roles):
+            raise self.fail(f"{how.slug} takes one model of each role: {', '.join(how.roles)}", at,
+                            f"The roles are {', '.join(r or '(none)' for r in said)}.")  # fmt: skip
+        return sorted(sources, key=lambda s: how.roles.index(s.role) if s in combined else len(how.roles))
+
+    def plain(self, table: Mapping[str, Any], how: Spelling) -> dict[str, Any]:
+        """Parameters that hold for the whole merge, as they stand at the recipe's level."""
+        given = table.get("parameters") or {}
+        return {ours: given[theirs] for theirs, ours in how.names.items() if ours is not None and ours in how.plain and given.get(theirs) is not None}  # fmt: skip
+
+    def calibration(
+        self, table: Mapping[str, Any], models: Sequence[str], sources: Sequence[_Source], how: Spelling
+    ) -> tuple[list[tuple[Any, int]], dict[str, Any]]:
+        """The tables of examples with their lines, and how they are read."""
+        given = table.get("calibration")
+        at: Path_ = ("calibration",)
+        if not how.tables:
+            if given is not None:
+                raise self.fail(f"{how.slug} looks at no examples", at, "Leave calibration out, or use a method that looks at models at work: "
+                                + ", ".join(n for n, o in OURS.items() if o.tables) + ".")  # fmt: skip
+            return [], {}
+        reading: dict[str, Any] = {}
+        if isinstance(given, dict) and "data" not in given:
+            inner = self.table(given, ("examples", *how.roles, *_READING), at, "calibration")
+            reading = {_READING[k]: v for k, v in inner.items() if k in _READING}
+            named = [r for r in how.roles if r in inner]
+            if named and ("examples" in inner or len(named) < len(how.roles)):
+                raise self.fail(f"calibration names {' and '.join(named)} and needs {' and '.join(how.roles)}", at)
+            at = at if named else (*at, "examples")
+            given = [inner[r] for r in how.roles] if named else inner.get("examples")
+        shared = given if isinstance(given, list) else [] if given is None else [given]
+        tables = [
+            (self.examples(v, (*at, i)), self.line((*at, i) if len(shared) > 1 else at)) for i, v in enumerate(shared)
+        ]
+        places = {s.model: s for s in sources if s.examples is not None and s.model in models}
+        if places:
+            where = (*next(iter(places.values())).at[:-1], "calibration")
+            if how.tables == 1:
+                raise self.fail(f"{how.slug} looks at one table of examples, not at one of each model", where, "Move it to calibration: FILE of the recipe.")  # fmt: skip
+            alone = next((s for s in sources if s.model in models and s.model not in places), None)
+            if alone is not None and len(tables) != 1:
+                raise self.fail("the model has no examples and others have", alone.at[:-1], "Add calibration: FILE to it, or to the recipe for all that have none.")  # fmt: skip
+            found = []
+            for name in models:
+                at = (*places[name].at[:-1], "calibration") if name in places else at
+                found.append((self.examples(places[name].examples, at), self.line(at)) if name in places else tables[0])
+            return found, reading
+        if not tables:
+            raise self.fail(f"{how.slug} looks at models at work and needs examples", ("merge_method",),
+                            "Add calibration: FILE (.jsonl, .csv, .parquet or .txt) to the recipe"
+                            + ("." if how.tables == 1 else ", or to each model."))  # fmt: skip
+        wanted = {1: (1,), 2: (2,), -1: (1, len(models))}[how.tables]
+        if len(tables) not in wanted:
+            raise self.fail(f"{how.slug} takes {' or '.join(map(str, dict.fromkeys(wanted)))} tables of examples for {len(models)} models, "
+                            f"{len(tables)} are given", ("calibration",),
+                            f"Name them: calibration: {{{', '.join(f'{r}: FILE' for r in how.roles)}}}." if how.roles else "")  # fmt: skip
+        return tables, reading
+
+    def examples(self, value: Any, at: Path_) -> Any:
+        if (isinstance(value, str) and value) or (isinstance(value, dict) and value):
+            return value
+        raise self.fail(f"examples are a file or a table of keys (data, columns ...), not {value!r}", at)
 
     def parameters(self, value: Any, at: Path_, how: Spelling) -> Mapping[str, Any]:
         """mergekit's name -> the value in our terms, not yet renamed."""
         if value is None:
             return {}
         table = self.table(value, tuple(how.names), at, f"parameters of {how.slug}")
-        return {key: self.value(setting, (*at, key)) for key, setting in table.items()}
+        for key, setting in table.items():
+            if how.names[key] in how.plain and (at != ("parameters",) or isinstance(setting, dict | list)):
+                raise self.fail(
+                    f"{key} is one value for the whole merge",
+                    (*at, key),
+                    "Give it once, under the recipe's parameters.",
+                )
+        return {
+            key: self.value(setting, (*at, key)) for key, setting in table.items() if how.names[key] not in how.plain
+        }
 
     def value(self, value: Any, at: Path_) -> Any:
         """A number, ``{gradient: [...]}``, or a list of rules."""

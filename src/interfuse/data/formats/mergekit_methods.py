@@ -19,6 +19,9 @@ class Spelling:
             a model like the others).
         names: mergekit's parameter -> ours; None is accepted and noted.
         per_model: which of ours may differ from model to model. fixed: ours that mergekit's defaults or names decide.
+        plain: ours that hold for the whole merge: words, whole numbers, what is needed before the first tensor.
+        tables: how many tables of examples it looks at models with: 0 none, 1 shared by all, 2 one for each of two, -1 either.
+        roles: what its models are called, where the order of the models says which is which.
     """
 
     slug: str
@@ -26,6 +29,9 @@ class Spelling:
     names: Mapping[str, str | None]
     per_model: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    plain: tuple[str, ...] = ()
+    tables: int = 0
+    roles: tuple[str, ...] = ()
 
 
 _TASKS = {"weight": "weight", "lambda": "scale", "normalize": "normalize", "int8_mask": None}
@@ -58,13 +64,43 @@ METHODS: dict[str, Spelling] = {
 }  # fmt: skip
 
 
+def _ours(slug: str, base: str, names: str, **more: Any) -> Spelling:
+    """A method that mergekit does not have; its parameters have our names."""
+    return Spelling(slug, base, {name: name for name in names.split()}, **more)
+
+
+#: methods that a file may name besides mergekit's own
+OURS: dict[str, Spelling] = {
+    "geometric_median": _ours("geometric-median", "source", "weight steps", per_model=("weight",), plain=("steps",)),
+    "varm": _ours("varm", "required", "statistic granularity", plain=("statistic", "granularity")),
+    "tsv": _ours("tsv", "required", "scale svd", plain=("svd",)),
+    "iso_c": _ours("iso-c", "required", "scale svd", plain=("svd",)),
+    "twin": _ours("twin", "optional", "density weight exclusive_weight svd", per_model=("weight", "exclusive_weight"), plain=("svd",)),
+    "lore": _ours("lore", "source", "mu scale combine steps svd", plain=("combine", "steps", "svd")),
+    "fisher": _ours("fisher", "optional", "weight floor labels fisher_norm", per_model=("weight",), plain=("labels", "fisher_norm"), tables=-1),
+    "regmean": _ours("regmean", "optional", "reduce gram ridge", plain=("gram",), tables=-1),
+    "rcp": Spelling("rcp", "required", {"lambda": "penalty", "penalty": "penalty", "accept": "accept", "fisher": "fisher",
+                                        "domain_text": "domain_text", "zero_is": "zero_is"},
+                    plain=("accept", "fisher", "domain_text", "zero_is"), tables=2, roles=("prior", "domain")),
+    "aim": _ours("aim", "required", "keep weight normalize scale", per_model=("weight",), plain=("normalize",), tables=1),
+    "sens": _ours("sens", "required", "temperature scale", plain=("temperature",), tables=-1),
+    "acm": _ours("acm", "required", "scale", tables=-1),
+}  # fmt: skip
+
+
+def spelling(name: Any) -> Spelling | None:
+    """A method by the name a file gives it; ours may be written with hyphens."""
+    return METHODS.get(name) or OURS.get(str(name).replace("-", "_"))
+
+
 def translate(
     how: Spelling, own: Sequence[Mapping[str, Any]], levels: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[str]]:
     """The parameters of a method here, from those of mergekit's levels.
 
     Args:
-        own: each model's parameters. levels: those of the slice, the module and the recipe, the innermost first.
+        own: each model's parameters. levels: those of the slice, the module and the recipe, the innermost first. Parameters that
+            hold for the whole merge (``plain``) are read elsewhere.
 
     Returns:
         Our parameters, and what has no effect here.
@@ -75,6 +111,8 @@ def translate(
     params: dict[str, Any] = {}
     notes: list[str] = []
     for theirs, ours in how.names.items():
+        if ours in how.plain:
+            continue
         if ours in how.per_model:
             chains = [_chain([mine, *levels], theirs) for mine in own]
             given = [c for c in chains if c is not None]
