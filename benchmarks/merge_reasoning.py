@@ -5,7 +5,7 @@ partial result, says "wait", writes them again and answers; a *brief* model writ
 fine-tunings of one base that was shown a little of everything, answers with the steps written once among it. Merged with every method the room has; a merged model's answers are scored for accuracy, length, "wait"
 and nonsense (an answer that does not end, or fits neither format). Settings are chosen per seed on problems of their own
 (``choose``), figures are of others. Every seed has its own base, data and draws; comparisons are the means of the seeds' paired
-differences with a 95 % bootstrap interval over seeds.
+differences with a 95 % bootstrap interval over seeds. Finished seeds are kept: a run that was stopped goes on.
 
     python benchmarks/merge_reasoning.py [long-to-short | rcp] ...
 """
@@ -26,12 +26,17 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from record import save
+from record import part, save
 
 import interfuse
 from interfuse.core.ctx import Ctx
 from interfuse.core.method import load
+from interfuse.core.rooms import Source
+from interfuse.data.models import open_model
 from interfuse.data.seeding import seeded
+from interfuse.data.tables import from_dataset
+from interfuse.kit import passes
+from interfuse.kit.collectors import SquaredGradients
 from interfuse.kit.resample import paired_bootstrap, sign_flip
 
 SEEDS = range(5)
@@ -377,6 +382,31 @@ def prior_grid(made: Family) -> Grid:
     }
 
 
+PRICED = "price alone"
+SHARES = (0.2, 0.4, 0.6, 0.8)
+
+
+def priced(made: Family, shares: Sequence[float]) -> list[Any]:
+    """What RCP would be without votes: the share of all weights whose price for reasoning is least takes the domain's change. The price is
+    RCP's, ``F (theta_R - theta_D)^2`` with the ``F`` of the same examples."""
+    loaded = passes.load(open_model(Source(made.place("slow")), Ctx()), Ctx())
+    collector = SquaredGradients({n: tuple(p.shape) for n, p in loaded.parameters.items()}, True)
+    passes.run_pass([loaded], from_dataset(examples(made, "slow", 32), "slow"), collector, Ctx())
+    prior = collector.result()
+    slow, domain, base = (dict(made.open(n).named_parameters()) for n in ("slow", "domain", "base"))
+    with torch.no_grad():
+        price = {n: prior[n].double() * (slow[n].double() - domain[n].double()).square() for n in prior}
+        flat = torch.cat([v.flatten() for v in price.values()]).sort().values
+        found = []
+        for share in shares:
+            limit = flat[int(share * len(flat)) - 1]
+            module = made.open("slow")
+            for n, parameter in module.named_parameters():
+                parameter.add_(torch.where(price[n] <= limit, domain[n] - base[n], 0.0))
+            found.append(module)
+    return found
+
+
 def both(module: Any, made: Family, digits: np.ndarray) -> dict[str, float]:
     """Accuracy of facts and sums, their mean, and the share of nonsense in both."""
     sums, known = score_sums(module, digits), score_facts(module, made.values)
@@ -388,8 +418,13 @@ def prior_seed(made: Family) -> dict[str, Any]:
     """One seed: every method at its best setting by the mean of both accuracies on the choosing problems; all settings too."""
     sources = {n: both(made.open(n), made, made.test) for n in ("base", "slow", "domain")}
     methods, front = {}, {}
-    for name, settings in prior_grid(made).items():
-        modules = [merge(made, m, ["slow", "domain"], given) for m, given in settings]
+    grid = {**prior_grid(made), PRICED: [("", {"share": share}) for share in SHARES]}
+    for name, settings in grid.items():
+        modules = (
+            priced(made, SHARES)
+            if name == PRICED
+            else [merge(made, m, ["slow", "domain"], given) for m, given in settings]
+        )
         seen = [both(m, made, made.choose) for m in modules]
         best = max(range(len(seen)), key=lambda i: seen[i]["mean"])
         shown = [{k: v for k, v in given.items() if k != "calibration"} for _, given in settings]
@@ -423,21 +458,29 @@ def main() -> None:
     wanted = sys.argv[1:] or ["long-to-short", "rcp"]
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
     found: dict[str, list[dict[str, Any]]] = {w: [] for w in wanted}
-    began = time.process_time()
     for seed in SEEDS:
         with tempfile.TemporaryDirectory() as folder:
-            made = family(Path(folder), seed)
-            print(f"seed {seed}: trained, {time.process_time() - began:.0f} s", flush=True)
+            made: list[Family] = []
+
+            def one(what: str, seed: int = seed, folder: str = folder, made: list[Family] = made) -> dict[str, Any]:
+                """One seed's figures; its models are trained when the first experiment wants them."""
+                began = time.process_time()
+                made += [] if made else [family(Path(folder), seed)]
+                figures = {"long-to-short": short_seed, "rcp": prior_seed}[what](made[0])
+                return {**figures, "processor seconds": time.process_time() - began}
+
             for w in wanted:
-                found[w].append({"long-to-short": short_seed, "rcp": prior_seed}[w](made))
-                print(f"seed {seed}: {w}, {time.process_time() - began:.0f} s", flush=True)
-    about = {
-        "model": CONFIG,
-        "steps": {"base": BASE_STEPS, "each fine-tuning": TUNE_STEPS},
-        "processor seconds": time.process_time() - began,
-    }
+                found[w].append(part("merge-reasoning", f"{w} {seed}", lambda w=w, one=one: one(w)))
+                print(f"seed {seed}: {w}", flush=True)
     for w in wanted:
+        spent = [s.pop("processor seconds") for s in found[w]]
+        about = {
+            "model": CONFIG,
+            "steps": {"base": BASE_STEPS, "each fine-tuning": TUNE_STEPS},
+            "processor seconds": sum(spent),
+        }
         save(f"merge-{w}", {**about, **{"long-to-short": long_to_short, "rcp": rcp}[w](found[w])})
 
 
