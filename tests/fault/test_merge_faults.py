@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import interfuse
 from interfuse.core.errors import InterfuseError
+from interfuse.core.method import load
+from tests.conformance.cases import CASES
 from tests.tiny_models import adapter, tiny
 
 
@@ -78,14 +80,26 @@ def test_the_first_mismatches_are_listed_with_a_remedy(models, tmp_path):
     assert "distillation" in said
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "task-arithmetic", "tsv", "della", "slerp", "sce", "model-stock"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+#: methods that look at nothing but weights, and do something with them
+PLAIN = [
+    c.slug
+    for c in CASES
+    if c.room == "merge" and "calibrate" not in load(f"merge/{c.slug}").traits and c.slug != "passthrough"
+]
+
+
+@pytest.mark.parametrize(("method", "value"), [*((m, float("nan")) for m in PLAIN), *((m, float("inf")) for m in (
+    "linear", "ties", "task-arithmetic", "tsv", "della", "slerp", "sce", "model-stock"))])  # fmt: skip
 def test_a_number_that_is_none_is_named_by_its_tensor(models, method, value, tmp_path):
     def spoil(state):
         state["model.layers.2.mlp.down_proj.weight"][3, 5] = value
 
     bad = copy_of(models["y"], tmp_path / "bad", spoil)
-    base = {} if method in ("linear", "slerp") else {"base": models["base"]}
+    base = (
+        {}
+        if load(f"merge/{method}").traits.get("base", "optional") == "none" or method == "linear"
+        else {"base": models["base"]}
+    )
     assert "model.layers.2.mlp.down_proj.weight" in refused(
         tmp_path, "input.nan", method.replace("-", "_"), models=[models["x"], bad], **base
     )

@@ -237,6 +237,29 @@ def test_what_is_needed_before_the_first_tensor_is_one_value(slug, given, tmp_pa
     assert (caught.value.code, "whole merge" in caught.value.what) == ("param.value", True), caught.value
 
 
+# ------------------------------------------------------------------------------------------------ limits
+
+
+@pytest.mark.parametrize(("slug", "models", "given", "expected"), [
+    ("fisher", ["x"], {}, {"x": 1}), ("fisher", ["x", "x"], {}, {"x": 1}), ("fisher", ["base", "base"], {}, {"base": 1}),
+    ("regmean", ["x"], {}, {"x": 1}), ("regmean", ["x", "x"], {}, {"x": 1}),
+    ("aim", ["x"], {"keep": 1.0}, {"x": 1}), ("aim", ["base", "base"], {}, {"base": 1}),
+    ("sens", ["x"], {}, {"x": 1}), ("sens", ["x", "x"], {"scale": 0.5}, {"x": 1}), ("sens", ["base", "base"], {}, {"base": 1}),
+    ("acm", ["base", "base"], {}, {"base": 1}),
+    ("rcp", ["x", "base"], {}, {"x": 1}),  # a domain model that learned nothing
+    ("rcp", ["x", "y"], {"penalty": 1e300, "fisher": "g2", "zero_is": "keep"}, {"x": 1}),  # a price beyond everything
+    ("rcp", ["base", "base"], {}, {"base": 1}),
+])  # fmt: skip
+def test_single_equal_and_unchanged_models(slug, models, given, expected, tmp_path):
+    tables = ["x.jsonl"] * (1 if slug == "aim" or len(models) == 1 else 2)
+    base = {} if slug in ("fisher", "regmean") else {"base": "base"}
+    made = called(tmp_path, slug, models=models, calibration=tables, **given, **base)
+    (wanted,) = expected
+    wanted = load_file(f"{wanted}/model.safetensors")
+    for n, value in made.items():
+        torch.testing.assert_close(value, wanted[n], rtol=1e-6, atol=1e-7, msg=n)
+
+
 # ------------------------------------------------------------------------------------------------ a tokenizer of the merge's own
 
 
