@@ -43,8 +43,8 @@ SETTINGS: dict[str, Any] = {
     "relations": list(RELATIONS),
     "tokens": 6,
     "known facts": 200,
-    "mixed, of each kind and seed": 40,
 }
+MIXED_SETTINGS = {**SETTINGS, "known and unknown facts, each, per seed": 20}
 ALPHAS = [round(0.1 * i, 1) for i in range(11)]
 DRAWS = 4000
 Variant = Callable[[Step], Combined]
@@ -203,7 +203,7 @@ def one_table(seed: int) -> dict[str, Any]:
     replies, stepped = answers(lm, prompts, VARIANTS)
     memory = [r["memory"] for r in facts]
     row = {n: {"context": holds(t, others), "memory": holds(t, memory)} for n, t in replies.items()}
-    print(seed, {n: round(_share(*(_bits(v[k]).mean() for k in ("memory", "context"))), 3) for n, v in row.items()}, flush=True)  # fmt: skip
+    print(seed, {n: round(float(_share(*(_bits(v[k]).mean() for k in ("memory", "context")))), 3) for n, v in row.items()}, flush=True)  # fmt: skip
     return {"seed": seed, "facts": len(facts), "stepped in": stepped, "each fact": row}
 
 
@@ -282,7 +282,7 @@ CONTEXTS = ("true", "contradicts", "elsewhere")
 
 def one_mixed(seed: int) -> dict[str, Any]:
     """Every seed asks other facts; all three contexts of a fact are read."""
-    lm, size = opened(), SETTINGS["mixed, of each kind and seed"]
+    lm, size = opened(), MIXED_SETTINGS["known and unknown facts, each, per seed"]
     facts, rng = told(lm), Ctx(seed=seed).rng("mixed")
     rows, prompts = list[Any](), list[Any]()
     for kind in ("known", "unknown"):
@@ -300,7 +300,7 @@ def one_mixed(seed: int) -> dict[str, Any]:
 
 
 def write_mixed(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
-    size = SETTINGS["mixed, of each kind and seed"]
+    size = MIXED_SETTINGS["known and unknown facts, each, per seed"]
 
     def every(name: str) -> np.ndarray:
         """[seeds, known or unknown, facts, contexts]"""
@@ -334,7 +334,10 @@ def write_mixed(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[st
 
 
 if __name__ == "__main__":
-    parts = {"table": ("decode-ck-plug", one_table, write_table), "mixed": ("decode-ck-plug-mixed", one_mixed, write_mixed)}  # fmt: skip
+    parts = {
+        "table": ("decode-ck-plug", SETTINGS, one_table, write_table),
+        "mixed": ("decode-ck-plug-mixed", MIXED_SETTINGS, one_mixed, write_mixed),
+    }
     for name in sys.argv[1:] or list(parts):
-        file, experiment, figures = parts[name]
-        each_seed(file, SETTINGS, experiment, figures, (0, 1, 2, 3, 4))
+        file, settings, experiment, figures = parts[name]
+        each_seed(file, settings, experiment, figures, (0, 1, 2, 3, 4))

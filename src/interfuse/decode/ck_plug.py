@@ -56,12 +56,14 @@ def ck_plug(
     """``F = alpha log p + (1 - alpha) (log r - log p)`` on the candidates where the confidence gain ``H(p) - H(r)`` is below the gate
     (equations 3 to 6), else ``r``; ``p`` is read without the context, ``r`` with it. auto: ``alpha = H(r) / (H(p) + H(r))`` (equation 7)."""
     r, p = step.model, step.need_plain()  # logits: the candidates do not depend on their constants
-    head = torch.zeros_like(r, dtype=torch.bool)
+    head, most = torch.zeros_like(r, dtype=torch.bool), []
     for side in (r, p):  # the authors' relative_top_filter
         top = side.topk(min(k, side.shape[1]), dim=1).values
+        most.append(top[:, :1])
         head |= side >= torch.minimum(top[:, -1], top[:, 0] + math.log(relative_top))[:, None]
     places = head.any(dim=0).nonzero().squeeze(1)  # the candidates of any text: a few of the vocabulary
-    head_r, head_p = (finite_logs(x[:, places] - x.logsumexp(dim=1, keepdim=True)) for x in (r, p))
+    # log-probabilities up to a constant of each side, which no distribution over the candidates depends on
+    head_r, head_p = (finite_logs(x[:, places] - m) for x, m in zip((r, p), most, strict=True))
     chosen = head[:, places] & ~torch.isneginf(step.model[:, places])  # [B, C]
     if entropies == "head":
         h_p, h_r = (entropy(x.masked_fill(~chosen, -math.inf).log_softmax(dim=1)) for x in (head_p, head_r))
