@@ -73,7 +73,7 @@ PLAIN, SHOWN, ALONE, FIRST, BEST, FULL = (
     "one prompt, no example", "one prompt, four examples", "search alone", "search, scored by the first prompt", "search, scored by the best prompt",
     "BertNet",
 )  # fmt: skip
-SHARES, KEPT = (1.0, 0.75, 0.5, 0.25), (10, 25, 50, 100)
+SHARES, KEPT, MOST = (1.0, 0.75, 0.5, 0.25), (5, 10, 20, 30), 30
 SHOTS, ROUNDS = 4, 1
 
 
@@ -288,7 +288,7 @@ def free(lm: Any, name: str, turn: int) -> dict[str, Any]:
         return any(right(b, o) for o in facts.get(a, ()))
 
     began = time.process_time()
-    rows = harvest(lm, FREE[name], seeds, most=30, max_word_repeat=3, longest=4, objects=None)
+    rows = harvest(lm, FREE[name], seeds, most=MOST, max_word_repeat=3, longest=4, objects=None)
     took = {FULL: time.process_time() - began}
     ranked = {s: [[*r["entities"], judged(r["entities"])] for r in sorted(rows, key=lambda r, s=s: -r[s])] for s in (ALONE, FIRST, BEST, FULL)}  # fmt: skip
     began = time.process_time()
@@ -361,7 +361,7 @@ def free_table(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
                                                                                 for r, p in zip(runs, parts.values(), strict=True)]))})  # fmt: skip
     against = {}
     for system in systems[:-1]:
-        for kept in (25, 50):
+        for kept in (10, MOST):
             one, other = (
                 [sum(t[2] for t in p["ranked"][s][:kept]) / kept for p in parts.values()] for s in (system, FULL)
             )
@@ -372,7 +372,7 @@ def free_table(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "paired": against,
         "runs": {
             name: {
-                **{s: sum(t[2] for t in p["ranked"][s][:50]) for s in systems},
+                **{s: sum(t[2] for t in p["ranked"][s][:MOST]) for s in systems},
                 "tuples": len(p["ranked"][FULL]),
                 "lines": len(p["ranked"]["sampled lines"]),
                 "gold subjects": p["gold subjects"],

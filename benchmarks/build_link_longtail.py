@@ -23,18 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from build_bertnet import SERIES, _names, package, right
+from build_bertnet import KNOWN, SERIES, _names, package, right
 from real_models import gemma, smollm2
 from record import part, save
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import Source, apply
 from interfuse.data.lm import CachedLM, open_lm
-from interfuse.kit.asking import numbered, said_to
 from interfuse.kit.near_duplicates import plain_key
 from interfuse.kit.stats import paired_t, wilson_interval
 
-BEAM, ASK, TURNS, THRESHOLD = 12, 6, 6, 0.6
+BEAM, ASK, TURNS, TEMPERATURE, THRESHOLD = 16, 8, 6, 1.0, 0.6
 #: name -> (premise, premise about both, conclusion, type of the first, type of the second)
 RULES: dict[str, tuple[str, str, str, str, str]] = {
     "city": ("[P] was born in [A]", "[A] is a city in [B]", "[P] is a native of [B]", "city", "country"),
@@ -42,6 +41,11 @@ RULES: dict[str, tuple[str, str, str, str, str]] = {
     "currency": ("[P] lives in [A]", "the currency of [A] is the [B]", "[P] pays with the [B]", "country", "currency"),
     "continent": ("[P] comes from [A]", "[A] is a country in [B]", "[P] comes from [B]", "country", "continent"),
     "series": ("[P] owns a piece of [A]", "[A] is one of the [B]", "[P] owns one of the [B]", "chemical element", "group of elements"),
+}  # fmt: skip
+#: name -> true pairs shown to every system, and left out of what is judged
+SHOWN: dict[str, list[tuple[str, str]]] = {
+    **{name: pairs[:4] for name, pairs in KNOWN.items()},
+    "continent": [("France", "Europe"), ("Japan", "Asia"), ("Kenya", "Africa"), ("Peru", "South America")],
 }  # fmt: skip
 CHOSEN_ON = {"capital": ("[P] lives in [A]", "[A] has the capital [B]", "the government of [P] sits in [B]", "country", "city")}  # fmt: skip
 ANY, RARE, BLIND, FULL = "asked directly", "asked directly for little-known ones", "LINK without critic", "LINK"
@@ -88,7 +92,18 @@ def rule_of(name: str) -> dict[str, Any]:
     """The rule as the method reads it."""
     first, both, last, a, b = {**RULES, **CHOSEN_ON}[name]
     return {"name": name, "premise": {"has(P, A)": first, f"{name}(A, B)": both}, "conclusion": {"so(P, B)": last},
-            "variables": {"P": {"type": "person", "generic": True}, "A": {"type": a}, "B": {"type": b}}}  # fmt: skip
+            "variables": {"P": {"type": "person", "generic": True}, "A": {"type": a}, "B": {"type": b}},
+            "examples": [{"A": x, "B": y} for x, y in SHOWN[name]]}  # fmt: skip
+
+
+def listed(lm: Any, name: str, wish: str) -> list[list[str]]:
+    """Pairs asked for directly: lines sampled after a heading and the lines of the examples, each distinct one once."""
+    _, both, _, a, b = {**RULES, **CHOSEN_ON}[name]
+    lead = f"Here is a list of {wish}pairs of a {a} and a {b}.\n" + "".join(both.replace("[A]", x).replace("[B]", y) + ".\n" for x, y in SHOWN[name])  # fmt: skip
+    pattern = re.compile(re.escape(both).replace(r"\[A\]", "(?P<a>.+?)").replace(r"\[B\]", "(?P<b>.+?)") + r"\.?$")
+    replies = lm.generate([lead], max_tokens=20, temperature=TEMPERATURE, n=TURNS * ASK, stop=("\n",), seed=1)[0]
+    found = [[hit["a"].strip(), hit["b"].strip()] for r in replies if (hit := pattern.match(r.text.strip()))]
+    return [list(p) for p in dict.fromkeys(map(tuple, found)) if all(p)]
 
 
 def true(name: str, pair: Sequence[str]) -> bool:
@@ -105,23 +120,18 @@ def rank(name: str, first: str) -> float | None:
 
 def measured(lm: Any, other: Any, name: str) -> dict[str, Any]:
     """Pairs of every system for one rule: true or not, how rare, how likely to the other model."""
-    _, both, _, a, b = {**RULES, **CHOSEN_ON}[name]
+    both = {**RULES, **CHOSEN_ON}[name][1]
     found: dict[str, list[list[str]]] = {}
     took: dict[str, float] = {}
     for system, wish in ((ANY, ""), (RARE, "little-known ")):
         began = time.process_time()
-        text = f"Give me {ASK} {wish}pairs of A and B to fill in the sentence '{both.replace('[', '').replace(']', '')}' where A is a {a} and B is a {b}, in the format '1. A, B'."  # fmt: skip
-        replies = lm.generate([said_to(lm, text)], max_tokens=12 * ASK, temperature=0.7, n=TURNS, seed=1)[0]
-        pairs = [
-            [x.strip() for x in item.split(",")] for r in replies for item in numbered(r.text) if item.count(",") == 1
-        ]
-        found[system] = [list(p) for p in dict.fromkeys(map(tuple, pairs)) if all(p)]
+        found[system] = listed(lm, name, wish)
         took[system] = time.process_time() - began
     steps: dict[str, Any] = {}
     for system, params in ((BLIND, {"critic": False}), (FULL, {"threshold": THRESHOLD})):
         began = time.process_time()
         with tempfile.TemporaryDirectory() as place:
-            apply("build/link-longtail", lm=lm, rules=[rule_of(name)], beam=BEAM, ask=ASK, retries=0, out=Path(place) / "g", **params)  # fmt: skip
+            apply("build/link-longtail", lm=lm, rules=[rule_of(name)], style="lines", beam=BEAM, ask=ASK, temperature=TEMPERATURE, retries=0, out=Path(place) / "g", **params)  # fmt: skip
             rows = [json.loads(line) for line in (Path(place) / "g" / "lint.jsonl").read_text().splitlines()]
             steps[system] = json.loads((Path(place) / "g" / "interfuse.json").read_text())["facts"]["method"]["rules"][name]["steps"]  # fmt: skip
         for side in ("head", "tail"):
@@ -134,9 +144,12 @@ def measured(lm: Any, other: Any, name: str) -> dict[str, Any]:
                     )
                 ]
         took[system] = time.process_time() - began
+    shown = {(plain_key(x), plain_key(y)) for x, y in SHOWN[name]}
+    found = {s: [p for p in pairs if (plain_key(p[0]), plain_key(p[1])) not in shown] for s, pairs in found.items()}
 
     def says(pair: Sequence[str]) -> str:
-        return (both.replace("[A]", pair[0]).replace("[B]", pair[1])).capitalize() + "."
+        text = both.replace("[A]", pair[0]).replace("[B]", pair[1])
+        return text[:1].upper() + text[1:] + "."
 
     every = list(dict.fromkeys(says(p) for pairs in found.values() for p in pairs))
     logs = dict(zip(every, [s.logprob / max(s.tokens, 1) for s in other.score([("", t) for t in every])], strict=True))

@@ -165,6 +165,27 @@ def difference(first: list[list[Said]], second: list[list[Said]]) -> dict[str, f
     return {"pairs": len(counts), "difference": gain(counts.sum(0)), "low": float(low), "high": float(high)}
 
 
+def counted(rows: Sequence[Said]) -> tuple[float, float, float]:
+    """Of one pair's statements: distinct comparatives and right statements per prompt, and the share that is a comparison."""
+    formed = [(a, b, c) for a, b, text, _ in rows if not isinstance(c := taken_apart(a, b, text), str)]
+    right = sum(bool(verdict(a, b, c.comparative)) for a, b, c in formed)
+    return (
+        len({(a, b, c.comparative) for a, b, c in formed}) / 2,
+        right / 2,
+        len(formed) / len(rows) if rows else np.nan,
+    )
+
+
+def changes(first: list[list[Said]], second: list[list[Said]]) -> dict[str, Any]:
+    """Differences of :func:`counted` between two systems, paired, intervals drawn over pairs."""
+    gaps = np.array([counted(b) for b in second]) - np.array([counted(a) for a in first])
+    rng = Ctx().rng("draws")
+    drawn = np.array([np.nanmean(gaps[rng.integers(0, len(gaps), len(gaps))], axis=0) for _ in range(DRAWS)])
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    names = ("comparatives per prompt", "right per prompt", "well formed")
+    return {n: {"pairs": int(np.isfinite(gaps[:, i]).sum()), "difference": float(np.nanmean(gaps[:, i])), "low": float(low[i]), "high": float(high[i])} for i, n in enumerate(names)}  # fmt: skip
+
+
 def pairs_of(count: int) -> list[tuple[str, str]]:
     """Pairs of animals, one at least :data:`APART` times as heavy as the other."""
     rng, names, found = Ctx().rng("pairs"), list(MASS), list[tuple[str, str]]()
@@ -176,7 +197,7 @@ def pairs_of(count: int) -> list[tuple[str, str]]:
     return found
 
 
-def main(count: int = 16) -> None:
+def main(count: int = 40) -> None:
     model = smollm2()
     if model is None:
         print("skipped: the model is not here")
@@ -218,7 +239,8 @@ def write(parts: list[dict[str, Any]]) -> None:
             at["in"], at["out"] = at["in"] + row["in"], at["out"] + row["out"]
     sample = [r["text"] for rows in both for r in rows]
     save("build-neurocomparatives", {"model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)", "pairs": len(parts), "prompts": 2 * len(parts), "systems": table,
-                                     "paired": {f"{b} minus {a}": difference(kept[a], kept[b]) for a, b in steps}, "funnel": funnel,
+                                     "paired": {f"{b} minus {a}": difference(kept[a], kept[b]) for a, b in steps},
+                                     "paired, per prompt": {f"{b} minus {a}": changes(kept[a], kept[b]) for a, b in (*steps, (PLAIN, JUDGED))}, "funnel": funnel,
                                      "examples": sample[:: max(len(sample) // 12, 1)]})  # fmt: skip
     print(json.dumps(table, indent=1))
 

@@ -277,7 +277,8 @@ def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     for name, run, pairs in (
         ("symbolic-kd", symbolic, [("student, recall 0.8", "teacher, as it was asked"), ("student, recall 0.5", "teacher, as it was asked"), ("student, no critic", "teacher, as it was asked"),
-                                   ("student, recall 0.8", "student, no critic")]),
+                                   ("student, recall 0.8", "student, no critic"), ("student, recall 0.5", "student, recall 0.8"),
+                                   ("corpus, recall 0.8", "corpus, no critic"), ("corpus, recall 0.5", "corpus, no critic")]),
         ("mechgpt", mechgpt, [("pairs: new facts, other wording", "text: new facts, other wording"), ("pairs: new facts, other wording", "none: new facts, other wording"),
                               ("pairs: old facts, other wording", "none: old facts, other wording")]),
     ):  # fmt: skip

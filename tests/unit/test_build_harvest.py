@@ -63,6 +63,21 @@ class Cook:
         return found
 
 
+class Lister(Cook):
+    """Like the cook, but goes on with lines; a request comes back as it was put, as from a small model."""
+
+    def generate(self, prompts: Sequence[Any], *, n: int = 1, **options: Any) -> list[list[Reply]]:
+        made = []
+        for prompt in prompts:
+            text = prompt if isinstance(prompt, str) else ""
+            line = text.splitlines()[-1] if text else ""
+            part = re.search(r"(part\d+) is in$", line)
+            pool = [d for d, p in DISHES.items() if part and p == part[1]] or [f"part{i}" for i in range(20)]
+            said = [f" {pool[k % len(pool)]}. And so on" if line.endswith(("is in", "dislikes")) else "'1. value.'" for k in range(n)]  # fmt: skip
+            made.append([Reply(v, 9, 9, "stop") for v in said])
+        return made
+
+
 RULE = {"name": "cooking", "premise": {"dislikes(P, A)": "[P] dislikes [A]", "is_in(A, B)": "[A] is in [B]"},
         "conclusion": {"avoids(P, B)": "[P] avoids [B]"}, "variables": {"P": {"type": "person", "generic": True}, "A": {"type": "part"}, "B": {"type": "dish"}}}  # fmt: skip
 
@@ -112,6 +127,18 @@ def test_the_critic_keeps_the_tail_true_and_the_ranker_makes_it_rare(tmp_path: P
 
 def test_a_critic_that_believes_everything_lets_the_wrong_through(tmp_path: Path) -> None:
     assert true_share(lint(tmp_path / "a", Cook(wise=False))) < 0.9
+
+
+def test_a_small_model_goes_on_with_lines_where_a_request_is_not_understood(tmp_path: Path) -> None:
+    assert lint(tmp_path / "a", Lister(), style="request") == []
+    rows = lint(tmp_path / "b", Lister(), style="lines", judge="questions")
+    assert true_share(rows) == 1.0
+    assert len({r["values"]["B"] for r in rows}) > 5
+    facts = json.loads((tmp_path / "b" / "interfuse.json").read_text())["facts"]
+    assert facts["method"]["asked by"] == "lines"
+    apply("build/link-longtail", lm=world.model(tmp_path, "causal"), rules=[RULE], beam=2, ask=2, retries=0, critic=False, out=tmp_path / "c")  # fmt: skip
+    facts = json.loads((tmp_path / "c" / "interfuse.json").read_text())["facts"]
+    assert facts["method"]["asked by"] == "lines", "a model without a chat template is not asked by requests"
 
 
 def test_what_was_paid_is_not_paid_again(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from interfuse.core.errors import InterfuseError
+from interfuse.data.lm import Scored
+from interfuse.kit import rule_asking
 from interfuse.kit.asking import numbered
 from interfuse.kit.commonsense import (
     NAMES,
@@ -36,7 +40,9 @@ from interfuse.kit.qa_pairs import (
     why_not,
     without_doubles,
 )
+from interfuse.kit.rule_asking import answered, compared, first_value, lines, opened
 from interfuse.kit.rule_search import (
+    Predicate,
     accumulated,
     lowered,
     most_kept,
@@ -229,13 +235,85 @@ def test_the_order_goes_along_premises() -> None:
         {"premise": {"p(P, Q)": "[P] p [Q]"}}, {"premise": {"is allergic": "[P]"}}, {"variables": {"P": "person", "A": "x", "B": "y", "C": "z"}},
         {"premise": {"p(P, A)": "[P] likes nuts", "q(A, B)": "[A] q [B]", "r(B, C)": "[B] r [C]"}},
         {"premise": {"p(P, A)": "[P] p [A]", "q(B, C)": "[B] q [C]"}, "conclusion": {"c(P, A)": "[P] c [A]"}},
-        {"conclusion": {}}, {"premise": ["p(P, A)"]},
+        {"conclusion": {}}, {"premise": ["p(P, A)"]}, {"examples": [{"A": "nuts", "B": "cake"}]}, {"examples": [{"A": "a", "B": " ", "C": "c"}]},
+        {"examples": {"A": "nuts", "B": "cake", "C": "inns"}}, {"examples": ["nuts"]},
     ],
 )  # fmt: skip
 def test_rules_that_cannot_be_searched_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(InterfuseError) as error:
         read_rule({**RULES[0], **change})
     assert error.value.code == "input.format"
+
+
+def test_a_variable_is_asked_for_by_lines_and_judged_after_examples() -> None:
+    shown = [
+        {"A": "nuts", "B": "cake", "C": "inns"},
+        {"A": "milk", "B": "soup", "C": "bars"},
+        {"A": "milk", "B": "tea", "C": "inns"},
+    ]
+    rule = read_rule({**RULES[0], "examples": shown})
+    (_, first), (_, second), _ = search_order(rule)
+    a, b = rule.variables["A"], rule.variables["B"]
+    assert lines(rule, first, {"P": "PersonX"}, a) == (
+        "PersonX is allergic to nuts.\nPersonX is allergic to milk.\nPersonX is allergic to"
+    )
+    assert lines(rule, second, {"P": "PersonX", "A": "rye"}, b, ["bread"]) == (
+        "nuts is part of cake.\nmilk is part of soup.\nmilk is part of tea.\nrye is part of bread.\nrye is part of"
+    )
+    backwards = (Predicate("is_part_of", ("A", "B"), "[A] is part of [B]"),)
+    assert opened(backwards, {"B": "bread"}, a) == "___ is part of bread. Ingredient:"
+    for text, want in (
+        (" rye bread. It is", "rye bread"),
+        ("St.Gallen\nnuts", "St.Gallen"),
+        (" cake, which", "cake"),
+        (" \n", ""),
+        (" 'tea' (hot)", "tea"),
+    ):
+        assert first_value(text) == want
+    typed, true = answered(rule, second, b)
+    assert "Is cake a dish?\nAnswer: yes" in typed
+    assert "Is nuts a dish?\nAnswer: no" in typed
+    assert "nuts is part of cake?\nAnswer: yes" in true
+    assert "nuts is part of soup?\nAnswer: no" in true
+    assert "milk is part of tea?\nAnswer: no" not in true, "the next example's value may be true as well"
+    assert answered(rule, first, a)[1].count("no") == 0, "what is said of anybody cannot be made wrong"
+    assert answered(read_rule(RULES[0]), first, a) == ("", "")
+    assert rule_asking.request(b, "rye is part of B", 3, ["tea"]).endswith(
+        "where B is a dish. Do not generate these values: tea."
+    )
+
+
+class Likely:
+    """Scores by a table of the last line's beginning and the continuation; all else is unlikely."""
+
+    def __init__(self, table: dict[tuple[str, str], float]) -> None:
+        self.table, self.prompts = table, list[str]()
+
+    def score(self, pairs: list[tuple[str, str]], **options: object) -> list[Scored]:
+        self.prompts += [p for p, _ in pairs]
+        logs = [math.log(self.table.get((p.splitlines()[-1], t.strip(" .")), 0.001)) for p, t in pairs]
+        return [Scored(v, 1, (v,)) for v in logs]
+
+
+def test_values_are_judged_by_what_is_likely_elsewhere() -> None:
+    shown = [{"A": "nuts", "B": "cake", "C": "inns"}, {"A": "milk", "B": "soup", "C": "bars"}]
+    rule = read_rule({**RULES[0], "examples": shown})
+    (_, first), (_, second), _ = search_order(rule)
+    a, b = rule.variables["A"], rule.variables["B"]
+    lm: Any = Likely({
+        ("rye is part of", "bread"): 0.6, ("nuts is part of", "bread"): 0.1, ("milk is part of", "bread"): 0.3,
+        ("bread is a", "dish"): 0.3, ("bread is a", "ingredient"): 0.1, ("bread is a", "person"): 0.1, ("bread is a", "place"): 0.1,
+    })  # fmt: skip
+    [(typed, true)] = compared(lm, rule, second, b, [{"P": "PersonX", "A": "rye"}], [["bread"]])
+    assert typed == pytest.approx([0.5])
+    assert true == pytest.approx([0.6 / (0.6 + 0.2)])
+    own = [p for p in lm.prompts if p.endswith("nuts is part of")]
+    assert own
+    assert all("cake" not in p for p in own), "an example does not tell its own value"
+    [(typed, true)] = compared(lm, rule, second, b, [{"P": "PersonX", "A": "rye"}], [[]])
+    assert typed.shape == true.shape == (0,)
+    [(typed, true)] = compared(lm, rule, first, a, [{"P": "PersonX"}], [["bread"]])
+    assert true.tolist() == typed.tolist(), "what is said of anybody can be compared with nothing"
 
 
 # ------------------------------------------------------------------------------------------------ comparisons

@@ -59,6 +59,7 @@ def bertnet(
     longest: Annotated[int, Field(ge=1, description="tokens of an entity in causal search")] = 6,
     whole_entity: Annotated[bool | None, Field(
         description="all words of an entity are scored, not its first alone; by default with causal models only")] = None,
+    shown: Annotated[bool, Field(description="a causal model scores a tuple after the seeds' sentences; a masked one never does")] = False,
     objects: Annotated[int | None, Field(ge=1, description="objects kept per subject, the best scored; none: all")] = None,
     rescore: Annotated[bool, Field(description="rank by the full score under all prompts; False keeps the order of the search")] = True,
 ) -> Iterator[Candidate]:  # fmt: skip
@@ -73,13 +74,13 @@ def bertnet(
     """
     wanted = read_relations(relations, masked=isinstance(work.lm, Model))
     module, tokenizer, masked = token_model(work)
-    scorer = TupleScorer(module, tokenizer, masked=masked, whole=not masked if whole_entity is None else whole_entity)
     report: dict[str, Any] = {}
     lines: list[str] = []
     for relation in wanted:
 
         def harvest(relation: _Relation = relation) -> dict[str, Any]:
-            before = scorer.scored
+            scorer = TupleScorer(module, tokenizer, masked=masked, whole=not masked if whole_entity is None else whole_entity,
+                                 shown=relation.seeds if shown else ())  # fmt: skip
             prompts = list(relation.prompts)
             if paraphrases > len(prompts):
                 prompts += rephrased(work, relation, paraphrases - len(prompts))
@@ -104,7 +105,7 @@ def bertnet(
             first = {tuple(e.lower() for e in t): s for s, t in (found if search else [])}
             apart = _by_prompt(scorer, prompts, weights, [t for _, t in ranked] if rescore else [])
             return {
-                "scored": scorer.scored - before,
+                "scored": scorer.scored,
                 "prompts": [{"text": p.text, "weight": w, "seeds": a, "corrupted": b}
                             for p, w, a, b in zip(prompts, weights, pos, neg, strict=True)],
                 "tuples": [{"entities": t, "score": s, "weight": w, "confidence": c, "search": first.get(tuple(e.lower() for e in t)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
+from typing import Literal as OneOf
 
 import numpy as np
 from pydantic import Field
@@ -13,11 +14,12 @@ from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.data.graph import Graph
-from interfuse.data.lm import LM, Prompt
+from interfuse.data.lm import LM
 from interfuse.data.statements import Evidence, Literal, relation_id
-from interfuse.kit.asking import numbered, p_yes, prepared, said_to
+from interfuse.kit.asking import for_chat, p_yes, prepared
 from interfuse.kit.kept_steps import kept
 from interfuse.kit.near_duplicates import plain_key
+from interfuse.kit.rule_asking import answered, asked_truth, compared, proposed
 from interfuse.kit.rule_search import (
     Binding,
     Predicate,
@@ -36,17 +38,21 @@ from interfuse.kit.rule_search import (
 Floats = Any
 
 
-@method(per="whole", parts=("interfuse.kit.rule_search", "interfuse.kit.asking"))
+@method(per="whole", parts=("interfuse.kit.rule_search", "interfuse.kit.rule_asking", "interfuse.kit.asking"))
 def link_longtail(
     work: Work, *,
     rules: Annotated[list[dict[str, Any]], Field(
-        description="rules: {name, premise: {predicate(V, W): sentence with [V]}, conclusion: {...}, variables: {V: {type, generic}}}")],
+        description="rules: {name, premise: {predicate(V, W): sentence with [V]}, conclusion: {...}, variables: {V: {type, generic}}, examples: [{V: value}]}")],
+    style: Annotated[OneOf["auto", "request", "lines"], Field(
+        description="ask by the paper's request, or by lines of examples to be gone on with; auto: a request where the model was trained for chat")] = "auto",
     beam: Annotated[int, Field(ge=1, description="bindings that each of head and tail keeps per variable")] = 200,
     ask: Annotated[int, Field(ge=1, description="values asked for in one request")] = 50,
     retries: Annotated[int, Field(ge=0, description="further requests when one brings nothing new")] = 2,
     keep: Annotated[float, Field(gt=0, le=1, description="share of the accepted bindings that head and tail keep")] = 0.75,
     threshold: Annotated[float, Field(ge=0, le=1, description="confidence a value needs; types may do with 0.1 less")] = 0.85,
     critic: Annotated[bool, Field(description="ask whether values are of their type and sentences true; False accepts all")] = True,
+    judge: Annotated[OneOf["auto", "questions", "comparison"], Field(
+        description="the critic answers the paper's questions, or compares likelihoods; auto: questions where values are requested")] = "auto",
     ranker: Annotated[bool, Field(description="head and tail by likelihood; False keeps the order of the proposals in both")] = True,
     repetition: Annotated[float, Field(ge=0, description="what an echo of an earlier value costs in the head, in nats per token")] = 0.0,
     temperature: Annotated[float, Field(ge=0, description="temperature of the proposals")] = 0.7,
@@ -68,10 +74,13 @@ def link_longtail(
             "param.missing", "values come from a model or from a graph, and neither is given", fix="Give lm or graph."
         )
     source: _Model | _Known = (
-        _Model(work, ask, beam, retries, temperature) if work.lm is not None else _Known(work, beam)
+        _Model(work, ask, beam, retries, temperature, style, judge) if work.lm is not None else _Known(work, beam)
     )
     if isinstance(source, _Model) and ranker:
         work.ctx.log("proposals, critic and likelihood come from one model: its tail is what it finds unlikely itself")
+    if isinstance(source, _Model):
+        work.report("asked by", source.style)
+        work.report("judged by", "questions" if source.asks else "comparison")
     lint: list[dict[str, Any]] = []
     questions: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
@@ -123,9 +132,9 @@ def _searched(work: Work, rule: Rule, source: _Model | _Known, beam: int, keep: 
         def step(variable: Variable = variable, ties: tuple[Predicate, ...] = ties, turn: int = turn) -> dict[str, Any]:
             made: dict[str, Any] = {"bindings": [], "proposed": 0, "of another type": 0, "not true": 0}
             asked = list(dict.fromkeys([*beams["head"], *beams["tail"]]))
-            proposed = source.propose(rule, variable, ties, asked, turn == 0)
-            judged = source.judge(variable, ties, asked, proposed) if critic else [None] * len(asked)
-            for binding, values, said in zip(asked, proposed, judged, strict=True):
+            proposals = source.propose(rule, variable, ties, asked, turn == 0)
+            judged = source.judge(rule, variable, ties, asked, proposals) if critic else [None] * len(asked)
+            for binding, values, said in zip(asked, proposals, judged, strict=True):
                 made["proposed"] += len(values)
                 typed, true, chosen = np.ones(len(values)), np.ones(len(values)), np.ones(len(values), dtype=bool)
                 if said is not None and values:
@@ -181,73 +190,74 @@ def _so_far(rule: Rule, values: Mapping[str, str]) -> str:
 class _Model:
     """Values, judgements and likelihoods from a language model."""
 
-    def __init__(self, work: Work, ask: int, beam: int, retries: int, temperature: float) -> None:
+    def __init__(
+        self, work: Work, ask: int, beam: int, retries: int, temperature: float, style: str, judge: str
+    ) -> None:
         assert work.lm is not None
         self.work, self.lm, self.ask, self.beam = work, prepared(work.lm, work.ctx), ask, beam
         self.retries, self.temperature, self.name = retries, temperature, f"model:{work.lm.name}"
+        self.style = style if style != "auto" else "request" if for_chat(work.lm) else "lines"
+        self.asks = judge == "questions" or (judge == "auto" and self.style == "request")
         self._scores: LM | None = self.lm
 
     def propose(
         self, rule: Rule, variable: Variable, ties: Sequence[Predicate], bindings: Sequence[Binding], first: bool
     ) -> list[list[str]]:
-        """Step 2 of the card for every binding, all of them asked at once: numbered values, until the beam is full or requests bring
-        nothing new too often."""
-        sentences = [" and ".join(p.says(dict(b)) for p in ties) for b in bindings]
-        known = [{plain_key(v) for _, v in b} for b in bindings]
-        wanted = 2 * self.ask if first else self.ask
+        """Step 2 of the card for every binding, all of them asked at once, until the beam is full or requests bring nothing new too
+        often. A date or number counts only when a second answer says the same."""
+        values, known = [dict(b) for b in bindings], [{plain_key(v) for _, v in b} for b in bindings]
+        wanted = 1 if variable.factual else 2 * self.ask if first else self.ask
         found: list[dict[str, str]] = [{} for _ in bindings]
         idle, open_ones = [0] * len(bindings), list(range(len(bindings)))
-        for turn in range(max(1, -(-self.beam // self.ask)) + self.retries):
+        for turn in range(1 if variable.factual else max(1, -(-self.beam // self.ask)) + self.retries):
             if not open_ones:
                 break
             seed = self.work.ctx.seed_for(f"{rule.name} {variable.name} {turn}") % 2**31
-            replies = self.lm.generate([self._request(wanted, variable, sentences[i], list(found[i].values())) for i in open_ones],
-                                       max_tokens=min(512, 12 * wanted), temperature=self.temperature, seed=seed, ctx=self.work.ctx)  # fmt: skip
-            for i, reply in zip(open_ones, replies, strict=True):
+            replies = self._asked(rule, ties, variable, [values[i] for i in open_ones], [list(found[i].values()) for i in open_ones], wanted, seed)  # fmt: skip
+            for i, own in zip(open_ones, replies, strict=True):
                 before = len(found[i])
-                for value in numbered(reply[0].text):
+                for value in own:
                     if usable(value, variable) and plain_key(value) not in known[i]:
                         found[i].setdefault(plain_key(value), value)
                 idle[i] = idle[i] + 1 if len(found[i]) == before else 0
-            open_ones = [i for i in open_ones if not (variable.factual or len(found[i]) >= self.beam or idle[i] >= 2)]
+            open_ones = [i for i in open_ones if not (len(found[i]) >= self.beam or idle[i] >= 2)]
         answers = [list(f.values())[: self.beam] for f in found]
         if variable.factual:
-            answers = [self._agreed(a[:1], s, variable) for a, s in zip(answers, sentences, strict=True)]
+            again = self._asked(rule, ties, variable, values, [[] for _ in bindings], 1, None)
+            answers = [[v for v in a[:1] if plain_key(v) in map(plain_key, b[:1])] for a, b in zip(answers, again, strict=True)]  # fmt: skip
         return answers
 
-    def _request(self, wanted: int, variable: Variable, sentence: str, found: Sequence[str]) -> Prompt:
-        text = (f"Give me {wanted} values of {variable.name} to fill in the sentence '{sentence}' in the format '1. value.' where "
-                f"{variable.name} is a {variable.type}.")  # fmt: skip
-        if found:
-            text += " Do not generate these values: " + ", ".join(found[-50:]) + "."
-        return said_to(self.lm, text)
-
-    def _agreed(self, answers: list[str], sentence: str, variable: Variable) -> list[str]:
-        """A date or number counts only when a second answer says the same."""
-        if not answers:
-            return []
-        text = f"Give me 1 value of {variable.name} to fill in the sentence '{sentence}' in the format '1. value.' where {variable.name} is a {variable.type}."
-        again = self.lm.generate([said_to(self.lm, text)], max_tokens=24, temperature=0.0, ctx=self.work.ctx)[0][0]
-        second = [plain_key(v) for v in numbered(again.text)[:1]]
-        return answers if plain_key(answers[0]) in second else []
+    def _asked(self, rule: Rule, ties: Sequence[Predicate], variable: Variable, values: Sequence[Mapping[str, str]],
+               found: Sequence[Sequence[str]], wanted: int, seed: int | None) -> list[list[str]]:  # fmt: skip
+        """Proposals drawn from ``seed``; the likeliest without one."""
+        heat = 0.0 if seed is None else self.temperature
+        return proposed(self.lm, rule, ties, values, variable, found, wanted=wanted, style=self.style, temperature=heat, seed=seed or 0,
+                        ctx=self.work.ctx)  # fmt: skip
 
     def judge(
         self,
+        rule: Rule,
         variable: Variable,
         ties: Sequence[Predicate],
         bindings: Sequence[Binding],
         values: Sequence[Sequence[str]],
     ) -> list[tuple[Floats, Floats]]:
-        """Step 3: probabilities that each value is of its type, and that the sentences are true; every question is asked once."""
+        """Step 3: probabilities that each value is of its type, and that the sentences are true; every question is asked once, after the
+        answered ones that the rule's examples give. Instead of questions, likelihoods may be compared."""
+        if not self.asks:
+            return compared(self.lm, rule, ties, variable, [dict(b) for b in bindings], values, ctx=self.work.ctx)
         typed = [[f"Is {v} a {variable.type}?" for v in own] for own in values]
         true = [
-            ["Is it true that " + " and ".join(p.says({**dict(b), variable.name: v}) for p in ties) + "?" for v in own]
+            [asked_truth(ties, {**dict(b), variable.name: v}) for v in own]
             for b, own in zip(bindings, values, strict=True)
         ]
-        asked = list(dict.fromkeys(q for part in (*typed, *true) for q in part))
-        said = dict(zip(asked, p_yes(self.lm, asked, ctx=self.work.ctx).tolist(), strict=True))
+        said: list[dict[str, float]] = []
+        for questions, shots in zip((typed, true), answered(rule, ties, variable), strict=True):
+            once = list(dict.fromkeys(q for own in questions for q in own))
+            said.append(dict(zip(once, p_yes(self.lm, once, ctx=self.work.ctx, shots=shots).tolist(), strict=True)))
         return [
-            (np.array([said[q] for q in a]), np.array([said[q] for q in b])) for a, b in zip(typed, true, strict=True)
+            (np.array([said[0][q] for q in a]), np.array([said[1][q] for q in b]))
+            for a, b in zip(typed, true, strict=True)
         ]
 
     def likelihood(self, texts: Sequence[str], bindings: Sequence[Mapping[str, str]]) -> list[float]:
@@ -308,6 +318,7 @@ class _Known:
 
     def judge(
         self,
+        rule: Rule,
         variable: Variable,
         ties: Sequence[Predicate],
         bindings: Sequence[Binding],

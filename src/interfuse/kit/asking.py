@@ -22,11 +22,16 @@ def prepared(lm: LM, ctx: Ctx) -> LM:
     return lm if isinstance(lm, LocalLM | RecordedLM) else cached(lm, ctx)
 
 
-def said_to(lm: LM, text: str) -> Prompt:
-    """A request as the model reads it: as a user's message where it was trained for chat, else as it stands."""
+def for_chat(lm: LM) -> bool:
+    """Whether the model was trained for chat, as far as can be told: a local one without a chat template was not."""
     from interfuse.data.local_lm import LocalLM
 
-    if isinstance(lm, RecordedLM) or (isinstance(lm, LocalLM) and not lm.tokenizer.chat_template):
+    return not isinstance(lm, LocalLM) or bool(lm.tokenizer.chat_template)
+
+
+def said_to(lm: LM, text: str) -> Prompt:
+    """A request as the model reads it: as a user's message where it was trained for chat, else as it stands."""
+    if isinstance(lm, RecordedLM) or not for_chat(lm):
         return text
     return [{"role": "user", "content": text}]
 

@@ -19,7 +19,7 @@ from interfuse.kit.near_duplicates import rouge_l
 
 Binding = tuple[tuple[str, str], ...]
 _PREDICATE = re.compile(r"\s*([A-Za-z_]\w*)\s*\(\s*([A-Za-z]\w*(?:\s*,\s*[A-Za-z]\w*)*)\s*\)\s*")
-KEYS = ("name", "domain", "premise", "conclusion", "variables")
+KEYS = ("name", "domain", "premise", "conclusion", "variables", "examples")
 VARIABLE_KEYS = ("type", "generic", "factual")
 
 
@@ -60,6 +60,8 @@ class Rule:
     domain: str
     predicates: tuple[Predicate, ...] = field(repr=False)
     variables: Mapping[str, Variable] = field(repr=False)
+    #: bindings that are known to be true: variable -> value, generic ones left out
+    examples: tuple[Mapping[str, str], ...] = field(repr=False, default=())
 
     @property
     def premises(self) -> tuple[Predicate, ...]:
@@ -76,7 +78,7 @@ class Rule:
 
 def read_rule(spec: Mapping[str, Any], number: int = 0) -> Rule:
     """A rule from plain data: ``premise`` and ``conclusion`` map ``predicate(V, W)`` to sentences, ``variables`` map names to
-    ``{type: words, generic: bool, factual: bool}``.
+    ``{type: words, generic: bool, factual: bool}``. ``examples`` are true bindings, each ``{variable: value}`` for all but generic ones.
 
     Raises:
         InterfuseError: ``input.format`` naming what is wrong: a predicate that cannot be read, an unknown variable, no generic one, one
@@ -119,7 +121,17 @@ def read_rule(spec: Mapping[str, Any], number: int = 0) -> Rule:
             if sorted(set(named)) != sorted(set(arguments)):
                 raise fail(f"the sentence of {key!r} does not name its variables, each as [V]")
             predicates.append(Predicate(found[1], arguments, str(template), last))
-    rule = Rule(str(spec.get("name", f"rule-{number}")), str(spec.get("domain", "")), tuple(predicates), variables)
+    wanted = sorted(v.name for v in variables.values() if not v.generic)
+    examples = spec.get("examples") or []
+    if not isinstance(examples, list | tuple):
+        raise fail("examples are a list of tables, each from variables to values")
+    for e in examples:
+        if not isinstance(e, Mapping) or sorted(map(str, e)) != wanted or not all(str(v).strip() for v in e.values()):
+            raise fail(f"an example gives a value for each of {', '.join(wanted)}, not {e!r}")
+    shown = tuple({str(k): str(v).strip() for k, v in e.items()} for e in examples)
+    rule = Rule(
+        str(spec.get("name", f"rule-{number}")), str(spec.get("domain", "")), tuple(predicates), variables, shown
+    )
     if not any(v.generic for v in variables.values()):
         raise fail("no variable is generic: the search has nothing to start from")
     for name in variables:
