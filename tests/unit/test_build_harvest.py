@@ -135,7 +135,8 @@ def test_a_small_model_goes_on_with_lines_where_a_request_is_not_understood(tmp_
     assert true_share(rows) == 1.0
     assert len({r["values"]["B"] for r in rows}) > 5
     facts = json.loads((tmp_path / "b" / "interfuse.json").read_text())["facts"]
-    assert facts["method"]["asked by"] == "lines"
+    assert [facts["method"][k] for k in ("asked by", "judged by")] == ["lines", "questions"]
+    assert lint(tmp_path / "d", Lister(), style="lines", judge="questions", least=0.999) == []
     apply("build/link-longtail", lm=world.model(tmp_path, "causal"), rules=[RULE], beam=2, ask=2, retries=0, critic=False, out=tmp_path / "c")  # fmt: skip
     facts = json.loads((tmp_path / "c" / "interfuse.json").read_text())["facts"]
     assert facts["method"]["asked by"] == "lines", "a model without a chat template is not asked by requests"
@@ -159,6 +160,11 @@ def test_a_causal_model_is_searched_with_and_without_subjects(tmp_path: Path) ->
     }
     graph = apply("build/bertnet", lm=lm, relations=spec, most=6, out=tmp_path / "free")
     assert len(list(graph.statements(p=relation_id("capital")))) > 0
+    apply("build/bertnet", lm=lm, relations=spec, most=6, rescore=True, out=tmp_path / "again")
+    orders = [[r[k] for r in world.lines(tmp_path / place / "tuples.jsonl")] for place, k in (("free", "search"), ("again", "score"))]  # fmt: skip
+    assert all(len(o) > 2 and o == sorted(o, reverse=True) for o in orders)
+    rows = [{tuple(r["entities"]): r["confidence"] for r in world.lines(tmp_path / p / "tuples.jsonl")} for p in ("free", "again")]  # fmt: skip
+    assert rows[0] == rows[1], "the order alone changes"
     graph = apply(
         "build/bertnet", lm=lm, relations=spec, subjects=["kenya", "norway"], objects=1, out=tmp_path / "asked"
     )

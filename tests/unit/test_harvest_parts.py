@@ -40,7 +40,7 @@ from interfuse.kit.qa_pairs import (
     why_not,
     without_doubles,
 )
-from interfuse.kit.rule_asking import answered, compared, first_value, lines, opened
+from interfuse.kit.rule_asking import answered, expected, first_value, lines, opened
 from interfuse.kit.rule_search import (
     Predicate,
     accumulated,
@@ -295,25 +295,23 @@ class Likely:
         return [Scored(v, 1, (v,)) for v in logs]
 
 
-def test_values_are_judged_by_what_is_likely_elsewhere() -> None:
+def test_values_are_judged_by_how_much_they_are_expected() -> None:
     shown = [{"A": "nuts", "B": "cake", "C": "inns"}, {"A": "milk", "B": "soup", "C": "bars"}]
     rule = read_rule({**RULES[0], "examples": shown})
     (_, first), (_, second), _ = search_order(rule)
     a, b = rule.variables["A"], rule.variables["B"]
     lm: Any = Likely({
-        ("rye is part of", "bread"): 0.6, ("nuts is part of", "bread"): 0.1, ("milk is part of", "bread"): 0.3,
-        ("bread is a", "dish"): 0.3, ("bread is a", "ingredient"): 0.1, ("bread is a", "person"): 0.1, ("bread is a", "place"): 0.1,
+        ("rye is part of", "bread"): 0.6, ("nuts is part of", "bread"): 0.1, ("bread is a", "dish"): 0.3,
+        ("bread is a", "ingredient"): 0.1, ("bread is a", "person"): 0.1, ("bread is a", "place"): 0.1,
     })  # fmt: skip
-    [(typed, true)] = compared(lm, rule, second, b, [{"P": "PersonX", "A": "rye"}], [["bread"]])
-    assert typed == pytest.approx([0.5])
-    assert true == pytest.approx([0.6 / (0.6 + 0.2)])
-    own = [p for p in lm.prompts if p.endswith("nuts is part of")]
-    assert own
-    assert all("cake" not in p for p in own), "an example does not tell its own value"
-    [(typed, true)] = compared(lm, rule, second, b, [{"P": "PersonX", "A": "rye"}], [[]])
-    assert typed.shape == true.shape == (0,)
-    [(typed, true)] = compared(lm, rule, first, a, [{"P": "PersonX"}], [["bread"]])
-    assert true.tolist() == typed.tolist(), "what is said of anybody can be compared with nothing"
+    bindings = [{"P": "PersonX", "A": "rye"}, {"P": "PersonX", "A": "nuts"}, {"P": "PersonX", "A": "milk"}]
+    judged = expected(lm, rule, second, b, bindings, [["bread"], ["bread"], []])
+    assert [t.tolist() for t, _ in judged] == [pytest.approx([0.5]), pytest.approx([0.5]), []]
+    assert [t.tolist() for _, t in judged] == [pytest.approx([0.6]), pytest.approx([0.1]), []]
+    [own] = [p for p in lm.prompts if p.endswith("nuts is part of")]
+    assert "cake" not in own, "an example does not tell its own value"
+    [(typed, true)] = expected(lm, rule, first, a, [{"P": "PersonX"}], [["bread"]])
+    assert true.tolist() == typed.tolist(), "of anybody anything of the type may be said"
 
 
 # ------------------------------------------------------------------------------------------------ comparisons

@@ -148,13 +148,3 @@ def test_scores_of_tuples_reveal_one_entity_after_the_other(masked: tuple[Any, A
     assert TupleScorer(module, tokenizer, masked=False)([(prompt, ("norway", "oslo"))])[0] == pytest.approx(
         want, abs=1e-4
     )
-    seeds = [
-        ("france", "paris"),
-        ("norway", "bergen"),
-    ]  # the second shares an entity with what is scored, and is left out
-    before = tokenizer(prompt.fill(seeds[0])[0])["input_ids"]
-    whole = plainly(module, [2, *before, *ids])
-    n = len(before)
-    want = tuple_score([whole[n + 5, ids[5]], whole[n, ids[0]]], 2)
-    shown = TupleScorer(module, tokenizer, masked=False, shown=seeds)([(prompt, ("norway", "oslo"))])[0]
-    assert shown == pytest.approx(want, abs=1e-4)

@@ -59,9 +59,9 @@ def bertnet(
     longest: Annotated[int, Field(ge=1, description="tokens of an entity in causal search")] = 6,
     whole_entity: Annotated[bool | None, Field(
         description="all words of an entity are scored, not its first alone; by default with causal models only")] = None,
-    shown: Annotated[bool, Field(description="a causal model scores a tuple after the seeds' sentences; a masked one never does")] = False,
     objects: Annotated[int | None, Field(ge=1, description="objects kept per subject, the best scored; none: all")] = None,
-    rescore: Annotated[bool, Field(description="rank by the full score under all prompts; False keeps the order of the search")] = True,
+    rescore: Annotated[bool | None, Field(
+        description="rank by the full score under all prompts; False keeps the order of the search; by default with masked models only")] = None,
 ) -> Iterator[Candidate]:  # fmt: skip
     """Weighs prompts, searches for tuples, scores them again under all prompts, ranks.
 
@@ -74,13 +74,13 @@ def bertnet(
     """
     wanted = read_relations(relations, masked=isinstance(work.lm, Model))
     module, tokenizer, masked = token_model(work)
+    scorer = TupleScorer(module, tokenizer, masked=masked, whole=not masked if whole_entity is None else whole_entity)
     report: dict[str, Any] = {}
     lines: list[str] = []
     for relation in wanted:
 
         def harvest(relation: _Relation = relation) -> dict[str, Any]:
-            scorer = TupleScorer(module, tokenizer, masked=masked, whole=not masked if whole_entity is None else whole_entity,
-                                 shown=relation.seeds if shown else ())  # fmt: skip
+            before = scorer.scored
             prompts = list(relation.prompts)
             if paraphrases > len(prompts):
                 prompts += rephrased(work, relation, paraphrases - len(prompts))
@@ -91,10 +91,10 @@ def bertnet(
                                 max_word_repeat, longest)  # fmt: skip
                 known = {tuple(e.lower() for e in s) for s in relation.seeds}
                 tuples = [t for _, t in found if tuple(e.lower() for e in t) not in known]
-            if rescore:
-                ranked = rescored(scorer, prompts, weights, tuples, cases=masked)
-            else:
-                ranked = [(score, t) for score, t in found if t in set(tuples)] if search else []
+            ranked = rescored(scorer, prompts, weights, tuples, cases=masked)
+            if not (masked if rescore is None else rescore):
+                place = {tuple(e.lower() for e in t): i for i, t in reversed(list(enumerate(tuples)))}
+                ranked.sort(key=lambda pair: place[tuple(e.lower() for e in pair[1])])
             if objects is not None:
                 ranked = first_of_each(ranked, objects)
             wrong = corrupted(relation.seeds)
@@ -103,13 +103,13 @@ def bertnet(
             sure = confidence([s for s, _ in ranked], right_scores, wrong_scores)
             soft = softmax([s for s, _ in ranked])
             first = {tuple(e.lower() for e in t): s for s, t in (found if search else [])}
-            apart = _by_prompt(scorer, prompts, weights, [t for _, t in ranked] if rescore else [])
+            apart = _by_prompt(scorer, prompts, weights, [t for _, t in ranked])
             return {
-                "scored": scorer.scored,
+                "scored": scorer.scored - before,
                 "prompts": [{"text": p.text, "weight": w, "seeds": a, "corrupted": b}
                             for p, w, a, b in zip(prompts, weights, pos, neg, strict=True)],
                 "tuples": [{"entities": t, "score": s, "weight": w, "confidence": c, "search": first.get(tuple(e.lower() for e in t)),
-                            "prompts": list(apart[i]) if rescore else []}
+                            "prompts": list(apart[i])}
                            for i, ((s, t), w, c) in enumerate(zip(ranked, soft, sure, strict=True))],
             }  # fmt: skip
 

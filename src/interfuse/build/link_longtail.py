@@ -19,7 +19,7 @@ from interfuse.data.statements import Evidence, Literal, relation_id
 from interfuse.kit.asking import for_chat, p_yes, prepared
 from interfuse.kit.kept_steps import kept
 from interfuse.kit.near_duplicates import plain_key
-from interfuse.kit.rule_asking import answered, asked_truth, compared, proposed
+from interfuse.kit.rule_asking import answered, asked_truth, expected, proposed
 from interfuse.kit.rule_search import (
     Binding,
     Predicate,
@@ -50,9 +50,10 @@ def link_longtail(
     retries: Annotated[int, Field(ge=0, description="further requests when one brings nothing new")] = 2,
     keep: Annotated[float, Field(gt=0, le=1, description="share of the accepted bindings that head and tail keep")] = 0.75,
     threshold: Annotated[float, Field(ge=0, le=1, description="confidence a value needs; types may do with 0.1 less")] = 0.85,
+    least: Annotated[float, Field(ge=0, le=1, description="confidence a sentence needs even where no value of its binding reaches the threshold")] = 0.0,
     critic: Annotated[bool, Field(description="ask whether values are of their type and sentences true; False accepts all")] = True,
-    judge: Annotated[OneOf["auto", "questions", "comparison"], Field(
-        description="the critic answers the paper's questions, or compares likelihoods; auto: questions where values are requested")] = "auto",
+    judge: Annotated[OneOf["auto", "questions", "likelihood"], Field(
+        description="the critic answers the paper's questions, or says how much it expects a value; auto: questions where values are requested")] = "auto",
     ranker: Annotated[bool, Field(description="head and tail by likelihood; False keeps the order of the proposals in both")] = True,
     repetition: Annotated[float, Field(ge=0, description="what an echo of an earlier value costs in the head, in nats per token")] = 0.0,
     temperature: Annotated[float, Field(ge=0, description="temperature of the proposals")] = 0.7,
@@ -80,12 +81,12 @@ def link_longtail(
         work.ctx.log("proposals, critic and likelihood come from one model: its tail is what it finds unlikely itself")
     if isinstance(source, _Model):
         work.report("asked by", source.style)
-        work.report("judged by", "questions" if source.asks else "comparison")
+        work.report("judged by", "questions" if source.asks else "likelihood")
     lint: list[dict[str, Any]] = []
     questions: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     for rule in read:
-        beams, account = _searched(work, rule, source, beam, keep, threshold, critic, ranker, repetition)
+        beams, account = _searched(work, rule, source, beam, keep, threshold, least, critic, ranker, repetition)
         figures[rule.name] = account
         for part in ("head", "tail"):
             for binding, sure, score in beams[part]:
@@ -119,7 +120,7 @@ def _statements(
                         qualifiers=tuple(rest), confidence=min(max(sure, 0.0), 1.0), kind="critic", status=status, evidence=(proof,))  # fmt: skip
 
 
-def _searched(work: Work, rule: Rule, source: _Model | _Known, beam: int, keep: float, threshold: float, critic: bool, ranker: bool,
+def _searched(work: Work, rule: Rule, source: _Model | _Known, beam: int, keep: float, threshold: float, least: float, critic: bool, ranker: bool,
               repetition: float) -> tuple[dict[str, list[tuple[Binding, float, float]]], dict[str, Any]]:  # fmt: skip
     """Head and tail of one rule with confidence and score, and an account of every step."""
     start: Binding = tuple((v.name, v.anybody) for v in rule.variables.values() if v.generic)
@@ -140,7 +141,7 @@ def _searched(work: Work, rule: Rule, source: _Model | _Known, beam: int, keep: 
                 if said is not None and values:
                     typed, true = said
                     passed, _ = lowered(typed, threshold, max(threshold - 0.1, 0.0))
-                    bar = snapped(float(true[passed].max()), threshold) if passed.any() else threshold
+                    bar = max(snapped(float(true[passed].max()), threshold), least) if passed.any() else threshold
                     made["of another type"] += int((~passed).sum())
                     made["not true"] += int((passed & (true < bar - 1e-9)).sum())
                     chosen = passed & (true >= bar - 1e-9)
@@ -243,9 +244,9 @@ class _Model:
         values: Sequence[Sequence[str]],
     ) -> list[tuple[Floats, Floats]]:
         """Step 3: probabilities that each value is of its type, and that the sentences are true; every question is asked once, after the
-        answered ones that the rule's examples give. Instead of questions, likelihoods may be compared."""
+        answered ones that the rule's examples give. Instead of questions, it may count how much a value is expected."""
         if not self.asks:
-            return compared(self.lm, rule, ties, variable, [dict(b) for b in bindings], values, ctx=self.work.ctx)
+            return expected(self.lm, rule, ties, variable, [dict(b) for b in bindings], values, ctx=self.work.ctx)
         typed = [[f"Is {v} a {variable.type}?" for v in own] for own in values]
         true = [
             [asked_truth(ties, {**dict(b), variable.name: v}) for v in own]

@@ -148,14 +148,10 @@ class TupleScorer:
     Args:
         module: the model. tokenizer: a fast one. masked: whether the model fills hidden places. whole: all words of an entity
             count, not its first alone (the authors' code hides the first only, to encourage entities of several words).
-        shown: known tuples whose sentences stand before what a causal model scores, but those with which a tuple shares an entity,
-            since they would tell it. batch: sequences per forward pass.
+        batch: sequences per forward pass.
     """
 
-    def __init__(
-        self, module: Any, tokenizer: Any, *, masked: bool, whole: bool = False, shown: Sequence[Sequence[str]] = (),
-        batch: int = 64,
-    ) -> None:  # fmt: skip
+    def __init__(self, module: Any, tokenizer: Any, *, masked: bool, whole: bool = False, batch: int = 64) -> None:
         if masked and tokenizer.mask_token_id is None:
             raise InterfuseError(
                 "needs.capability",
@@ -163,7 +159,6 @@ class TupleScorer:
                 fix="Use a masked language model, or a causal one.",
             )
         self.module, self.tokenizer, self.masked, self.whole, self.batch = module, tokenizer, masked, whole, batch
-        self.shown = [] if masked else [tuple(s) for s in shown]
         self.scored = 0
         self._known: dict[tuple[str, tuple[str, ...]], float] = {}
 
@@ -179,11 +174,6 @@ class TupleScorer:
             self._known.update(zip(fresh, self._scores(list(fresh.values())).tolist(), strict=True))
         return np.array([self._known[key] for key in asked])
 
-    def _before(self, prompt: Prompt, entities: Sequence[str]) -> str:
-        """The sentences of the known tuples that share no entity with this one, a line each."""
-        own = {e.lower() for e in entities}
-        return "".join(prompt.fill(s)[0] + "\n" for s in self.shown if own.isdisjoint(e.lower() for e in s))
-
     def _scores(self, pairs: Sequence[tuple[Prompt, Sequence[str]]]) -> Floats:
         self.scored += len(pairs)
         rows: list[list[int]] = []
@@ -191,11 +181,10 @@ class TupleScorer:
         placed = []
         for prompt, entities in pairs:
             text, spans = masked_spans(prompt, entities, self.whole)
-            before = self._before(prompt, entities)
-            ids, offsets = offsets_of(self.tokenizer, before + text)
+            ids, offsets = offsets_of(self.tokenizer, text)
             places = []
             for entity, (start, end) in zip(entities, spans, strict=True):
-                own = tokens_over(offsets, len(before) + start, len(before) + end)
+                own = tokens_over(offsets, start, end)
                 if not own:
                     raise InterfuseError("input.empty", f"the entity {entity!r} has no token", where=prompt.text)
                 places += own

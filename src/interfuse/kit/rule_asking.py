@@ -111,48 +111,33 @@ def asked_truth(ties: Sequence[Predicate], values: Mapping[str, str]) -> str:
     return "Is it true that " + " and ".join(p.says(values) for p in ties) + "?"
 
 
-def compared(
+def expected(
     lm: LM, rule: Rule, ties: Sequence[Predicate], variable: Variable, bindings: Sequence[Mapping[str, str]], values: Sequence[Sequence[str]], *,
-    contrasts: int = 4, ctx: Ctx | None = None,
+    ctx: Ctx | None = None,
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:  # fmt: skip
-    """Of every value how likely it is of its type, and true of its binding, without a question: by what the model finds likely.
+    """Of every value how likely it is of its type, and true of its binding, without a question: by how much the model expects it.
 
-    Type: the chance of the type's name after ``V is a``, among the types of the rule. Truth: ``s / (s + c)``, s being the likelihood of the
-    value after the binding's sentence and c its mean likelihood after the sentences of others (the rule's examples first, then
-    other bindings). Where nothing can be compared, as with a sentence about anybody, the truth is that of the type.
+    Type: the chance of the type's name after ``V is a``, among the types of the rule. Truth: the chance that the binding's line goes on with
+    this value and ends there, after the examples of other bindings. What is said of anybody can be anything of the type: the truth is then
+    that of the type.
 
     Raises:
         InterfuseError: ``needs.capability`` from a model that cannot score.
     """
     every = list(dict.fromkeys(v for own in values for v in own))
     typed = dict(zip(every, _types(lm, rule, variable, every, ctx), strict=True))
-    generic = {v.name: v.anybody for v in rule.variables.values() if v.generic}
+    generic = [v.name for v in rule.variables.values() if v.generic]
     used = [a for a in dict.fromkeys(a for p in ties for a in p.arguments) if a != variable.name and a not in generic]
-    others = (
-        {tuple(b[a] for a in used): b for b in [*({**generic, **e} for e in rule.examples), *bindings]} if used else {}
-    )
-
-    def besides(binding: Mapping[str, str]) -> Rule:
-        """The rule without the examples that would tell what belongs to this binding."""
-        return replace(rule, examples=tuple(e for e in rule.examples if any(e[a] != binding[a] for a in used)))
-
     jobs: list[tuple[str, str]] = []
-    counts = []
     for binding, own in zip(bindings, values, strict=True):
-        mine = tuple(binding[a] for a in used)
-        against = [other for key, other in others.items() if key != mine][:contrasts]
-        counts.append(len(against))
-        prompts = [lines(besides(b), ties, b, variable) for b in (binding, *against)]
-        jobs += [(prompt, f" {v}") for v in own for prompt in prompts] if against else []
+        others = tuple(e for e in rule.examples if any(e[a] != binding[a] for a in used))
+        prompt = lines(replace(rule, examples=others), ties, binding, variable)
+        jobs += [(prompt, f" {v}.") for v in own] if used else []
     logs = np.array([s.logprob for s in lm.score(jobs, ctx=ctx)]) if jobs else np.zeros(0)
     found, at = [], 0
-    for own, n in zip(values, counts, strict=True):
+    for own in values:
         kinds = np.array([typed[v] for v in own], dtype=np.float64)
-        true = kinds
-        if n and len(own):
-            rows = logs[at : at + len(own) * (n + 1)].reshape(len(own), n + 1)
-            rest = np.logaddexp.reduce(rows[:, 1:], axis=1) - np.log(n)
-            true, at = 1 / (1 + np.exp(np.clip(rest - rows[:, 0], -500, 500))), at + rows.size
+        true, at = (np.exp(logs[at : at + len(own)]), at + len(own)) if used else (kinds, at)
         found.append((kinds, np.asarray(true, dtype=np.float64)))
     return found
 
