@@ -360,13 +360,13 @@ def free_table(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
                                   "recall (true subjects found)": float(np.mean([len({t[0].lower() for t in r if t[2]}) / p["gold subjects"]
                                                                                 for r, p in zip(runs, parts.values(), strict=True)]))})  # fmt: skip
     against = {}
-    for system in systems[:-1]:
+    for first, second in (*((system, FULL) for system in systems[:-1]), ("sampled lines", ALONE)):
         for kept in (10, MOST):
             one, other = (
-                [sum(t[2] for t in p["ranked"][s][:kept]) / kept for p in parts.values()] for s in (system, FULL)
+                [sum(t[2] for t in p["ranked"][s][:kept]) / kept for p in parts.values()] for s in (first, second)
             )
             told = paired_t(one, other, clusters=[name.split(",")[0] for name in parts])
-            against[f"{FULL} minus {system}, first {kept}"] = {"runs": len(one), "difference": told.delta, "low": told.low, "high": told.high}  # fmt: skip
+            against[f"{second} minus {first}, first {kept}"] = {"runs": len(one), "difference": told.delta, "low": told.low, "high": told.high}  # fmt: skip
     return {
         "accuracy as the filter tightens": table,
         "paired": against,
