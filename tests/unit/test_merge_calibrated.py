@@ -183,6 +183,41 @@ def test_a_merge_of_the_same_file_may_be_relaxed(tmp_path):
         torch.testing.assert_close(made[n], (2 * fisher[n] + x[n]) / 3, rtol=1e-6, atol=1e-6)
 
 
+def test_layers_of_slices_have_their_own_sources_statistics(tmp_path):
+    """All layers as two slices are the merge without slices; layers stacked the other way round are its layers."""
+    head = "merge_method: fisher\nslices:\n"
+    rows = [
+        "- sources: [{{model: x, layer_range: [{0}, {1}]}}, {{model: y, layer_range: [{0}, {1}]}}]\n".format(a, a + 2)
+        for a in (0, 2)
+    ]
+    plain = called(tmp_path, "fisher", models=["x", "y"], calibration=["x.jsonl", "y.jsonl"])
+    assert same(ran(tmp_path, head + rows[0] + rows[1] + "calibration: [x.jsonl, y.jsonl]\n"), plain)
+    turned = ran(tmp_path, head + rows[1] + rows[0] + "calibration: [x.jsonl, y.jsonl]\n", "turned")
+    for n, value in turned.items():
+        layer = next((int(p) for p in n.split(".") if p.isdigit()), None)
+        assert value.equal(plain[n if layer is None else n.replace(f".{layer}.", f".{(layer + 2) % 4}.")]), n
+
+
+@pytest.mark.parametrize("slug", ["aim", "sens", "acm", "regmean"])
+def test_stacked_layers_keep_their_coefficients(slug, tmp_path):
+    tables = ["x.jsonl"] if slug == "aim" else ["x.jsonl", "y.jsonl"]
+    given = {"models": ["x", "y"], "calibration": tables, **({} if slug == "regmean" else {"base": "base"}), **({"temperature": 0.05} if slug == "sens" else {})}  # fmt: skip
+    plain = called(tmp_path, slug, **given)
+    slices = [{"sources": [{"model": 0, "layers": [a, a + 2]}, {"model": 1, "layers": [a, a + 2]}]} for a in (2, 0)]
+    for n, value in called(tmp_path, slug, "stacked", **given, slices=slices).items():
+        layer = next((int(p) for p in n.split(".") if p.isdigit()), None)
+        torch.testing.assert_close(
+            value, plain[n if layer is None else n.replace(f".{layer}.", f".{(layer + 2) % 4}.")]
+        )
+
+
+def test_votes_compare_a_layer_with_itself(tmp_path):
+    slices = [{"sources": [{"model": 0, "layers": [0, 2]}, {"model": 1, "layers": [2, 4]}]}]
+    with pytest.raises(InterfuseError) as caught:
+        called(tmp_path, "rcp", models=["x", "y"], base="base", calibration=["x.jsonl", "y.jsonl"], slices=slices)
+    assert (caught.value.code, "different layers" in caught.value.what) == ("param.value", True)
+
+
 HEAD = "merge_method: fisher\nmodels:\n- model: x\n- model: y\n"
 RCP = "merge_method: rcp\nbase_model: base\nmodels:\n- {model: x}\n- {model: y}\n"
 BAD = {

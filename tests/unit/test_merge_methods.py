@@ -19,21 +19,22 @@ CASES_OF = {c.slug: c for c in CASES if c.room == "merge"}
 SHAPES = {"w": (14, 10), "b": (10,)}
 
 
-def run(slug, models, base=None, *, name="w", statistics=(), found=None, **given):
+def run(slug, models, base=None, *, name="w", statistics=(), found=None, sources=None, **given):
     """One tensor merged by a method alone, without files. ``models``: tensors."""
     method = load(f"merge/{slug}")
     own = {n: p.default for n, p in read_params(method.target).items()} | given
     models = [torch.as_tensor(m, dtype=torch.float32) for m in models]
     base = None if base is None else torch.as_tensor(base, dtype=torch.float32)
-    labels, sources = [f"model {i}" for i in range(len(models))], [(i, name) for i in range(len(models))]
+    labels, sources = [f"model {i}" for i in range(len(models))], sources or [(i, name) for i in range(len(models))]
+    below = "" if base is None else name
     flats = [Weights.from_state_dict({name: m}).source(name) for m in models]
     under = None if base is None else Weights.from_state_dict({name: base}).source(name)
     shape = tuple(models[0].shape)
     facts = None
     if "prepare" in method.traits:
-        facts = method.traits["prepare"](Whole(name, shape, flats, under, 0, labels, sources, found), **own)
+        facts = method.traits["prepare"](Whole(name, shape, flats, under, 0, labels, sources, found, below), **own)
     part = Part(name, shape, 0, [m.clone() for m in models], None if base is None else base.clone(), facts, 0, labels,
-                sources, [torch.as_tensor(s, dtype=torch.float32) for s in statistics], found)  # fmt: skip
+                sources, [torch.as_tensor(s, dtype=torch.float32) for s in statistics], found, below)  # fmt: skip
     return method.target(part, **own)
 
 
@@ -318,12 +319,17 @@ def test_aim_by_hand():
 
 def test_sens_by_hand():
     base, models = torch.zeros(2), [[1.0, 0.0], [0.0, 1.0]]
-    equal = run("sens", models, base, found={"w": [0.5, 0.5]})
+    equal = run("sens", models, base, found=[{"w": 0.7}, {"w": 0.7}])
     torch.testing.assert_close(equal, torch.tensor([1.0, 1.0]))  # task arithmetic with weights of 1
+    uneven = [{"w": math.log(0.75)}, {"w": math.log(0.25)}]
+    torch.testing.assert_close(run("sens", models, base, found=uneven, scale=0.5), torch.tensor([0.75, 0.25]))
+    torch.testing.assert_close(run("sens", models, base, found=[{}, {}]), torch.tensor([1.0, 1.0]))
+    # a layer of another number: the score is that of the source's own layer
+    far = [{"a.0": math.log(0.75), "a.1": 9.0}, {"a.0": 9.0, "a.1": math.log(0.25)}]
+    sources = [(0, "a.0.w"), (1, "a.1.w")]
     torch.testing.assert_close(
-        run("sens", models, base, found={"w": [0.75, 0.25]}, scale=0.5), torch.tensor([0.75, 0.25])
+        run("sens", models, base, found=far, scale=0.5, sources=sources), torch.tensor([0.75, 0.25])
     )
-    torch.testing.assert_close(run("sens", models, base, found={}), torch.tensor([1.0, 1.0]))
 
 
 def test_acm_by_hand():
@@ -343,7 +349,7 @@ def test_small_steps_of_models_at_work(slug, step):
     positive = [torch.rand(b.shape, generator=g) for _ in m]
     x = torch.randn(30, 10, generator=g).double()
     found = {"fisher": [1.0, 1.0], "regmean": [gram(x.T @ x), gram(np.eye(10))], "aim": channels(np.arange(1.0, 11)), "rcp": None,
-             "sens": {"w": [0.3, 0.7]}, "acm": ([({"l": 0.3}, 0.3), ({"l": 0.5}, 0.5)], {0: {"w": "l"}, 1: {"w": "l"}})}[slug]  # fmt: skip
+             "sens": [{"w": 0.3}, {"w": 0.7}], "acm": ([({"l": 0.3}, 0.3), ({"l": 0.5}, 0.5)], {0: {"w": "l"}, 1: {"w": "l"}})}[slug]  # fmt: skip
     statistics = {"fisher": positive, "rcp": [positive[0] - 0.5]}.get(slug, ())
     ours = run(slug, m, b, statistics=statistics, found=found)
     assert torch.isfinite(ours).all()

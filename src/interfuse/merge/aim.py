@@ -22,12 +22,12 @@ def _channels(calibration: Calibration, **_: Any) -> Found:
 
 def _importance(whole: Whole, *, keep: float, **_: Any) -> tuple[Tensor | None, bool]:
     """The factor of every channel's change, float32, and whether channels are rows of the tensor."""
-    if whole.name not in whole.found:
+    if whole.under not in whole.found:
         return None, False
-    s = whole.found.tensor(whole.name)
+    s = whole.found.tensor(whole.under)
     top = float(s.max())
     factors = 1 - (s / top if top > 0 else torch.zeros_like(s)) * (1 - keep)
-    return factors.float(), bool(whole.found.facts["stored"].get(whole.name, False))
+    return factors.float(), bool(whole.found.facts["stored"].get(whole.under, False))
 
 
 def _looks(call: Call) -> list[Look]:

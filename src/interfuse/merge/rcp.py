@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.core.rooms import Call
 from interfuse.merge.calibrate import Calibration, Found
@@ -23,6 +24,10 @@ TRIED = (0.0, *(10 ** (k / 2) for k in range(-4, 25)))
 def _votes(calibration: Calibration, **_: Any) -> Found:
     params = calibration.call.params
     penalties = {name: o.own["penalty"] for o in calibration.plan.outputs for _, name in o.sources}
+    for output in calibration.plan.outputs:
+        if len({name for _, name in output.sources}) > 1:
+            raise InterfuseError("param.value", "the slices pair different layers of the two models, and votes compare a layer with itself",
+                                 where=f"tensor {output.name}", fix="Give both sources of a slice the same layers.")  # fmt: skip
     accept = calibration.one("accept")
     prior = calibration.squared_gradients(0, times_weight=calibration.one("fisher") == "gtheta")
     tried = {}

@@ -117,6 +117,7 @@ class Part:
         seed: the run's seed. labels: the models' fingerprints, which random masks are keyed by.
         sources: index of the model and name of its tensor, in the order of ``models``.
         statistics: what calibration found of the block, in that order; empty where there is nothing. found: its other facts.
+        under: name of the base's tensor, "" without a base.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Part:
     sources: Sequence[tuple[int, str]] = field(default=())
     statistics: list[Tensor] = field(default_factory=list)
     found: Any = None
+    under: str = ""
 
     def deltas(self) -> list[Tensor]:
         """The task vectors ``model - base`` of the block; overwrites ``models``."""
@@ -164,6 +166,7 @@ class Whole:
     labels: Sequence[str]
     sources: Sequence[tuple[int, str]] = ()
     found: Any = None
+    under: str = ""
 
     def deltas(self) -> list[Flat]:
         """The task vectors, subtracted while they are read."""
@@ -363,7 +366,8 @@ def make_job(call: Call, plan: Prepared, output: Output, labels: Sequence[str], 
     extra = tuple(flat for flat in beside if flat is not None)
     extra = extra if len(extra) == len(beside) else ()
     facts = found.facts if found is not None else None
-    return _job(call, output.name, output.info.shape, sources, 1 if output.base else 0, mine, own, chosen, extra, facts)
+    under = output.base[1] if output.base else ""
+    return _job(call, output.name, output.info.shape, sources, under, mine, own, chosen, extra, facts)
 
 
 def _job(
@@ -371,7 +375,7 @@ def _job(
     name: str,
     shape: tuple[int, ...],
     sources: tuple[Flat, ...],
-    bases: int,
+    under: str,
     labels: Sequence[str],
     own: Mapping[str, Any],
     chosen: Sequence[tuple[int, str]],
@@ -379,7 +383,7 @@ def _job(
     found: Any,
 ) -> Job:
     traits, target, seed = call.method.traits, call.method.target, call.ctx.seed
-    end = len(sources)
+    bases, end = int(bool(under)), len(sources)
 
     def function(values: list[Tensor], block: Block) -> Tensor:
         base = values[0] if bases else None
@@ -389,7 +393,18 @@ def _job(
                     which = "the base" if bases and i == 0 else f"model {labels[i - bases][:12]}"
                     raise InterfuseError("input.nan", f"{which} holds NaN or infinity", where=f"tensor {name}")
         part = Part(
-            name, shape, block.start, values[bases:end], base, block.facts, seed, labels, chosen, values[end:], found
+            name,
+            shape,
+            block.start,
+            values[bases:end],
+            base,
+            block.facts,
+            seed,
+            labels,
+            chosen,
+            values[end:],
+            found,
+            under,
         )
         merged: Tensor = target(part, **own)
         return merged
@@ -397,7 +412,8 @@ def _job(
     def ready(flat: Sequence[Flat]) -> Any:
         base = flat[0] if bases else None
         try:
-            return traits["prepare"](Whole(name, shape, flat[bases:end], base, seed, labels, chosen, found), **own)
+            seen = Whole(name, shape, flat[bases:end], base, seed, labels, chosen, found, under)
+            return traits["prepare"](seen, **own)
         except InterfuseError as error:
             if error.where:
                 raise

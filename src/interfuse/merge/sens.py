@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -26,11 +27,18 @@ def _coefficients(calibration: Calibration, **_: Any) -> Found:
     gaps = [math.fsum(calibration.distance(i, j) for j in range(count) if j != i) for i in range(count)]
     total = math.fsum(gaps)
     taus = [g / total if total > 0 else 1 / count for g in gaps]
-    shares = {}
-    for block in alphas[0]:
-        powers = [math.exp(alphas[i].get(block, 0.0) * taus[i] / temperature) for i in range(count)]
-        shares[block] = [p / math.fsum(powers) for p in powers]
-    return Found({}, shares, {"between models": taus, "shares": shares})
+    scores = [{b: a * tau / temperature for b, a in alpha.items()} for alpha, tau in zip(alphas, taus, strict=True)]
+    shown = {b: _softmax([s.get(b) for s in scores]) for b in scores[0]}
+    return Found({}, scores, {"between models": taus, "shares": shown})
+
+
+def _softmax(scores: Sequence[float | None]) -> list[float]:
+    """Shares of one block's models; equal ones where a model has no such block."""
+    known = [s for s in scores if s is not None]
+    if len(known) < len(scores):
+        return [1.0 / len(scores)] * len(scores)
+    powers = [math.exp(s - max(known)) for s in known]
+    return [p / math.fsum(powers) for p in powers]
 
 
 def _looks(call: Call) -> list[Look]:
@@ -49,8 +57,7 @@ def sens(
     the others', on theirs, over the sum of all (sections 3.1 to 3.3)."""
     deltas = part.deltas()
     count = len(deltas)
-    shares = part.found.get(block_of(part.name))
-    used = [1.0 / count] * count if shares is None else [shares[i] for i, _ in part.sources]
+    used = _softmax([part.found[i].get(block_of(name)) for i, name in part.sources])
     assert part.base is not None
     total = weighted_sum(deltas, used)
     return torch.add(part.base, total, alpha=scale * count)
