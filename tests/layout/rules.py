@@ -15,7 +15,7 @@ ROOMS = ("distill", "merge", "decode", "route", "build", "inject", "complete", "
          "measure")  # fmt: skip
 LAYERS = {"core": 0, "data": 1, "kit": 2, **dict.fromkeys(ROOMS, 3), "web": 4, "cli": 5}
 #: third-party packages the core may use: all light
-CORE_MAY_USE = ("numpy", "pydantic", "yaml", "filelock")
+CORE_MAY_USE = ("numpy", "pydantic", "yaml", "filelock", "xxhash")
 METHOD_LINES, FILE_LINES = 400, 800
 DEPTH = 2
 

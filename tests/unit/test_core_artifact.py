@@ -177,10 +177,10 @@ def forge(path: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     "changes, code",
     [
-        ({"files": {"../a.txt": {"bytes": 3, "sha256": "x"}}}, "unsafe.path"),
-        ({"files": {"/etc/passwd": {"bytes": 3, "sha256": "x"}}}, "unsafe.path"),
+        ({"files": {"../a.txt": {"bytes": 3, "digest": "x"}}}, "unsafe.path"),
+        ({"files": {"/etc/passwd": {"bytes": 3, "digest": "x"}}}, "unsafe.path"),
         ({"files": {"a.txt": {"bytes": 3}}}, "artifact.damaged"),
-        ({"files": {"a.txt": {"bytes": "many", "sha256": "x"}}}, "artifact.damaged"),
+        ({"files": {"a.txt": {"bytes": "many", "digest": "x"}}}, "artifact.damaged"),
         ({"files": {"a.txt": None}}, "artifact.damaged"),
         ({"files": ["a.txt"]}, "artifact.damaged"),
         ({"files": "drop"}, "artifact.damaged"),

@@ -1,6 +1,6 @@
 """Artifacts: an ordinary folder its own ecosystem can open, plus ``interfuse.json``.
 
-The manifest names every file with size and SHA-256, how it was made, from what, and its own digest. Saving is atomic:
+The manifest names every file with size and digest, how it was made, from what, and its own digest. Saving is atomic:
 a folder is written beside its place, synced and renamed, so that a reader finds the old artifact or the new one.
 """
 
@@ -22,14 +22,14 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import (
     canonical_json,
     contained,
-    file_sha256,
+    file_digest,
     fingerprint,
     jsonable,
     read_bytes,
     sweep,
     sync_folder,
     writing_errors,
-    written_sha256,
+    written_digest,
 )
 
 MANIFEST = "interfuse.json"
@@ -84,7 +84,7 @@ def _open(path: Path) -> Artifact:
         manifest["digest"] = digest
         whole = whole and canonical_json(manifest) == data and isinstance(manifest["kind"], str)
         version = manifest["format"]
-        sizes = {str(name): int(row["bytes"]) for name, row in manifest["files"].items() if row["sha256"]}
+        sizes = {str(name): int(row["bytes"]) for name, row in manifest["files"].items() if row["digest"]}
     except (InterfuseError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InterfuseError("artifact.damaged", "the manifest cannot be read", where=str(file)) from error
     if not whole:
@@ -114,7 +114,7 @@ def _verify(path: Path) -> Artifact:
     bad = []
     for name, row in sorted(files.items()):
         try:
-            if file_sha256(path / name) != row["sha256"]:
+            if file_digest(path / name, str(row["digest"]).partition(":")[0]) != row["digest"]:
                 bad.append(f"{name} has other bytes")
         except OSError as error:
             bad.append(f"{name} cannot be read ({error.strerror})")
@@ -240,7 +240,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         if file.is_symlink() or not file.is_file() or not name.isprintable():
             raise InterfuseError("output.write", f"an artifact holds plain files only, not {name!r}")
         if name != MANIFEST:
-            rows[name] = {"bytes": file.stat().st_size, "sha256": written_sha256(file)}
+            rows[name] = {"bytes": file.stat().st_size, "digest": written_digest(file)}
     return rows
 
 

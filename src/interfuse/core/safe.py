@@ -276,17 +276,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_digest(path: Path, kind: str) -> str:
+    """A file's digest as ``kind:digits``: ``sha256``, or ``xxh3`` (XXH3-128), which reads weights at memory speed.
+
+    What is of no such kind is digested as ``sha256``.
+    """
+    if kind != "xxh3":
+        return f"sha256:{file_sha256(path)}"
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return f"xxh3:{digest.hexdigest()}"
+
+
 _written: dict[tuple[int, int, int, int], str] = {}
 
 
-def note_sha256(path: Path, digest: str) -> None:
-    """Remembers the SHA-256 of a file that this process has just written, so that it need not be read again at once."""
+def note_digest(path: Path, digest: str) -> None:
+    """Remembers the digest of a file that this process has just written, so that it need not be read again at once."""
     _written[_identity(path)] = digest
 
 
-def written_sha256(path: Path) -> str:
-    """The SHA-256 of a file: what its writer noted, if the very file has not changed since, else as it is read now."""
-    return _written.pop(_identity(path), "") or file_sha256(path)
+def written_digest(path: Path) -> str:
+    """A file's digest: what its writer noted, if the very file has not changed since, else its SHA-256 as it is read now."""
+    return _written.pop(_identity(path), "") or file_digest(path, "sha256")
 
 
 def _identity(path: Path) -> tuple[int, int, int, int]:

@@ -26,7 +26,7 @@ import xxhash
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.lazy import lazy
-from interfuse.core.safe import note_sha256
+from interfuse.core.safe import note_digest
 from interfuse.data.formats.safetensors import KINDS, build_header, code_of, dtype_of
 from interfuse.data.weights import INDEX, SINGLE, bytes_of
 from interfuse.data.write_behind import LEAST, WriteBehind
@@ -236,7 +236,7 @@ class WeightWriter:
             first = offset + start * size
             _write_at(self._fds[file], data, first)
         if self._behind is not None:
-            self._behind.wrote(file, first, first + len(data))
+            self._behind.wrote(file, first, first + len(data), data)
         with self._lock:
             self._missing[name] -= len(data)
 
@@ -290,7 +290,7 @@ class WeightWriter:
                     _write_at(fd, memoryview(shard.header)[:8], 0)
                     os.fsync(fd)
                     if shard.name in digests:
-                        note_sha256(self.folder / shard.name, digests[shard.name])
+                        note_digest(self.folder / shard.name, digests[shard.name])
             paths = [self.folder / shard.name for shard in self.shards]
             if len(self.shards) > 1:
                 paths.append(self._write_index())
