@@ -16,7 +16,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.data.weight_writer import MemoryWriter, WeightWriter
 from interfuse.data.weights import Weights
 from interfuse.kit import reductions
-from interfuse.kit.counter_random import tensor_key, uniform
+from interfuse.kit.counter_random import below, tensor_key, uniform
 from interfuse.kit.reductions import CHUNK, Difference, gram, kth_smallest, magnitude_thresholds, moments, sums
 from interfuse.kit.streaming import Job, Journal, stream_merge
 
@@ -190,6 +190,25 @@ def test_random_numbers_belong_to_elements(key, start, n, more):
     assert bool(((long >= 0) & (long < 1)).all())
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**128 - 1),
+    st.integers(0, 3000),
+    st.integers(0, 3000),
+    st.one_of(st.floats(-0.1, 1.1), st.integers(0, 256).map(lambda k: k / 256)),
+)
+def test_masks_are_comparisons_of_the_numbers(key, start, n, probability):
+    expected = uniform(key, start, start + n).double() < probability
+    assert below(key, start, start + n, probability).tolist() == expected.tolist()
+
+
+def test_masks_where_the_upper_bits_are_equal():
+    # about 1 in 65,536 elements is decided by its lower bits
+    for probability in (0.3, 1e-6, 1 - 2.0**-20):
+        expected = uniform(3, 7, 1_000_007).double() < probability
+        assert torch.from_numpy(below(3, 7, 1_000_007, probability)).equal(expected)
+
+
 def test_random_numbers_are_uniform_and_keys_differ():
     u = uniform(tensor_key(0, "model", "tensor"), 0, 1_000_000).double()
     counts = torch.histc(u, 100, 0, 1)
@@ -203,7 +222,7 @@ def test_random_numbers_are_uniform_and_keys_differ():
     assert uniform(tensor_key(7, "a", "b"), 5, 8).tolist() == RECORDED
 
 
-RECORDED = [0.09700709581375122, 0.7590528726577759, 0.06322813034057617]
+RECORDED = [0.6304760575294495, 0.9900367259979248, 0.2914477586746216]
 
 
 def make_models(directory=None):

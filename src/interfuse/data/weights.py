@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -263,13 +263,7 @@ class Weights(Mapping[str, TensorInfo]):
         for done in range(0, stop - start, step):
             n = min(step, stop - start - done)
             read_at(fd, raw[: n * size].data, first + done * size, where)
-            into = out[done : done + n]
-            if info.code == "BF16":  # the upper half of a float32
-                bits = into.view(np.uint32)
-                bits[:] = stored[:n]
-                np.left_shift(bits, 16, out=bits)
-            else:
-                into[:] = stored[:n]
+            _widen(stored[:n], info.code, out[done : done + n])
         return out
 
     def read_bytes(self, info: TensorInfo, start: int, view: memoryview) -> None:
@@ -329,10 +323,50 @@ class StoredTensor:
         return self.weights.read_range(self.info, start, stop, out)
 
 
+class HeldTensor:
+    """A stored tensor whose bytes are read once, for work that goes over it several times."""
+
+    def __init__(self, stored: StoredTensor) -> None:
+        self.info = stored.info
+        self._bytes = np.empty(self.info.nbytes, dtype=np.uint8)
+        if self.info.nbytes:
+            stored.weights.read_bytes(self.info, 0, self._bytes.data)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return self.info.shape
+
+    def read(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Elements ``start`` to ``stop`` as float32 [stop - start]."""
+        numbers = torch.from_numpy(self._bytes).view(self.info.dtype)[start:stop]
+        return numbers.to(torch.float32, copy=True) if out is None else out.copy_(numbers)
+
+    def array(self, start: int, stop: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same into a NumPy array, of :data:`PLAIN` types without ``torch``."""
+        if self.info.code not in PLAIN:
+            self.read(start, stop, torch.from_numpy(out))
+        else:
+            _widen(self._bytes.view(PLAIN[self.info.code])[start:stop], self.info.code, out)
+        return out
+
+
+def _widen(stored: NDArray[Any], code: str, out: NDArray[np.float32]) -> None:
+    """Stored numbers of a plain type as float32."""
+    if code == "BF16":  # the upper half of a float32
+        bits = out.view(np.uint32)
+        bits[:] = stored
+        np.left_shift(bits, 16, out=bits)
+    else:
+        out[:] = stored
+
+
 def read_array(flat: Flat, start: int, stop: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
     """Elements ``start`` to ``stop`` of any tensor, into a contiguous float32 array [stop - start]; of stored ones without ``torch``."""
     if isinstance(flat, StoredTensor):
         return flat.weights.read_array(flat.info, start, stop, out)
+    if isinstance(flat, HeldTensor):
+        return flat.array(start, stop, out)
     flat.read(start, stop, torch.from_numpy(out))
     return out
 

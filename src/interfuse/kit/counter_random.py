@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.random import Philox
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
-_WORDS = 8  # 32-bit words per counter value of Philox-4x64
+_LOW = 1 << 127  # of the key of the lower bits
 
 
 def tensor_key(seed: int, source: str, name: str) -> int:
@@ -51,24 +51,35 @@ def uniform(key: int, start: int, stop: int) -> Tensor:
     Returns:
         float32 [stop - start].
     """
-    words = _words(key, start, stop)
-    words >>= 8
-    out = torch.from_numpy(words.view(np.int32)).to(torch.float32)
+    high = _drawn(key, start, stop, np.dtype("<u2")).astype(np.uint32)
+    high <<= 8
+    high |= _drawn(key ^ _LOW, start, stop, np.dtype("u1"))
+    out = torch.from_numpy(high.view(np.int32)).to(torch.float32)
     return out.mul_(2.0**-24)
 
 
 def below(key: int, start: int, stop: int, probability: float) -> NDArray[np.bool_]:
-    """``uniform(key, start, stop) < probability`` without making the numbers: bool [stop - start]."""
+    """``uniform(key, start, stop) < probability`` without making the numbers: bool [stop - start].
+
+    The upper 16 of their 24 bits decide nearly always; the others are drawn where these are equal.
+    """
     if probability >= 1:
         return np.ones(stop - start, dtype=np.bool_)
-    # u = (word >> 8) / 2**24 is below p where the word is below ceil(2**24 p) * 2**8
-    return _words(key, start, stop) < np.uint32(min(math.ceil(max(probability, 0.0) * (1 << 24)) << 8, 0xFFFFFFFF))
+    limit, rest = divmod(math.ceil(max(probability, 0.0) * (1 << 24)), 1 << 8)
+    if limit >> 16:
+        return np.ones(stop - start, dtype=np.bool_)
+    high = _drawn(key, start, stop, np.dtype("<u2"))
+    found = high < np.uint16(limit)
+    if rest:
+        for place in np.flatnonzero(high == np.uint16(limit)).tolist():
+            found[place] = _drawn(key ^ _LOW, start + place, start + place + 1, np.dtype("u1"))[0] < rest
+    return found
 
 
-def _words(key: int, start: int, stop: int) -> NDArray[np.uint32]:
-    """One 32-bit word per element."""
-    first, skip = divmod(start, _WORDS)
-    count = -(-(stop - start + skip) // 2)  # 64-bit words
-    raw = Philox(key=key, counter=first).random_raw(count)
-    words: NDArray[np.uint32] = raw.astype("<u8", copy=False).view("<u4")[skip : skip + stop - start]
-    return words
+def _drawn(key: int, start: int, stop: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    """One unsigned integer of a kind per element, of Philox-4x64's words in order."""
+    each = 8 // kind.itemsize  # elements in a 64-bit word
+    first, skip = divmod(start, 4 * each)
+    raw = Philox(key=key, counter=first).random_raw(-(-(stop - start + skip) // each))
+    numbers: NDArray[Any] = raw.astype("<u8", copy=False).view(kind)[skip : skip + stop - start]
+    return numbers

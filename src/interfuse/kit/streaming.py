@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 import xxhash
@@ -32,7 +32,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.lazy import lazy
 from interfuse.data.formats.safetensors import KINDS, Kind, dtype_of
 from interfuse.data.weight_writer import TensorSink
-from interfuse.data.weights import PLAIN, Flat, StoredTensor, bytes_of, read_array
+from interfuse.data.weights import PLAIN, Flat, HeldTensor, StoredTensor, bytes_of, read_array
 from interfuse.kit.reductions import CHUNK
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ else:
 
 _ROWS = 64  # granule of row-wise work: 64 rows are whole vector registers whatever the row's length
 _SYNC_SECONDS = 1.0
+_HELD = 100 << 20  # bytes of a tensor's sources that are held from its preparation on
 #: largest numbers of the types that are rounded to without ``torch``
 _LARGEST = {"F32": 3.4028234663852886e38, "F16": 65504.0, "BF16": 3.3895313892515355e38}
 
@@ -238,8 +239,8 @@ def stream_merge(
         writer: where the numbers go; the caller completes it.
         workers: threads; the number of usable processors if None.
         block_bytes: size of a block of float32 numbers.
-        max_memory: bytes that the blocks' buffers and temporaries may take, in all threads together. What a ``prepare``
-            holds comes on top: up to 60 MB per thread for a magnitude threshold.
+        max_memory: bytes that the blocks' buffers and temporaries, and sources held for a second reading, may take, in all threads
+            together. What a ``prepare`` holds comes on top: up to 60 MB per thread for a magnitude threshold.
         journal: record of finished tensors; those it names are verified and skipped.
         progress: called with the bytes of output done, the bytes in all, and the tensor worked on.
 
@@ -314,6 +315,8 @@ class _Task:
     raw: bool = False  # the stored bytes are copied as they are
     state: Literal["new", "preparing", "ready"] = "new"
     facts: Any = None
+    sources: tuple[Flat, ...] = ()  # the job's, or the same held in memory
+    held: int = 0  # bytes of them
     start: int = 0  # first element not handed out
     hashed: int = 0  # first element not hashed
     done: int = 0  # elements written
@@ -322,6 +325,7 @@ class _Task:
     def __post_init__(self) -> None:
         self.numel = math.prod(self.shape)
         self.nbytes = self.numel * self.kind.itemsize
+        self.sources = self.job.sources
         self.raw = self._check()
 
     @property
@@ -332,9 +336,7 @@ class _Task:
     @property
     def light(self) -> bool:
         """Whether it is computed without ``torch``."""
-        plain = all(
-            isinstance(s, StoredTensor) and s.info.file is not None and s.info.code in PLAIN for s in self.job.sources
-        )
+        plain = all(_stored(s) and s.info.code in PLAIN for s in self.job.sources)
         return self.raw or (self.job.arrays and self.code in PLAIN and plain)
 
     def _check(self) -> bool:
@@ -358,6 +360,11 @@ class _Task:
                 "input.type", f"torch.{self.kind.name} numbers can be copied, not computed", where=where, fix=fix
             )
         return False
+
+
+def _stored(source: Flat) -> TypeGuard[StoredTensor]:
+    """Whether a source lies in a file."""
+    return isinstance(source, StoredTensor) and source.info.file is not None
 
 
 class _Plan:
@@ -403,6 +410,12 @@ def _least(tasks: list[_Task]) -> int:
     return max((task.memory for task in tasks if task.job.scope != "tensor"), default=0)
 
 
+def _large_first(tasks: list[_Task]) -> list[_Task]:
+    """As given, but large tensors with a preparation, which one thread does alone, come first: no thread shall wait for it at the end."""
+    large = sum(task.numel for task in tasks) // 20
+    return sorted(tasks, key=lambda task: task.job.prepare is None or task.numel <= large)  # stable
+
+
 class _Run:
     """The threads and what they share; every field is guarded by ``changed``."""
 
@@ -415,8 +428,10 @@ class _Run:
         progress: Callable[[int, int, str], None] | None,
     ) -> None:
         self.plan, self.tasks, self.writer, self.journal, self.progress = plan, tasks, writer, journal, progress
-        self.pending = deque(tasks)
+        self.pending = deque(_large_first(tasks))
         self.free = plan.free
+        #: Bytes for held sources: what is left when the largest task runs.
+        self.spare = plan.free - plan.workers * max((task.memory for task in tasks), default=0)
         self.total = sum(task.nbytes for task in tasks)
         self.bytes_done = 0
         self.error: BaseException | None = None
@@ -461,7 +476,9 @@ class _Run:
                 task, start = piece
                 name = task.job.name
                 if start < 0:
-                    facts = task.job.prepare(task.job.sources) if task.job.prepare else None
+                    if task.held:
+                        task.sources = tuple(HeldTensor(s) if _stored(s) else s for s in task.sources)
+                    facts = task.job.prepare(task.sources) if task.job.prepare else None
                     with self.changed:
                         task.facts, task.state = facts, "ready"
                         self.changed.notify_all()
@@ -485,6 +502,7 @@ class _Run:
                     if task.state == "new":
                         if task.job.prepare is not None:
                             task.state = "preparing"
+                            self._reserve(task)
                             return task, -1
                         task.state = "ready"
                     if task.state == "ready":
@@ -498,6 +516,14 @@ class _Run:
                         return task, start
                 self.changed.wait()
             return None
+
+    def _reserve(self, task: _Task) -> None:
+        """Memory for the sources of a task that reads them several times, where there is plenty of it."""
+        needed = sum(s.info.nbytes for s in task.sources if _stored(s))
+        if needed <= min(_HELD, self.spare):
+            task.held = needed
+            self.spare -= needed
+            self.free -= needed
 
     def _finish(self, task: _Task, start: int, stop: int, data: memoryview) -> None:
         """Hashes a written block when its turn has come, and notes a finished tensor."""
@@ -514,7 +540,9 @@ class _Run:
             self.free += task.memory
             self.bytes_done += (stop - start) * task.kind.itemsize
             if task.done == task.numel:
-                task.facts = None
+                task.facts, task.sources = None, ()
+                self.free += task.held
+                self.spare += task.held
                 if self.journal is not None:
                     self.journal.record(task.job.name, task.digest.hexdigest())
             if self.progress is not None:
@@ -548,17 +576,17 @@ class _Hand:
         block = Block(job.name, start, stop, task.shape, task.facts)
         if job.arrays and job.function is not None and task.code in PLAIN:
             result = job.function(
-                [read_array(s, start, stop, out) for s, out in zip(job.sources, slots, strict=True)], block
+                [read_array(s, start, stop, out) for s, out in zip(task.sources, slots, strict=True)], block
             )
             if result.size != n or result.dtype != np.float32:
                 what = f"the function returned {result.dtype} {list(result.shape)} for {n} elements"
                 raise InterfuseError("input.shape", what, where=f"tensor {job.name!r}")
             return self._rounded(task, result.reshape(-1), start)
         if job.scope == "tensor":
-            values = [source.read(0, math.prod(source.shape)).view(source.shape) for source in job.sources]
+            values = [source.read(0, math.prod(source.shape)).view(source.shape) for source in task.sources]
         else:
             into = [torch.from_numpy(slot) for slot in slots]
-            values = [source.read(start, stop, out) for source, out in zip(job.sources, into, strict=True)]
+            values = [source.read(start, stop, out) for source, out in zip(task.sources, into, strict=True)]
             if job.scope == "row" and n:
                 columns = task.shape[-1] if task.shape else 1
                 values = [value.view(-1, columns) for value in values]
