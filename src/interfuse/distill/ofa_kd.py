@@ -21,7 +21,7 @@ from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.encode import forward
 from interfuse.kit.feature_losses import linear_cka
-from interfuse.kit.losses import ofa
+from interfuse.kit.losses import ofa_target, weighted_nll
 from interfuse.kit.nets import Shape, as_tokens, grid_of, width_of
 from interfuse.kit.taps import AUTO, Taps
 
@@ -90,11 +90,14 @@ class OFAKD(Hooks):
         target = teacher.argmax(dim=-1) if self.target == "teacher" else _target(views)
         *exits, last = self._exponents(len(run.student_shapes))
         terms = {"ce": hard_loss(views)} if self.w_gt else {}
-        terms["ofa"] = ofa(views.student, teacher, target, eps=last, tau=self.tau, form=self.form)
+        weights = {
+            e: ofa_target(teacher, target, eps=e, tau=self.tau, form=self.form) for e in dict.fromkeys((last, *exits))
+        }
+        terms["ofa"] = weighted_nll(views.student, weights[last], tau=self.tau)
+        hard = target.argmax(dim=-1) if target.is_floating_point() else target
         for k, (name, eps) in enumerate(zip(run.student_shapes, exits, strict=True), start=1):
             logits = self._exit(run, k, views.features[name])
-            terms[_exit_name(k)] = ofa(logits, teacher, target, eps=eps, tau=self.tau, form=self.form)
-            hard = target.argmax(dim=-1) if target.is_floating_point() else target
+            terms[_exit_name(k)] = weighted_nll(logits, weights[eps], tau=self.tau)
             terms[f"right_{k}"] = (logits.detach().argmax(dim=-1) == hard).to(logits.dtype)  # logged, weighs nothing
         return terms
 

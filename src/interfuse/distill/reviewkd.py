@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss, per_position
@@ -104,23 +105,39 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         ``[B]``.
     """
-    difference = full_precision(student) - full_precision(teacher)
-    loss, weight, total = _mean_square(difference), 1.0, 1.0
-    even = all(side % PYRAMID[0] == 0 for side in difference.shape[2:])
-    coarse = difference
-    for side in PYRAMID:
-        if side < difference.shape[2]:
-            weight /= 2
-            coarse = F.adaptive_avg_pool2d(coarse if even else difference, side)
-            loss = loss + weight * _mean_square(coarse)
-            total += weight
-    return loss / total
+    found: Tensor = _Context.apply(full_precision(student), full_precision(teacher))
+    return found
 
 
-def _mean_square(x: Tensor) -> Tensor:
-    """Of each sample ``[B]``, by the norm: one pass over the map either way."""
-    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
-    return length.square() / x[0].numel()
+class _Context(torch.autograd.Function):
+    """:func:`hierarchical_context`, whose gradient takes two passes over the map."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        maps, weights = [student - teacher], [1.0]
+        ctx.even = all(side % PYRAMID[0] == 0 for side in student.shape[2:])
+        for side in PYRAMID:
+            if side < student.shape[2]:
+                maps.append(F.adaptive_avg_pool2d(maps[-1 if ctx.even else 0], side))
+                weights.append(weights[-1] / 2)
+        ctx.scales = [w / (sum(weights) * m[0].numel()) for w, m in zip(weights, maps, strict=True)]
+        ctx.save_for_backward(*maps)
+        lengths = [torch.linalg.vector_norm(m, dim=(1, 2, 3)) for m in maps]  # one pass over the map
+        return torch.stack(lengths, dim=1).square() @ student.new_tensor(ctx.scales)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        maps: tuple[Tensor, ...] = ctx.saved_tensors
+        of: dict[int, Tensor] = {}
+        for k in range(len(maps) - 1, -1, -1):  # from coarse to fine
+            own = 2 * ctx.scales[k] * gradient[:, None, None, None]
+            of[k] = torch.addcmul(of[k], own, maps[k]) if k in of else own * maps[k]
+            if k > 0:
+                finer = k - 1 if ctx.even else 0
+                spread = torch.ops.aten._adaptive_avg_pool2d_backward(of[k], maps[finer])
+                of[finer] = of[finer] + spread if finer in of else spread
+        return of[0], -of[0] if ctx.needs_input_grad[1] else None
 
 
 class Fusion(nn.Module):
@@ -153,47 +170,45 @@ class Fusion(nn.Module):
         """
         convolution, norm = _parts(self.expand)
         here = feature.shape[2:]
-        folded = self._folded(feature) if self.inner < self.middle and here[0] * here[1] >= LARGE else None
-        x: Tensor = feature if folded else self.reduce(feature)
+        feature = feature.contiguous(memory_format=torch.channels_last)
+        large = self.inner < self.middle and here[0] * here[1] >= LARGE
+        if large:  # the stage beside a channel of ones, so that an affine map is a convolution
+            first = self._folded(feature)
+            feature = F.pad(feature, (0, 0, 0, 0, 0, 1), value=1.0)
+        x: Tensor = feature if large else self.reduce(feature)
         if self.attention is not None and deeper is not None:
             # the 1 x 1 convolution of [x, y] in two halves: that of y runs before y is enlarged, which changes nothing
             mine, theirs = self.attention.weight[:, : self.middle], self.attention.weight[:, self.middle :]
             there, bias = _enlarged(F.conv2d(deeper, theirs), here), self.attention.get_parameter("bias")
-            if folded:
-                own = F.conv2d(x, _after(mine, folded[0]), torch.addmv(bias, mine[:, :, 0, 0], folded[1]))
-            else:
-                own = F.conv2d(x, mine, bias)
-            share = torch.sigmoid(own + there)  # [B, 2, H, W]
+            share = torch.sigmoid(F.conv2d(x, _after(mine, first) if large else mine, bias) + there)  # [B, 2, H, W]
             twice = tuple(here) == size == tuple(2 * n for n in deeper.shape[2:])
-            if folded and last and twice and convolution.kernel_size == (3, 3):
-                kernel = convolution.weight
-                narrow = F.conv2d(share[:, :1] * feature, _after(kernel, folded[0]), padding=1)
-                constant = F.conv2d(share[:, :1], torch.einsum("omyx,m->oyx", kernel, folded[1])[:, None], padding=1)
-                return norm(narrow.add_(constant).add_(conv_enlarged(deeper, share[:, 1:], kernel))), None
-            x = F.conv2d(x, *folded) if folded else x
-            x = torch.addcmul(share[:, :1] * x, share[:, 1:], _enlarged(deeper, here))
-        elif folded:
-            x = F.conv2d(x, *folded)
+            x = share[:, :1] * x
+            if large and last and twice and convolution.kernel_size == (3, 3):
+                narrow = F.conv2d(x, _after(convolution.weight, first), padding=1)
+                return norm(narrow.add_(conv_enlarged(deeper, share[:, 1:], convolution.weight))), None
+            x = F.conv2d(x, first) if large else x
+            x = torch.addcmul(x, share[:, 1:], _enlarged(deeper, here))
+        elif large:
+            x = F.conv2d(x, first)
         if x.shape[2:] != size:
             x = F.interpolate(x, size=size, mode="nearest")
         return norm(_convolved(x, convolution)), x
 
-    def _folded(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight ``[middle, inner, 1, 1]`` and bias ``[middle]`` of convolution and normalisation together, for this batch.
+    def _folded(self, feature: Tensor) -> Tensor:
+        """Convolution and normalisation together for this batch, bias last: ``[middle, inner + 1, 1, 1]``.
 
         The variance of ``w . f`` over all places is ``w . Cov(f) w``.
         """
         convolution, norm = _parts(self.reduce)
         with torch.autocast(feature.device.type, enabled=False):
-            f = full_precision(feature)
-            mean = f.mean(dim=(0, 2, 3))
-            centred = (f - mean.detach()[:, None, None]).flatten(2)  # has mean 0, so its gradient needs no mean's
-            covariance = (centred @ centred.transpose(1, 2)).sum(dim=0) / (len(f) * centred.shape[2])
-            weight = convolution.weight.to(f.dtype)[:, :, 0, 0]
+            rows = full_precision(feature).permute(0, 2, 3, 1).flatten(0, 2)  # [places, inner]
+            mean = rows.mean(dim=0)
+            centred = rows - mean.detach()  # has mean 0, so its gradient needs no mean's
+            covariance = (centred.T @ centred) / len(rows)
+            weight = convolution.weight.to(rows.dtype)[:, :, 0, 0]
             variance = ((weight @ covariance) * weight).sum(dim=1)
             weight = weight * (norm.weight * torch.rsqrt(variance + norm.eps))[:, None]
-            bias = norm.bias - weight @ mean
-        return weight[:, :, None, None], bias
+            return torch.cat([weight, (norm.bias - weight @ mean)[:, None]], dim=1)[:, :, None, None]
 
 
 def _parts(block: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:

@@ -26,6 +26,7 @@ from interfuse.data.models import Model, build, device_of, open_model, read_conf
 from interfuse.data.predictors import speaks_probabilities
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table, with_places
+from interfuse.distill.adding_up import Sums, add_up, named
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 from interfuse.distill.teacher_cache import stored
 from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, forward, targets
@@ -361,7 +362,7 @@ def train(state: Run, hooks: Hooks) -> list[dict[str, Any]]:
         for epoch in range(state.epoch, settings.epochs):
             state.epoch = epoch
             order = hooks.select(state, ctx.rng(f"order/{epoch}").permutation(len(state.data)))
-            sums: dict[str, float | torch.Tensor] = {}
+            sums: Sums = {}
             seen = 0
             with seeded(ctx.seed_for(f"noise/{epoch}")):
                 for begin in range(0, len(order), window):
@@ -393,12 +394,13 @@ def train(state: Run, hooks: Hooks) -> list[dict[str, Any]]:
     return history
 
 
-def _step(state: Run, hooks: Hooks, micro: list[NDArray[np.int64]], sums: dict[str, float | torch.Tensor]) -> int:
+def _step(state: Run, hooks: Hooks, micro: list[NDArray[np.int64]], sums: Sums) -> int:
     """One optimiser step over a window of micro-batches; returns the number of samples or tokens that counted."""
     optimizer, accelerator, settings = state.optimizers["main"], state.accelerator, state.settings
     set_lr(optimizer, settings, state.step, state.steps)
     optimizer.zero_grad(set_to_none=True)
-    state.student.train()
+    if not state.student.training:
+        state.student.train()
     batches = [make_batch(state, positions) for positions in micro]
     early = hooks.needs().tokens  # what is learnt may change with the texts, and is counted below
     if early:
@@ -413,25 +415,10 @@ def _step(state: Run, hooks: Hooks, micro: list[NDArray[np.int64]], sums: dict[s
         with accelerator.autocast():
             views = hooks.views(state, batch)
             terms, weights = hooks.terms(state, views), hooks.weights(state, views)
-        parts: dict[str, torch.Tensor] = {}
-        for name, value in terms.items():
-            value = _masked(value, batch)
-            weight = weights.get(name, 1.0)
-            raw = value.sum()
-            if isinstance(weight, torch.Tensor):
-                if weight.ndim < value.ndim:
-                    weight = weight.reshape(*weight.shape, *([1] * (value.ndim - weight.ndim)))
-                weighted = (weight * value).sum()
-            elif weight == 0 and not raw.requires_grad:  # watched only
-                sums[f"raw/{name}"] = sums.get(f"raw/{name}", 0.0) + raw
-                sums[f"weighted/{name}"] = 0.0
-                continue
-            else:
-                weighted = raw if weight == 1 else raw * weight
-            parts[name] = weighted / max(total, 1)
-            for kind, number in (("raw", raw), ("weighted", weighted)):
-                sums[f"{kind}/{name}"] = sums.get(f"{kind}/{name}", 0.0) + number.detach()
-        hooks.backward(state, torch.stack(list(parts.values())).sum(), parts)
+        loss, parts = add_up(
+            {name: _masked(value, batch) for name, value in terms.items()}, weights, max(total, 1), sums
+        )
+        hooks.backward(state, loss, parts)
     hooks.before_step(state)
     if settings.clip:
         accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], settings.clip)
@@ -454,9 +441,9 @@ def _masked(value: torch.Tensor, batch: Batch) -> torch.Tensor:
     return value
 
 
-def _row(epoch: int, sums: Mapping[str, float | torch.Tensor], seen: int, state: Run) -> dict[str, Any]:
+def _row(epoch: int, sums: Sums, seen: int, state: Run) -> dict[str, Any]:
     row: dict[str, Any] = {"epoch": epoch + 1}
-    means = {name: float(value) / max(seen, 1) for name, value in sums.items()}
+    means = {name: value / max(seen, 1) for name, value in named(sums).items()}
     row["loss"] = sum(v for k, v in means.items() if k.startswith("weighted/"))
     for name, value in means.items():
         if not np.isfinite(value):

@@ -87,7 +87,8 @@ def standardise_logits(logits: Tensor, *, eps: float = 1e-7) -> Tensor:
     """
     _check_classes(logits, 2)
     z = full_precision(logits)
-    return (z - z.mean(dim=-1, keepdim=True)) / (eps + z.std(dim=-1, keepdim=True))
+    std, mean = torch.std_mean(z, dim=-1, keepdim=True)
+    return (z - mean) / (eps + std)
 
 
 # -- against labels --------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ def cross_entropy(
                 "input.shape", "the mask does not fit the logits", where=f"{tuple(mask.shape)} for {tuple(loss.shape)}"
             )
         counts = mask.bool() if counts is None else counts & mask.bool()
-    return loss if counts is None else loss.masked_fill(~counts, 0.0)
+    return _counted(loss, counts)
 
 
 def ofa(
@@ -157,20 +158,42 @@ def ofa(
         target: ``[...]`` class indices, or ``[..., K]`` soft labels whose largest entry is the target.
         eps: exponent (gamma in the paper), >= 0; 1 is plain soft cross-entropy in the code form.
     """
+    _check_same(student, teacher)
+    weights = ofa_target(teacher, target, eps=eps, tau=tau, form=form, targets=targets, ignore_index=ignore_index)
+    return weighted_nll(student, weights, tau=tau)
+
+
+def ofa_target(
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    eps: float = 1.0,
+    tau: float = 1.0,
+    form: Literal["code", "paper"] = "code",
+    targets: Targets = "logits",
+    ignore_index: int = -100,
+) -> Tensor:
+    """The weights ``[..., K]`` of the classes in :func:`ofa`, the same for every exit; 0 where a position does not count.
+
+    Args:
+        as in :func:`ofa`.
+    """
     if eps < 0:
         raise InterfuseError("param.value", f"eps must be >= 0, not {eps}")
-    _check_same(student, teacher)
-    lq = log_probs(student, tau)
-    p = log_probs(teacher, tau, targets=targets).exp()
-    onehot, counts = _one_hot(target, lq, ignore_index)
-    m = onehot.to(p.dtype)
-    if form == "code":
-        weights = (p + m) ** eps - m
-    elif form == "paper":
-        weights = torch.where(onehot, (1 + p) ** eps, p)
-    else:
+    if form not in ("code", "paper"):
         raise InterfuseError("param.value", f"form must be 'code' or 'paper', not {form!r}")
-    return (-_dot(weights, lq)).masked_fill(~counts, 0.0)
+    p = log_probs(teacher, tau, targets=targets).exp()
+    index, counts = _hard_target(target, p, ignore_index)
+    if eps != 1 or form == "paper":
+        m = _one_hot(index, p)
+        p = (p + m) ** eps - m.to(p.dtype) if form == "code" else torch.where(m, (1 + p) ** eps, p)
+    return p if counts is None else p.masked_fill(~counts.unsqueeze(-1), 0.0)
+
+
+def weighted_nll(logits: Tensor, weights: Tensor, *, tau: float = 1.0) -> Tensor:
+    """``-sum_c w_c log q_c`` with q the softmax at temperature ``tau``: ``[..., K]`` twice ``-> [...]``. Weights need not sum to 1."""
+    _check_same(logits, weights, "logits", "weights")
+    return -_dot(full_precision(weights), log_probs(logits, tau))
 
 
 def tckd(
@@ -214,10 +237,11 @@ def dkd_parts(
     """TCKD and NCKD of DKD together: ``[..., K] -> [...]`` twice; arguments as in :func:`dkd`."""
     _check_classes(student, 2)
     lp, lq = _both(student, teacher, tau, targets)
-    onehot, counts = _one_hot(target, lq, ignore_index)
-    (two_p, rest_p), (two_q, rest_q) = _decoupled(lp, onehot), _decoupled(lq, onehot)
-    found = (_kl(two_p, two_q), _kl(rest_p, rest_q))
-    one, other = (rescale(x, tau, scaled).masked_fill(~counts, 0.0) for x in found)
+    index, counts = _hard_target(target, lq, ignore_index)
+    onehot = _one_hot(index, lq)
+    (two_p, rest_p), (two_q, rest_q) = _decoupled(lp, index, onehot), _decoupled(lq, index, onehot)
+    others = _dot(rest_p.masked_fill(onehot, -math.inf).exp(), rest_p - rest_q)
+    one, other = (_counted(rescale(x, tau, scaled), counts) for x in (_kl(two_p, two_q), others))
     return one, other
 
 
@@ -470,6 +494,9 @@ def dist(
 
 def _dot(weights: Tensor, values: Tensor) -> Tensor:
     """``sum w * v`` over the last dimension with 0 * inf = 0, in the gradient too."""
+    found = (weights * values).sum(dim=-1)
+    if math.isfinite(float(found.detach().sum())):  # so there is no such product, and nothing to mask
+        return found
     return (weights * values.masked_fill((weights == 0) & ~values.isfinite(), 0.0)).sum(dim=-1)
 
 
@@ -492,12 +519,10 @@ def _unit_centred(x: Tensor, dim: int) -> Tensor:
     return F.normalize(x - x.mean(dim=dim, keepdim=True), dim=dim, eps=1e-8)
 
 
-def _decoupled(lp: Tensor, onehot: Tensor) -> tuple[Tensor, Tensor]:
-    """Log probabilities of (target, rest) [..., 2], and among the rest, renormalised [..., K] with -inf at the target."""
-    outside = lp.masked_fill(onehot, -math.inf)
-    rest = outside.logsumexp(dim=-1, keepdim=True)
-    inside = lp.masked_fill(~onehot, -math.inf).logsumexp(dim=-1, keepdim=True)
-    return torch.cat([inside, rest], dim=-1), outside - rest
+def _decoupled(lp: Tensor, index: Tensor, onehot: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities of (target, rest) [..., 2], and those of the rest, renormalised [..., K]; what it holds at the target means nothing."""
+    rest = lp.masked_fill(onehot, -math.inf).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([lp.gather(-1, index.unsqueeze(-1)), rest], dim=-1), lp - rest
 
 
 def _both(student: Tensor, teacher: Tensor, tau: float, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -506,28 +531,37 @@ def _both(student: Tensor, teacher: Tensor, tau: float, targets: Targets) -> tup
     return log_probs(teacher, tau, targets=targets), log_probs(student, tau)
 
 
-def _hard_target(target: Tensor, logits: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Class indices with ignored ones replaced by 0, and where they count."""
+def _hard_target(target: Tensor, logits: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+    """Class indices with ignored ones replaced by 0, and where they count; None where all do."""
     if target.is_floating_point():
         _check_same(logits, target, "logits", "target")
-        return target.argmax(dim=-1), torch.ones(target.shape[:-1], dtype=torch.bool, device=target.device)
+        return target.argmax(dim=-1), None
     if target.shape != logits.shape[:-1]:
         raise InterfuseError(
             "input.shape",
             "there must be one target per sample or position",
             where=f"target {tuple(target.shape)}, logits {tuple(logits.shape)}",
         )
+    classes = logits.shape[-1]
+    if target.numel() and not 0 <= ignore_index < classes:
+        least, most = target.aminmax()
+        if least >= 0 and most < classes:
+            return target.long(), None
     counts = target != ignore_index
     index = target.long().masked_fill(~counts, 0)
-    if index.numel() and not bool(((index >= 0) & (index < logits.shape[-1])).all()):
-        raise InterfuseError("param.value", f"a target lies outside the {logits.shape[-1]} classes")
+    if index.numel() and not bool(((index >= 0) & (index < classes)).all()):
+        raise InterfuseError("param.value", f"a target lies outside the {classes} classes")
     return index, counts
 
 
-def _one_hot(target: Tensor, logits: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    index, counts = _hard_target(target, logits, ignore_index)
+def _one_hot(index: Tensor, logits: Tensor) -> Tensor:
     onehot = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-    return onehot.scatter_(-1, index.unsqueeze(-1), True), counts
+    return onehot.scatter_(-1, index.unsqueeze(-1), True)
+
+
+def _counted(loss: Tensor, counts: Tensor | None) -> Tensor:
+    """The loss where it counts, 0 without gradient elsewhere."""
+    return loss if counts is None else loss.masked_fill(~counts, 0.0)
 
 
 def _check_tau(tau: float) -> None:
