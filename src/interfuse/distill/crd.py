@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -108,12 +109,14 @@ class CRD(Hooks):
         index = torch.cat(
             [rows[:, None], views.batch.extra["negatives"].to(s.device)], dim=1
         )  # [B, 1 + m], positive first
-        total: Tensor = s.new_zeros(len(s))
+        total: Tensor = s.new_zeros(())
         for side, (anchor, bank) in enumerate(((s, memory.teacher), (t, memory.student))):
-            scores = torch.exp(_similarity(anchor, bank, index) / self.tau)
-            if memory.constants[side] <= 0:  # Z is set once, from the first batch
-                memory.constants[side] = scores.detach().mean() * len(bank)
-            total = total + nce(scores / memory.constants[side].clone(), len(bank))
+            exponents = _similarity(anchor / self.tau, bank, index)
+            constant = float(memory.constants[side])
+            if constant <= 0:  # Z is set once, from the first batch
+                memory.constants[side] = exponents.detach().exp().mean() * len(bank)
+                constant = float(memory.constants[side])
+            total = total + nce(exponents, constant, len(bank))
         memory.pending.append((rows, s.detach(), t.detach()))
         return total
 
@@ -124,21 +127,27 @@ def _memory(run: Run) -> Memory:
     return memory
 
 
-def nce(scores: Tensor, rows: int) -> Tensor:
+def nce(exponents: Tensor, constant: float, rows: int) -> Tensor:
     """Noise-contrastive estimation (equation 18): the positive against m draws from the uniform noise ``1 / rows``.
 
+    With scores ``p = exp(exponent) / Z`` and ``n = m / rows`` that is ``-log p_0 / (p_0 + n) - sum_j log n / (p_j + n)``, which is
+    ``sum over all of log(1 + p / n)`` but for what depends on the positive alone.
+
     Args:
-        scores: ``[B, 1 + m]``, ``exp(similarity / tau) / Z``, the positive first.
+        exponents: ``[B, 1 + m]``, similarity / tau, the positive first.
+        constant: Z.
         rows: size of the memory.
 
     Returns:
         ``[B]``.
     """
-    noise = (scores.shape[1] - 1) / rows
-    denominator = (scores + noise + EPS).log()
-    positive = scores[:, 0].log() - denominator[:, 0]
-    negative = torch.log(torch.full((), noise, dtype=scores.dtype, device=scores.device)) - denominator[:, 1:]
-    return -(positive + negative.sum(dim=1))
+    count = exponents.shape[1]
+    noise = (count - 1) / rows
+    own, little = math.log(constant) + math.log(noise), math.log1p(EPS / noise)
+    against = F.softplus(exponents - (own + little), threshold=80).sum(
+        dim=1
+    )  # of log(1 + EPS / n + p / n), less `little` each
+    return against - exponents[:, 0] + (own + count * little)
 
 
 def _similarity(anchor: Tensor, bank: Tensor, index: Tensor) -> Tensor:
@@ -189,5 +198,5 @@ class Memory(nn.Module):
         """Moves the rows seen since the last call towards their new embeddings and renormalises them."""
         for rows, student, teacher in self.pending:
             for bank, new in ((self.student, student), (self.teacher, teacher)):
-                bank[rows] = F.normalize(momentum * bank[rows] + (1 - momentum) * new.to(bank.dtype), dim=1)
+                bank[rows] = F.normalize(torch.lerp(new.to(bank.dtype), bank[rows], momentum), dim=1)
         self.pending.clear()

@@ -78,8 +78,11 @@ class DHKD(Hooks):
         u, t = views.student, views.teachers[0]
         if "auxiliary" in run.modules:
             h = views.features[PENULTIMATE]
-            h = h[:, : u.shape[1]] if u.ndim == 3 else h  # of a language model, the positions that have a next token
-            u = run.modules["auxiliary"](h.flatten(0, -2)).unflatten(0, h.shape[:-1])
+            if u.ndim == 3:  # of a language model, the positions that have a next token
+                h = h[:, : u.shape[1]]
+                u = run.modules["auxiliary"](h.flatten(0, -2)).unflatten(0, h.shape[:-1])
+            else:
+                u = run.modules["auxiliary"](h)
         t = t - t.mean(dim=-1, keepdim=True) if self.center else t
         if self.aux_loss == "bkl-norm":
             loss = log_cosh_logits(u, t, tau=self.tau)  # tau^2 sum_k KL(Bern(1/2) || Bern(sigmoid((u - t)/tau)))
@@ -120,8 +123,9 @@ class DHKD(Hooks):
         scale = run.accelerator.scaler.get_scale() if run.accelerator.scaler is not None else 1.0
 
         def aligned(both: torch.Tensor) -> torch.Tensor:
-            (kept,) = align([both / scale - label], [label])
-            return scale * (label + kept)
+            teacher = both / scale - label
+            (kept,) = align([teacher], [label])
+            return both if kept is teacher else scale * (label + kept)
 
         handle = h.register_hook(aligned)  # type: ignore[no-untyped-call]
         run.accelerator.backward(loss)
@@ -159,8 +163,8 @@ def align(distil: list[torch.Tensor], label: list[torch.Tensor]) -> list[torch.T
     Args:
         distil: g1, one tensor per parameter. label: g0, the same shapes.
     """
-    dot = sum((a * b).sum() for a, b in zip(distil, label, strict=True))
-    square = sum(b.square().sum() for b in label)
+    dot = sum(torch.dot(a.flatten(), b.flatten()) for a, b in zip(distil, label, strict=True))
+    square = sum(torch.dot(b.flatten(), b.flatten()) for b in label)
     if float(dot) >= 0 or float(square) == 0:
         return distil
     return [a - dot / square * b for a, b in zip(distil, label, strict=True)]

@@ -116,7 +116,9 @@ def _alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
     """Whether both networks see the same images or features (token ids become vectors of each network's own)."""
     if "input_ids" in one or one.keys() != other.keys():
         return False
-    return all(x.shape == y.shape and torch.equal(x, y) for x, y in ((one[name], other[name]) for name in one))
+    return all(
+        x is y or (x.shape == y.shape and torch.equal(x, y)) for x, y in ((one[name], other[name]) for name in one)
+    )
 
 
 def mix_inputs(

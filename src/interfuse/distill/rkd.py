@@ -10,7 +10,7 @@ from pydantic import Field
 
 from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss, per_position
-from interfuse.kit.feature_losses import rkd_angle, rkd_distance
+from interfuse.kit.feature_losses import rkd, rkd_distance
 from interfuse.kit.taps import PENULTIMATE
 
 
@@ -46,12 +46,13 @@ class RKD(Hooks):
     def terms(self, run: Run, views: Views) -> dict[str, torch.Tensor]:
         pairs = [views.pair(s, t) for s, t in self._pairs(run)]
         terms = {"ce": hard_loss(views)} if self.label_weight else {}
+        if self.angle_weight:  # which holds the distances, too
+            found = [torch.stack(losses).sum(dim=0) for losses in zip(*(rkd(s, t) for s, t in pairs), strict=True)]
+            terms["angle"] = per_position(found[1], views)
+        elif self.distance_weight:
+            found = [torch.stack([rkd_distance(s, t) for s, t in pairs]).sum(dim=0)]
         if self.distance_weight:
-            distances = torch.stack([rkd_distance(s, t) for s, t in pairs])
-            terms["distance"] = per_position(distances.sum(dim=0), views)
-        if self.angle_weight:
-            angles = torch.stack([rkd_angle(s, t) for s, t in pairs])
-            terms["angle"] = per_position(angles.sum(dim=0), views)
+            terms["distance"] = per_position(found[0], views)
         return terms
 
     def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:

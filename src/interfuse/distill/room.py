@@ -30,6 +30,7 @@ from interfuse.distill.adding_up import Sums, add_up, named
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 from interfuse.distill.teacher_cache import stored
 from interfuse.kit.encode import IGNORE, KEEP_BYTES, Encoder, forward, targets
+from interfuse.kit.heap import keep_freed
 from interfuse.kit.taps import Taps, layer_names
 from interfuse.kit.threads import threads_for
 from interfuse.kit.train import TrainSettings, load_state, make_optimizer, save_state, set_lr
@@ -214,6 +215,8 @@ def start(call: Call, hooks: Hooks) -> Run:
 
     ctx, settings, needs = call.ctx, _settings(call), hooks.needs()
     device = device_of(ctx)
+    if device.type == "cpu":
+        keep_freed()
     precision = {"bfloat16": "bf16", "float16": "fp16"}.get(ctx.dtype, "no")
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
@@ -322,8 +325,12 @@ def make_batch(state: Run, positions: NDArray[np.int64], *, live: bool | None = 
     student = state.encoder.encode(positions)
     labels = state.labels[torch.from_numpy(positions)] if state.labels is not None else None
     labels = targets(state.student_model, labels, student)
-    teachers = [move(e.encode(positions)) for e in state.teacher_encoders] if live else []
-    return Batch(positions, move(student), teachers, labels.to(state.device) if labels is not None else None)
+    moved = move(student)
+    teachers = [
+        dict(moved) if e.reads is not None and e.reads == state.encoder.reads else move(e.encode(positions))
+        for e in (state.teacher_encoders if live else [])
+    ]
+    return Batch(positions, moved, teachers, labels.to(state.device) if labels is not None else None)
 
 
 def default_views(state: Run, batch: Batch) -> Views:

@@ -195,9 +195,8 @@ def unit_graph(
         square = (2 - 2 * unit @ unit.T).clamp_min(0)  # ||a - b||^2 of unit vectors
     if neighbours is None:
         others = square.detach().clone().fill_diagonal_(torch.inf)
-        neighbours = torch.zeros_like(others, dtype=torch.bool).scatter_(
-            0, others.topk(k, dim=0, largest=False).indices, True
-        )
+        near = others.topk(k, largest=False, sorted=False).indices.T  # of every row, which the columns equal
+        neighbours = torch.zeros_like(others, dtype=torch.bool).scatter_(0, near, True)
     return torch.exp(-square / (2 * sigma)).masked_fill(~neighbours, 0.0), neighbours
 
 

@@ -5,6 +5,7 @@ Every model has an encoder of its own, so teachers and students may differ in im
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,14 @@ class Encoder:
         if kind not in fits:
             raise InterfuseError("input.type", f"the model is for {task}, the table holds {kind}", where=f"{self.model.name}, {self.table.name}",
                                  fix=f"Declare a column as {' or '.join(fits)}.")  # fmt: skip
+
+    @functools.cached_property
+    def reads(self) -> tuple[Any, ...] | None:
+        """Equal for encoders of one table whose models read the same pictures or numbers; None where that is not known."""
+        if self.model.task in ("predictions", "causal-lm") or self.table.kind not in ("image", "features"):
+            return None
+        config = self.model.config if self.table.kind == "image" else {}
+        return self.table.kind, config.get("num_channels"), str(config.get("image_size"))
 
     def encode(self, positions: NDArray[np.int64]) -> Batch:
         """Encodes the rows at ``positions`` (int64 [B])."""

@@ -13,17 +13,20 @@ Gradients flow to both sides: detach a frozen teacher. Wrong shapes raise
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from interfuse.core.errors import InterfuseError
 from interfuse.kit.losses import full_precision
 
 #: keeps square roots of lengths differentiable at 0, also in float32 and multiplied by each other
 _TINY = 1e-30
+#: least length that a difference is divided by
+_LEAST = 1e-12
 
 # -- one sample at a time --------------------------------------------------------------------------------------------
 
@@ -188,7 +191,7 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
         ``[B]`` shares, row means of the B x B table: their mean is the published scalar.
     """
     s, t = _vectors(student, teacher, 2)
-    return F.smooth_l1_loss(_relative_distances(s), _relative_distances(t), reduction="none").mean(dim=1)
+    return F.smooth_l1_loss(_relative(_distances(s)), _relative(_distances(t)), reduction="none").mean(dim=1)
 
 
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
@@ -203,8 +206,57 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         ``[B]`` shares, the mean over (j, k) at vertex i: their mean is the published scalar.
     """
+    return rkd(student, teacher)[1]
+
+
+def rkd(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`rkd_distance` and :func:`rkd_angle` together, each ``[B]``: directions and distances are the same differences."""
     s, t = _vectors(student, teacher, 2)
-    return F.smooth_l1_loss(_cosines(s), _cosines(t), reduction="none").flatten(1).mean(dim=1)
+    angle, d_s, d_t = _Triangles.apply(s, t)
+    return F.smooth_l1_loss(_relative(d_s), _relative(d_t), reduction="none").mean(dim=1), angle
+
+
+class _Triangles(torch.autograd.Function):
+    """Of two embeddings ``[B, D]``: the mean Huber loss ``[B]`` on the cosines at every vertex, and both tables of distances ``[B, B]``.
+
+    The difference of the cosines ``[B, B, B]`` is made by one product onto another, and its gradient, the difference cut at 1, needs one
+    product since it is symmetric in the two sides of an angle.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(student.device.type, enabled=False):
+            (e_s, d_s), (e_t, d_t) = _towards(student), _towards(teacher)
+            difference = (e_t @ e_t.transpose(1, 2)).baddbmm_(
+                e_s, e_s.transpose(1, 2), beta=-1
+            )  # of the cosines [B, B, B]
+            cut = difference.clamp(-1, 1)
+            flat, bent = difference.flatten(1), cut.flatten(1)
+            huber = torch.linalg.vecdot(bent, flat) - torch.linalg.vecdot(bent, bent) / 2
+        ctx.save_for_backward(e_s, d_s, e_t, d_t, cut)
+        return huber / flat.shape[1], d_s, d_t
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_angle: Tensor, of_d_s: Tensor, of_d_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        e_s, d_s, e_t, d_t, cut = ctx.saved_tensors
+        scale = 2 / cut[0].numel() * of_angle[:, None, None]
+        of_student = _through(e_s, d_s, cut @ e_s * scale, of_d_s)
+        return of_student, _through(e_t, d_t, cut @ e_t * -scale, of_d_t) if ctx.needs_input_grad[1] else None
+
+
+def _towards(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``[i, j]``: the unit vector from i to j ``[B, B, D]`` (0 between equal rows), and the distance."""
+    difference = x[None, :, :] - x[:, None, :]
+    distance = torch.linalg.vector_norm(difference, dim=2)
+    return difference / distance.clamp_min(_LEAST)[..., None], distance
+
+
+def _through(unit: Tensor, distance: Tensor, of_unit: Tensor, of_distance: Tensor) -> Tensor:
+    """The gradient of the rows behind :func:`_towards`."""
+    turned = (of_unit - (of_unit * unit).sum(dim=2, keepdim=True) * unit) / distance.clamp_min(_LEAST)[..., None]
+    of_difference = torch.addcmul(turned, unit, of_distance[..., None])
+    return of_difference.sum(dim=0) - of_difference.sum(dim=1)
 
 
 def info_nce(
@@ -371,16 +423,9 @@ def _distances(x: Tensor) -> Tensor:
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _relative_distances(x: Tensor) -> Tensor:
-    distance = _distances(x)
-    mean = distance.sum() / (len(x) * (len(x) - 1))
-    return distance / mean.clamp_min(torch.finfo(x.dtype).tiny)
-
-
-def _cosines(x: Tensor) -> Tensor:
-    """``[i, j, k]``: the cosine at i between the directions to j and to k."""
-    towards = _unit(x[None, :, :] - x[:, None, :])
-    return _matmul(towards, towards.transpose(1, 2))
+def _relative(distance: Tensor) -> Tensor:
+    mean = distance.sum() / (len(distance) * (len(distance) - 1))
+    return distance / mean.clamp_min(torch.finfo(distance.dtype).tiny)
 
 
 def _centred_gram(x: Tensor) -> Tensor:
