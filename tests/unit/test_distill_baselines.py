@@ -21,6 +21,8 @@ from interfuse.distill.crd import CRD, Memory
 from interfuse.distill.hooks import Batch, Hooks, Run, Views, per_position
 from interfuse.distill.reviewkd import Fusion, hierarchical_context
 from interfuse.kit import nets
+from tests.oracles.distill_baselines_oracle import crd_loss
+from tests.oracles.seen import Seen
 from tests.unit.test_losses import F_S, F_T, F_T_SMALL, V_S, V_T, V_T_WIDE, S, T, Y, close, wave
 
 FEATURES = ("fitnets", "at", "sp", "rkd", "crd", "reviewkd")
@@ -160,6 +162,41 @@ def test_crd_in_the_batch_is_info_nce_both_ways() -> None:
     torch.testing.assert_close(method.terms(run, views)["crd"], expected)
 
 
+def test_crd_in_the_batch_is_cross_entropy_over_similarities() -> None:
+    """As the reference implementations of contrast within a batch write it: every row of ``s t' / tau`` finds its own column, both ways."""
+    student, teacher = wave(0.7, 5, 4), wave(1.3, 5, 4)
+    run = run_of({"a": student}, {"b": teacher})
+    method = CRD(negatives="in-batch", dim=4, label_weight=0.0, student_layers=["a"], teacher_layers=["b"])
+    method.setup(run)
+    for module in run.modules.values():
+        to_identity(module)
+    views = views_of(student, teacher, labels=torch.arange(5), features={"a": student}, theirs={"b": teacher})
+    s, t = (torch.nn.functional.normalize(x, dim=1) for x in (student, teacher))
+    logits, own = s @ t.T / 0.07, torch.arange(5)
+    expected = torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own)
+    torch.testing.assert_close(method.terms(run, views)["crd"].mean(), expected)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 1, 0, 2]])
+def test_crd_in_the_batch_agrees_with_its_oracle(labels: list[int]) -> None:
+    """Sums over the other examples of other classes, anchor by anchor."""
+    student, teacher = wave(0.7, 4, 4), wave(1.3, 4, 4)
+    run = run_of({"a": student}, {"b": teacher})
+    method = CRD(negatives="in-batch", dim=4, student_layers=["a"], teacher_layers=["b"])
+    method.setup(run)
+    parameters = {}
+    for name, module in run.modules.items():
+        module.double()
+        parameters[name] = {n: p.detach().numpy() for n, p in module.named_parameters()}
+    views = views_of(student, teacher, labels=torch.tensor(labels), features={"a": student}, theirs={"b": teacher})
+    seen = Seen(np.arange(4), student.numpy(), [teacher.numpy()], np.array(labels), features={"a": student.numpy()},
+                teacher_features=[{"b": teacher.numpy()}], modules=parameters)  # fmt: skip
+    expected = crd_loss(seen, weight=0.8, tau=0.07, negatives="in-batch", label_weight=1.0)
+    torch.testing.assert_close(
+        0.8 * method.terms(run, views)["crd"], torch.from_numpy(expected["crd"]), rtol=1e-9, atol=1e-9
+    )
+
+
 REVIEWED = [wave(0.7, 4, 3, 4, 4), wave(0.5, 4, 6, 2, 2), wave(0.3, 4, 6)]
 REVIEW = [wave(1.3, 4, 5, 8, 8), wave(1.1, 4, 7, 2, 2), wave(0.8, 4, 8)]
 
@@ -185,6 +222,13 @@ def test_hierarchical_context_gives_the_reference_number() -> None:
     close(hierarchical_context(wave(0.7, 4, 3, 8, 8), wave(1.3, 4, 3, 8, 8)).mean(), 2.689116874124, 1e-9)
     one = hierarchical_context(torch.ones(2, 3, 1, 1), torch.zeros(2, 3, 1, 1))
     assert one.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 2, 6, 5), (2, 2, 2, 2), (2, 3, 1, 1)])
+def test_gradient_of_the_hierarchical_context(shape: tuple[int, ...]) -> None:
+    """Levels that are averages of each other, levels that are not, few and none."""
+    maps = [wave(0.7, *shape).requires_grad_(), wave(1.3, *shape).requires_grad_()]
+    assert torch.autograd.gradcheck(hierarchical_context, maps)
 
 
 # -- weights ------------------------------------------------------------------------------------------------------------

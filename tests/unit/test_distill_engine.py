@@ -237,6 +237,17 @@ def test_stored_predictions_teach_as_a_live_teacher_does(images: Path, tmp_path:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
 
 
+def test_networks_that_read_the_same_pictures_share_one_encoding(images: Path) -> None:
+    student, larger = ({"config": {**VISION["vit"], "image_size": side}} for side in (8, 16))
+    teachers = [image_model(images, "vit", 0), larger]
+    run, _ = started("ensemble", teacher=teachers, student=student, data=image_table(images), teacher_cache="off")
+    batch = engine.make_batch(run, np.arange(4))
+    mine, theirs, other = (x["pixel_values"] for x in (batch.student, *batch.teachers))
+    assert theirs is mine
+    assert other.shape[-1] == 2 * mine.shape[-1]
+    torch.testing.assert_close(theirs, run.teacher_encoders[0].encode(np.arange(4))["pixel_values"])
+
+
 def test_stored_predictions_see_texts_cut_as_the_student_does(texts: Path, tmp_path: Path) -> None:
     bert = {"config": tiny_texts.BERT, "task": "text-classification", "tokenizer": str(texts)}
     made = apply("distill/none", student=bert, data=text_table(), epochs=1, out=tmp_path / "teacher")

@@ -424,6 +424,14 @@ def test_identical_points_give_zero_and_finite_gradients() -> None:
         assert torch.autograd.grad(value.sum(), s)[0].isfinite().all(), loss
 
 
+def test_distances_and_angles_of_rkd_share_their_differences() -> None:
+    s, t = V_S.clone().requires_grad_(), V_T.clone().requires_grad_()
+    for mine, alone in zip(fl.rkd(s, t), (fl.rkd_distance(s, t), fl.rkd_angle(s, t)), strict=True):
+        torch.testing.assert_close(mine, alone)
+    near = [wave(0.7, 4, 3).requires_grad_(), wave(1.3, 4, 5).requires_grad_()]
+    assert torch.autograd.gradcheck(fl.rkd, near)  # with respect to both, an online teacher too
+
+
 # -- blocks of positions ---------------------------------------------------------------------------------------------
 
 
