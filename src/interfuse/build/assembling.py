@@ -14,6 +14,8 @@ from interfuse.data.corpus import Document
 from interfuse.data.statements import ALIAS, LABEL, NS, TYPE, Evidence, Literal, Statement, entity_id, relation_id
 
 CLASS = NS + "class:"
+#: what an entity is guessed to be -> (status, evidence) of each vote
+Votes = dict[str, list[tuple[str, tuple[Evidence, ...]]]]
 #: types that recognisers of names guess; they vote
 GUESSES = ("person", "organization", "place", "group", "work", "event", "product", "language")
 
@@ -49,7 +51,7 @@ class Assembler:
         self.model = str(lm.name) if lm is not None else ""
         self.run = key_of_work(call, own_params(call))[:16]  # the same whatever other documents there are
         self._names: dict[tuple[str, str], str] = {}
-        self._guesses: dict[str, dict[str, list[tuple[str, tuple[Evidence, ...]]]]] = {}
+        self.votes: list[tuple[str, str, str, tuple[Evidence, ...]]] = []  # entity, what it is guessed to be, status, evidence
         self._starts: dict[str, tuple[list[int], list[int]]] = {}
 
     def node(self, label: str, kind: str = "") -> str:
@@ -122,26 +124,17 @@ class Assembler:
     ) -> Iterator[Statement]:
         yield Statement(entity, LABEL, Literal(label), status=found.status, evidence=proof)
         if kind in GUESSES:
-            self._guesses.setdefault(entity, {}).setdefault(kind, []).append((found.status, proof))
+            self.votes.append((entity, kind, found.status, proof))
         elif kind:
             yield Statement(entity, TYPE, self.kind(kind), status=found.status, evidence=proof)
 
     def guesses(self) -> Iterator[Statement]:
         """The types that a recogniser of names guessed: for each entity the one that was guessed most often, with its evidence."""
-        for entity in sorted(self._guesses):
-            votes = self._guesses[entity]
-            best = max(sorted(votes), key=lambda k: len(votes[k]))
-            for status, proof in votes[best]:
-                yield Statement(
-                    entity,
-                    TYPE,
-                    self.kind(best),
-                    (),
-                    round(len(votes[best]) / sum(map(len, votes.values())), 4),
-                    "vote",
-                    status,
-                    evidence=proof,
-                )
+        found: dict[str, Votes] = {}
+        for entity, kind, status, proof in self.votes:
+            found.setdefault(entity, {}).setdefault(kind, []).append((status, proof))
+        for entity in sorted(found):
+            yield from guesses_of(entity, found[entity], self)
 
     def evidence(
         self, document: Document, start: int, end: int, prompt: str = "", score: float | None = None, page: int = 0
@@ -165,3 +158,11 @@ class Assembler:
             if document.elements[i].end >= end:
                 return i
         return -1
+
+
+def guesses_of(entity: str, votes: Votes, assembler: Assembler) -> list[Statement]:
+    """The type of an entity that was guessed most often, once for each vote; its confidence is its share of all votes."""
+    best = max(sorted(votes), key=lambda k: len(votes[k]))
+    share = round(len(votes[best]) / sum(map(len, votes.values())), 4)
+    return [Statement(entity, TYPE, assembler.kind(best), (), share, "vote", status, evidence=proof)
+            for status, proof in votes[best]]  # fmt: skip

@@ -24,7 +24,7 @@ end, so that entities can be linked over all documents in an order that does not
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -40,11 +40,14 @@ from interfuse.data.chunks import Chunk, split
 from interfuse.data.corpus import Corpus, Document, open_corpus
 
 if TYPE_CHECKING:
+    from interfuse.build.assembling import Assembler
     from interfuse.build.keeping import Kept
+    from interfuse.build.renewing import Source as Source_
     from interfuse.data.graph import Graph
     from interfuse.data.lm import LM
     from interfuse.data.statements import Evidence, Statement
     from interfuse.data.statements import Literal as Value
+    from interfuse.kit.linking import Linked
 
 NEEDS = ("documents", "lm", "ontology", "graph", "table")
 
@@ -120,7 +123,8 @@ class Work:
         ctx: seed, budget, cache, scratch, log.
         tally: counts for the report; see :meth:`count`.
         ready: what the method's trait ``prepare(work, **parameters)`` returned; it is called once, and only when a chunk is read.
-        by_chunk: counts of each chunk (by its id), where they shall be kept with it.
+        by_chunk: counts of each chunk (by its id), where they shall be kept with it. at: the document that is worked on;
+            by_document: its counts. asked: how many chunks the method was called for.
         folder: the artifact's folder, where a method may keep files beside the graph; see :meth:`save`.
     """
 
@@ -137,6 +141,9 @@ class Work:
     ready: Any = None
     by_chunk: dict[str, dict[str, float]] = field(default_factory=dict)
     texts: list[tuple[str, str, str]] = field(default_factory=list)
+    at: str = ""
+    by_document: dict[str, dict[str, float]] = field(default_factory=dict)
+    asked: int = 0
 
     def documents(self) -> Iterator[Document]:
         """The documents of the corpus, whose texts are then kept beside the graph (``per="whole"``)."""
@@ -153,6 +160,9 @@ class Work:
     def count(self, what: str, amount: float = 1) -> None:
         """Adds to a count that the report shows, such as ``dropped: no quote``."""
         self.tally[what] = self.tally.get(what, 0) + amount
+        if self.at:
+            own = self.by_document.setdefault(self.at, {})
+            own[what] = own.get(what, 0) + amount
 
     def report(self, name: str, value: Any) -> None:
         """Puts a JSON value into the graph's report, in the section ``method``."""
@@ -199,38 +209,14 @@ def estimate(call: Call) -> Cost:
 
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Builds the graph into ``folder``."""
-    from interfuse.build.assembling import Assembler
-    from interfuse.data.graph import Graph
-    from interfuse.data.graph_files import write_documents
-
     corpus: Corpus | None = call.inputs["documents"]
     work = Work(call.ctx, corpus=corpus, lm=call.inputs["lm"], ontology=call.inputs["ontology"],
                 graph=call.inputs["graph"], table=call.inputs["table"], folder=folder)  # fmt: skip
     settings = settings_of(call)
     by_chunk = call.method.traits.get("per") == "chunk"
-    chunks: dict[str, Chunk] = {}
-    texts: list[tuple[str, str, str]] = []
-    found = _by_chunk(call, work, chunks, texts) if by_chunk else call.method.target(work, **own_params(call))
-    assembler = Assembler(call, chunks, homonyms=settings.homonyms)
-    graph = Graph.open(None)
-    if work.graph is not None and call.method.traits.get("extends", by_chunk):
-        graph.add(
-            work.graph.statements(status=("contested", "stated", "inferred", "model-claimed")), note=work.graph.name
-        )
-    made = 0
-    batch: list[Statement] = []
-    for item in found:
-        if item.confidence < settings.min_confidence:
-            work.count("dropped: low confidence")
-            continue
-        made += 1
-        batch += assembler.statements(item) if isinstance(item, Candidate) else [item]
-    batch += assembler.guesses()
-    if corpus is not None and not by_chunk:
-        texts = work.texts
-    facts = _finish(call, work, graph, batch, settings, by_chunk)
-    graph.save(folder)
-    write_documents(folder, texts)
+    facts = _renewed(call, work, folder) if by_chunk else None
+    if facts is None:
+        facts = _anew(call, work, folder, settings, by_chunk)
     if work.ontology is not None and not (folder / "ontology.ttl").exists():  # a method may have written its own
         work.ontology.write(folder / "ontology.ttl")
     skipped = sorted((s.name, s.code, s.why) for s in corpus.skipped) if corpus is not None else []
@@ -239,18 +225,100 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
             f"{len(skipped)} files or parts were skipped: " + "; ".join(f"{n} ({w})" for n, _, w in skipped[:5])
         )
     return {
-        "candidates": made,
-        "statements": len(graph),
+        **facts,
         "counts": dict(sorted(work.tally.items())),
         "skipped": [{"name": n, "code": c, "why": w} for n, c, w in skipped],
         "method": work.facts,
-        **facts,
     }
+
+
+def _anew(call: Call, work: Work, folder: Path, settings: BuildSettings, by_chunk: bool) -> dict[str, Any]:
+    """Puts the whole graph together and saves it."""
+    from interfuse.build.assembling import Assembler
+    from interfuse.build.renewing import keep_new, renewable
+    from interfuse.data.graph import Graph
+    from interfuse.data.graph_files import write_documents
+
+    chunks: dict[str, Chunk] = {}
+    texts: list[tuple[str, str, str]] = []
+    assembler = Assembler(call, chunks, homonyms=settings.homonyms)
+    found = _by_chunk(call, work, chunks, texts) if by_chunk else call.method.target(work, **own_params(call))
+    graph = Graph.open(None)
+    if work.graph is not None and call.method.traits.get("extends", by_chunk):
+        graph.add(
+            work.graph.statements(status=("contested", "stated", "inferred", "model-claimed")), note=work.graph.name
+        )
+    sources: dict[str, Source_] = {}
+    batch: list[Statement] = []
+    made = 0
+    for name, source, statements in _assembled(found, work, settings, assembler):
+        batch += statements
+        made += source.found
+        sources[name] = source
+    batch += assembler.guesses()
+    facts, linked = _finish(call, work, graph, batch, settings, by_chunk)
+    graph.save(folder)
+    write_documents(folder, texts if by_chunk else work.texts)
+    if by_chunk and renewable(call):
+        keep_new(call, folder, graph, _sources(texts, sources, work), assembler, linked)
+    return {"candidates": made, "statements": len(graph), **facts}
+
+
+def _assembled(found: Iterable[Candidate | Statement], work: Work, settings: BuildSettings,
+               assembler: Assembler) -> Iterator[tuple[str, Source_, list[Statement]]]:  # fmt: skip
+    """What was found as statements, document by document (all at once where a method looks at all documents)."""
+    from interfuse.build.renewing import Source as Source_
+
+    source, statements, votes = Source_("", ""), list[Any](), 0
+    for item in found:
+        if work.at != source.id:
+            yield source.id, dataclasses.replace(source, rows=len(statements), votes=len(assembler.votes) - votes), statements
+            source, statements, votes = Source_(work.at, ""), [], len(assembler.votes)
+        if item.confidence < settings.min_confidence:
+            work.count("dropped: low confidence")
+            continue
+        source.found += 1
+        statements += assembler.statements(item) if isinstance(item, Candidate) else [item]
+    yield source.id, dataclasses.replace(source, rows=len(statements), votes=len(assembler.votes) - votes), statements
+
+
+def _sources(texts: Sequence[tuple[str, str, str]], found: Mapping[str, Source_], work: Work) -> list[Source_]:
+    """What came from each document that was read, in order."""
+    from interfuse.build.renewing import Source as Source_
+
+    return [dataclasses.replace(found.get(i) or Source_(i, n), name=n, tally=work.by_document.get(i, {})) for i, n, _ in texts]
+
+
+def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:
+    """The graph of an earlier build brought up to date; None when there is none, or too much has changed."""
+    from interfuse.build.assembling import Assembler
+    from interfuse.build.renewing import changed, open_kept, place_of, renew, renewable
+
+    if not renewable(call):
+        return None
+    assert work.corpus is not None
+    kept = open_kept(place_of(call))
+    change = changed(work.corpus, kept) if kept is not None else None
+    if kept is None or change is None:
+        return None
+    call.ctx.log(f"{len(change.order) - len(change.documents)} of {len(change.order)} documents are as they were")
+    settings = settings_of(call)
+    chunks: dict[str, Chunk] = {}
+    texts: list[tuple[str, str, str]] = []
+    assembler = Assembler(call, chunks, homonyms=settings.homonyms)
+    items = _by_chunk(call, work, chunks, texts, change.documents)
+    found = {name: (source, statements) for name, source, statements in _assembled(items, work, settings, assembler)}
+    read = [(source, found[source.id][1] if source.id in found else [])
+            for source in _sources(texts, {k: v[0] for k, v in found.items()}, work)]  # fmt: skip
+    facts = renew(call, work, folder, kept, change, read, assembler)
+    count = int(work.tally.get("chunks", 0))
+    call.ctx.log(f"resuming: {count - work.asked} of {count} chunks were read before")
+    return facts
 
 
 def _finish(
     call: Call, work: Work, graph: Graph, batch: list[Statement], settings: BuildSettings, by_chunk: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Linked | None]:
     """Adds what was found, links names, and looks whether the ontology's contracts hold."""
     facts: dict[str, Any] = {}
     checked = call.inputs["ontology"] is not None and settings.contracts != "off"
@@ -262,6 +330,7 @@ def _finish(
         facts["kept out by contracts"] = len(gated.rejected)
     else:
         graph.add(batch)
+    linked: Linked | None = None
     if settings.link and call.method.traits.get("link", by_chunk):
         from interfuse.kit.linking import link_graph
 
@@ -273,13 +342,17 @@ def _finish(
         from interfuse.kit.shapes import shapes_of, validate
 
         facts["violations of contracts"] = len(validate(graph, shapes_of(work.ontology)).violations)
-    return facts
+    return facts, linked
 
 
 def _by_chunk(
-    call: Call, work: Work, chunks: dict[str, Chunk], texts: list[tuple[str, str, str]]
+    call: Call,
+    work: Work,
+    chunks: dict[str, Chunk],
+    texts: list[tuple[str, str, str]],
+    documents: Sequence[Document] | None = None,
 ) -> Iterator[Candidate | Statement]:
-    """What the method finds, chunk by chunk in the order of the documents; what was found before is not asked again."""
+    """What the method finds, chunk by chunk in the order of the documents (all, or these); what was found before is not asked again."""
     from interfuse.build.keeping import Kept, key_of_work
 
     size, settings = int(call.method.traits.get("batch", 1)), settings_of(call)
@@ -289,7 +362,10 @@ def _by_chunk(
     waiting: list[tuple[Chunk, bool]] = []
     new, before = 0, len(kept.rows)
     spread_out = settings.engine == "ray"
-    if spread_out:
+    source: Iterable[Document]
+    if documents is not None:
+        source, spread_out = documents, False
+    elif spread_out:
         from interfuse.build.spreading import spread
 
         source = spread(call, work.corpus, kept, settings.chunk_tokens, settings.workers)
@@ -299,6 +375,7 @@ def _by_chunk(
         with call.ctx.bar(f"build {call.method.entry.slug}", float(len(work.corpus.files)), "files") as bar:
             last = ""
             for document in source:
+                work.at = document.id
                 work.count("documents")
                 work.count(f"documents: {document.media}")
                 texts.append((document.id, document.name, document.text))
@@ -310,6 +387,7 @@ def _by_chunk(
                     yield from call.method.traits["document"](work, document, own, **own_params(call))
                 for chunk in own:
                     chunks[chunk.id] = chunk
+                    work.at = document.id
                     work.count("chunks")
                     there = chunk.key in kept.rows
                     waiting.append((chunk, there))
@@ -322,7 +400,7 @@ def _by_chunk(
         kept.close()
         if spread_out:
             call.ctx.log(f"{len(kept.rows) - before} chunks were read by workers")
-        elif reader.hits:
+        elif reader.hits and documents is None:
             call.ctx.log(f"resuming: {reader.hits} of {reader.hits + reader.asked} chunks were read before")
 
 
@@ -347,6 +425,7 @@ class ChunkReader:
                 row = self.kept.get(chunk.key)
                 assert row is not None
             self.hits += there
+            work.at = chunk.document.id
             for name, amount in row[1].items():
                 work.count(name, amount)
             for item in row[0]:
@@ -361,6 +440,7 @@ class ChunkReader:
         if prepare is not None and self.ready is None:
             self.ready = prepare(work, **own)
         self.asked += len(chunks)
+        work.asked += len(chunks)
         tallies: dict[str, dict[str, float]] = {c.id: {} for c in chunks}
         lone = chunks[0].id if len(chunks) == 1 else ""
         view = dataclasses.replace(work, chunks=tuple(chunks), ready=self.ready, tally={}, by_chunk=tallies)

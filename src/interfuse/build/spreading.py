@@ -214,7 +214,7 @@ def _documents(data: Any, corpus: Corpus, kept: Kept) -> Iterator[Document]:
         for one in made["documents"]:
             item = Skipped(**one["skipped"]) if "skipped" in one else from_row(one)
             if isinstance(item, Document) and item.id in seen:
-                item = Skipped(item.name, "input.duplicate", f"the same bytes as {seen[item.id]}")
+                item = Skipped(item.name, "input.duplicate", f"the same bytes as {seen[item.id]}", item.id)
             if isinstance(item, Skipped):
                 corpus.skipped.append(item)
             else:

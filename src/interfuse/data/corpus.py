@@ -87,11 +87,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that was not read: its name, the code of an error, and why in words."""
+    """A file that was not read: its name, the code of an error, why in words, and the document's id where its bytes occurred before."""
 
     name: str
     code: str
     why: str
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Corpus:
                     )
                 for item in found:
                     if isinstance(item, Document) and item.id in seen:
-                        item = Skipped(item.name, "input.duplicate", f"the same bytes as {seen[item.id]}")
+                        item = Skipped(item.name, "input.duplicate", f"the same bytes as {seen[item.id]}", item.id)
                     if isinstance(item, Skipped):
                         self.skipped.append(item)
                     else:

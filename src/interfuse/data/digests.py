@@ -96,7 +96,7 @@ def _fill(path: Path, found: Future[str]) -> None:
         note = _note_of(path)
         known = _read_note(note)
         if not known:
-            known = _digest(path)
+            known = quick_digest(path)
             if note is not None and note == _note_of(path):
                 _write_note(note, known)
         found.set_result(known)
@@ -130,7 +130,8 @@ def _write_note(note: Path, digest: str) -> None:
             old.unlink()
 
 
-def _digest(path: Path) -> str:
+def quick_digest(path: Path) -> str:
+    """``xxh3:`` and 32 hexadecimal digits of a file's bytes, read now."""
     import xxhash
 
     digest = xxhash.xxh3_128()

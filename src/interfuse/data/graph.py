@@ -78,6 +78,8 @@ class _Held:
     stores: dict[bool, tuple[int, Any]] = field(default_factory=dict)  # with reifiers or without: version, store
     digest: str = ""
     digest_version: int = -1
+    whole: bytes = b""  # the hashes of the statements, 32 bytes each, in their order, when the digest was taken
+    said: dict[int, bytes] = field(default_factory=dict)  # likewise of what each operation added
     journal: Journal | None = None
 
 
@@ -194,11 +196,10 @@ class Graph:
         rows: list[bytes] = []
         for statement in _statements_of(columns):
             ids.append(statement.id)
-            row = _line({**to_json(statement), "q": []})
-            whole.update(row)
-            rows.append(_line(to_json(statement)))
+            whole.update(hash_of({**to_json(statement), "q": []}))
+            rows.append(hash_of(to_json(statement)))
         op = Op(1, "add", {"note": "from columns"})
-        log.update(_line({**op.as_json(whole=False), "statements": hashlib.sha256(b"".join(rows)).hexdigest()}))
+        log.update(line_of_op(op, b"".join(rows)))
         nodes, relations = texts(columns)
         subject, predicate = (
             columns.nodes.take(pa.array(columns.subject)),
@@ -480,12 +481,7 @@ class Graph:
     def label(self, entity: str) -> str:
         """The best-supported label, or the end of the name."""
         words = self._words(entity, LABEL) if self.state.called(entity) in self.state._by[0] else []
-        if words:
-            return words[0][2]
-        word = word_of(entity)
-        if entity.startswith(RELATION):
-            return word.replace("-", " ")
-        return word if word != entity else entity.rstrip("/#").replace("#", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+        return words[0][2] if words else end_of(entity)
 
     def labels(self, entity: str) -> list[str]:
         """Labels and aliases, the best-supported first."""
@@ -625,10 +621,8 @@ class Graph:
             return str(files.read_meta(self.path)["digest"])
         version = self.state.version
         if held.digest_version != version:
-            made = hashlib.sha256()
-            for s in self._sorted():
-                made.update(_line({**to_json(s), "q": sorted([p, text_of(v)] for p, v in s.qualifiers)}))
-            held.digest, held.digest_version = made.hexdigest(), version
+            held.whole = b"".join(map(whole_hash, self._sorted()))
+            held.digest, held.digest_version = hashlib.sha256(held.whole).hexdigest(), version
         return held.digest
 
     def _log_digest(self) -> str:
@@ -637,10 +631,8 @@ class Graph:
             return str(files.read_meta(self.path)["log"])
         made = hashlib.sha256()
         for op in self.state.ops:
-            said = hashlib.sha256()
-            for s in op.statements:
-                said.update(_line(to_json(s)))
-            made.update(_line({**op.as_json(whole=False), "statements": said.hexdigest()}))
+            self._held.said[op.number] = b"".join(hash_of(to_json(s)) for s in op.statements)
+            made.update(line_of_op(op, self._held.said[op.number]))
         return made.hexdigest()
 
     def fingerprint(self) -> str:
@@ -702,6 +694,14 @@ def open_graph(source: Source, ctx: Ctx) -> Graph | RemoteGraph:
     return dataclasses.replace(made, name=name)
 
 
+def end_of(name: str) -> str:
+    """What a name that has no label is called: its end."""
+    word = word_of(name)
+    if name.startswith(RELATION):
+        return word.replace("-", " ")
+    return word if word != name else name.rstrip("/#").replace("#", "/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+
+
 def _new_state() -> State:
     from interfuse.data.inference import infer
 
@@ -711,6 +711,21 @@ def _new_state() -> State:
 def _line(row: Mapping[str, Any]) -> bytes:
     """The one byte form of a row in a digest."""
     return json.dumps(row, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def hash_of(row: Mapping[str, Any]) -> bytes:
+    """SHA-256 of a statement as said (plain JSON), 32 bytes; a digest is taken of these, so that one that changed costs only its own."""
+    return hashlib.sha256(_line(row)).digest()
+
+
+def whole_hash(s: Statement) -> bytes:
+    """The same of a statement as it holds: the order of its qualifiers does not matter."""
+    return hash_of({**to_json(s), "q": sorted([p, text_of(v)] for p, v in s.qualifiers)})
+
+
+def line_of_op(op: Op, hashes: bytes) -> bytes:
+    """What an operation adds to the digest of a log, given the hashes of what it said."""
+    return _line({**op.as_json(whole=False), "statements": hashlib.sha256(hashes).hexdigest()})
 
 
 def _node(term: Term) -> str:

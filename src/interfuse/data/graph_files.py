@@ -36,7 +36,8 @@ def status_graph(status: str) -> str:
     return f"{NS}graph:{status}"
 
 
-def _schemas() -> tuple[Any, Any, Any]:
+def schemas() -> tuple[Any, Any, Any]:
+    """The columns of the tables of statements, of evidence and of nodes (Arrow schemas)."""
     import pyarrow as pa
 
     word = pa.string()
@@ -51,7 +52,10 @@ def _schemas() -> tuple[Any, Any, Any]:
     return statements, evidence, nodes
 
 
-def _columns(rows: Sequence[tuple[int, Statement]], first: int) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+def columns_of(
+    rows: Sequence[tuple[int, Statement]], first: int
+) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """The columns of (operation, statement) rows and of their evidence; ``first`` is the number of the first row."""
     table: dict[str, list[Any]] = {
         "op": [op for op, _ in rows], "id": [s.id for _, s in rows], "subject": [s.subject for _, s in rows],
         "predicate": [s.predicate for _, s in rows], "object": [text_of(s.object) for _, s in rows],
@@ -72,14 +76,14 @@ def write_statements(statements: Path, evidence: Path, rows: Iterable[tuple[int,
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, proof_schema, _ = _schemas()
+    schema, proof_schema, _ = schemas()
     done = 0
     with (
         pq.ParquetWriter(statements, schema, compression="zstd") as out,
         pq.ParquetWriter(evidence, proof_schema, compression="zstd") as proof_out,
     ):
         for batch in _batches(rows, ROWS):
-            table, proof = _columns(batch, done)
+            table, proof = columns_of(batch, done)
             out.write_table(pa.table(table, schema=schema))
             proof_out.write_table(pa.table(proof, schema=proof_schema))
             done += len(batch)
@@ -91,7 +95,7 @@ def write_columns(folder: Path, columns: Mapping[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema, proof, _ = _schemas()
+    schema, proof, _ = schemas()
     count = len(columns["id"])
     given = {"kind": pa.array(["extractor"]).take(pa.array([0] * count)), **columns}
     (folder / "log").mkdir(exist_ok=True)
@@ -110,7 +114,7 @@ def write_nodes(path: Path, rows: Iterable[tuple[str, str, list[str], int]]) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schemas()[2]
+    schema = schemas()[2]
     done = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
         for batch in _batches(rows, ROWS):
@@ -280,6 +284,15 @@ def write_documents(folder: Path, documents: Iterable[tuple[str, str, str]]) -> 
     return done
 
 
+def read_documents_table(folder: Path) -> pyarrow.Table:
+    """The table of the texts kept beside a graph: id, name, text.
+
+    Raises:
+        InterfuseError: ``input.missing`` or ``input.format``.
+    """
+    return read_table(folder / DOCUMENTS)
+
+
 def read_documents(folder: Path) -> dict[str, tuple[str, str]]:
     """The texts kept beside a graph: id -> (name, text); empty when there are none.
 
@@ -288,7 +301,7 @@ def read_documents(folder: Path) -> dict[str, tuple[str, str]]:
     """
     if not (folder / DOCUMENTS).is_file():
         return {}
-    table = read_table(folder / DOCUMENTS)
+    table = read_documents_table(folder)
     ids, names, texts = (table.column(n).to_pylist() for n in ("id", "name", "text"))
     return {i: (n, t) for i, n, t in zip(ids, names, texts, strict=True)}
 

@@ -77,6 +77,20 @@ class Link:
     reason: str
 
 
+@dataclass
+class Parts:
+    """What linking went through, for :mod:`interfuse.kit.relinking`.
+
+    Attributes:
+        groups: mentions of one name, sorted by their first id. weights: how strongly pairs of groups (indices, the smaller first) pull
+            or push. spelt: pairs that only their spelling decided.
+    """
+
+    groups: list[Group]
+    weights: dict[tuple[int, int], float]
+    spelt: dict[tuple[int, int], None]
+
+
 @dataclass(frozen=True)
 class Linked:
     """What linking found.
@@ -84,7 +98,7 @@ class Linked:
     Attributes:
         clusters: ids that mean the same, two or more each, sorted.
         links: what joins them. grey: pairs nobody decided. refused: guard -> how many similar pairs it kept apart.
-        cut: accepted pairs that the clustering left apart. pairs: how many were compared by spelling.
+        cut: accepted pairs that the clustering left apart. pairs: how many were compared by spelling. parts: the way there.
     """
 
     clusters: tuple[tuple[str, ...], ...]
@@ -93,6 +107,7 @@ class Linked:
     refused: Mapping[str, int] = field(default_factory=dict)
     cut: tuple[Link, ...] = ()
     pairs: int = 0
+    parts: Parts | None = field(default=None, repr=False, compare=False)
 
     def merges(self) -> list[tuple[str, str]]:
         """Pairs that join every cluster, for :meth:`interfuse.data.graph.Graph.merge_all`."""
@@ -136,7 +151,7 @@ def is_acronym(label: str) -> bool:
     return re.fullmatch(r"(?:[A-Z]\.?){2,6}", label) is not None
 
 
-class _Group:
+class Group:
     """All mentions of one folded name and fitting types: they are one thing from the start."""
 
     def __init__(self, key: str, label: str, types: tuple[str, ...]) -> None:
@@ -193,12 +208,14 @@ def link(
     for one, two in itertools.pairwise(order):
         if one.id == two.id:
             raise InterfuseError("input.duplicate", "two mentions have one id", where=one.id)
-    groups, links = _exact(order, ontology)
+    groups, links = same_names(order, ontology)
     edges: dict[tuple[int, int], tuple[float, str]] = {}
     apart: dict[tuple[int, int], None] = {}
     refused: dict[str, int] = {}
-    _aliases(groups, edges, apart, ontology)
-    grey, pairs = _spelling(groups, settings, edges, apart, refused, ontology)
+    by_record(groups, edges, apart, ontology)
+    recorded = {**edges, **apart}
+    codes = _candidates(groups, settings)
+    grey = by_spelling(groups, codes, settings, edges, apart, refused, ontology)
     by_id = {m.id: m for m in order}
     undecided: list[Link] = []
     for (i, j), score in sorted(grey.items()):
@@ -210,8 +227,7 @@ def link(
             apart[(i, j)] = None
         else:
             undecided.append(Link(min(a, b), max(a, b), round(score, 4), "grey"))
-    weights = {pair: _weight(score) for pair, (score, _) in edges.items()}
-    weights.update({pair: -1.0 for pair in apart if pair not in edges})
+    weights = weights_of(edges, apart)
     place = cluster(len(groups), weights)
     cut: list[Link] = []
     for (i, j), (score, reason) in sorted(edges.items()):
@@ -222,12 +238,16 @@ def link(
         found.setdefault(place[i], []).extend(group.ids)
     clusters = tuple(sorted(tuple(sorted(ids)) for ids in found.values() if len(ids) > 1))
     return Linked(clusters, tuple(sorted(links, key=lambda x: (x.a, x.b, x.reason))), tuple(sorted(undecided, key=lambda x: (x.a, x.b))),
-                  dict(sorted(refused.items())), tuple(cut), pairs)  # fmt: skip
+                  dict(sorted(refused.items())), tuple(cut), len(codes), Parts(groups, weights, {k: None for k in weights if k not in recorded}))  # fmt: skip
 
 
-def _weight(score: float) -> float:
-    """How strongly a link pulls: 1 for a certain one, less for a spelling just accepted."""
-    return max(0.05, 1.0 - 5.0 * (1.0 - score))
+def weights_of(
+    edges: Mapping[tuple[int, int], tuple[float, str]], apart: Mapping[tuple[int, int], None]
+) -> dict[tuple[int, int], float]:
+    """How strongly pairs pull: 1 for a certain link, less for a spelling just accepted; what must stay apart pushes with 1."""
+    weights = {pair: max(0.05, 1.0 - 5.0 * (1.0 - score)) for pair, (score, _) in edges.items()}
+    weights.update({pair: -1.0 for pair in apart if pair not in edges})
+    return weights
 
 
 def _fit(a: Sequence[str], b: Sequence[str], ontology: Ontology | None) -> bool:
@@ -241,9 +261,11 @@ def _fit(a: Sequence[str], b: Sequence[str], ontology: Ontology | None) -> bool:
     return any(ontology.is_a(x, y) or ontology.is_a(y, x) for x in a for y in b)
 
 
-def _exact(order: Sequence[Mention], ontology: Ontology | None) -> tuple[list[_Group], list[Link]]:
-    by_key: dict[str, list[_Group]] = {}
-    groups: list[_Group] = []
+def same_names(order: Sequence[Mention], ontology: Ontology | None) -> tuple[list[Group], list[Link]]:
+    """The groups of mentions that have one name and fitting types, sorted by their first id. What becomes of a name depends on its
+    own mentions alone."""
+    by_key: dict[str, list[Group]] = {}
+    groups: list[Group] = []
     links: list[Link] = []
     ranked = sorted(
         order, key=lambda m: (not m.types, m.types, m.id)
@@ -257,7 +279,7 @@ def _exact(order: Sequence[Mention], ontology: Ontology | None) -> tuple[list[_G
             links.append(Link(min(group.ids[0], m.id), max(group.ids[0], m.id), 1.0, "the same name"))
             group.types = tuple(sorted({*group.types, *m.types}))
         else:
-            group = _Group(key, m.label, m.types)
+            group = Group(key, m.label, m.types)
             rows.append(group)
             groups.append(group)
         group.ids.append(m.id)
@@ -268,8 +290,9 @@ def _exact(order: Sequence[Mention], ontology: Ontology | None) -> tuple[list[_G
     return sorted(groups, key=lambda g: g.ids[0]), links
 
 
-def _aliases(groups: Sequence[_Group], edges: dict[tuple[int, int], tuple[float, str]], apart: dict[tuple[int, int], None],
-             ontology: Ontology | None) -> None:  # fmt: skip
+def by_record(groups: Sequence[Group], edges: dict[tuple[int, int], tuple[float, str]], apart: dict[tuple[int, int], None],
+              ontology: Ontology | None) -> None:  # fmt: skip
+    """Adds the pairs of which one is recorded as the other's alias, or is its acronym and both share something."""
     by_key: dict[str, list[int]] = {}
     short: dict[str, list[int]] = {}
     for i, g in enumerate(groups):
@@ -299,34 +322,63 @@ def _aliases(groups: Sequence[_Group], edges: dict[tuple[int, int], tuple[float,
                 join(i, j, 0.95, "acronym, and both are connected with the same")
 
 
-def _blocks(groups: Sequence[_Group], settings: LinkSettings) -> Iterable[list[int]]:
-    """Groups that may be spelt alike: they share a word, or the beginning or the end of their letters."""
+def block_keys(key: str, settings: LinkSettings) -> list[str]:
+    """The blocks of a folded name: names that may be spelt alike share a word, or the beginning, the end or the set of their letters."""
+    joined = key.replace(" ", "")
+    found = [f"w {word}" for word in dict.fromkeys(key.split()) if len(word) > 2]
+    if len(joined) >= settings.shortest:
+        found += [f"b {joined[:4]}", f"e {joined[-4:]}", "s " + "".join(sorted(dict.fromkeys(joined)))[:12]]
+    return found
+
+
+def windows(rows: Sequence[int], keys: Sequence[str], settings: LinkSettings) -> Iterable[Sequence[int]]:
+    """What is compared within a block: all of it, or of a large one those that stand near each other when sorted.
+
+    Args:
+        rows: its members, ascending. keys: the folded name of every group.
+    """
+    if len(rows) <= settings.block:
+        return [rows] if len(rows) > 1 else []
+    ranked = sorted(rows, key=lambda i: keys[i])
+    step = settings.block // 2
+    return [ranked[start : start + settings.block] for start in range(0, len(ranked) - step, step)]
+
+
+def comparable(key: str, settings: LinkSettings) -> bool:
+    """Whether a folded name is long and varied enough to be compared by spelling."""
+    return (len(key.replace(" ", "")) >= settings.shortest or " " in key) and entropy(key) >= settings.entropy
+
+
+def pairs_within(rows: Sequence[int], able: Sequence[bool], count: int) -> Iterable[int]:
+    """The pairs of groups in a window as codes ``smaller * count + larger``."""
+    chosen = [i for i in rows if able[i]]
+    for x, i in enumerate(chosen):
+        for j in chosen[x + 1 :]:
+            yield (i * count + j) if i < j else (j * count + i)
+
+
+def _candidates(groups: Sequence[Group], settings: LinkSettings) -> Any:
+    """Codes of the pairs that are compared by spelling, sorted, int64 [P]."""
+    import numpy as np
+
     blocks: dict[str, list[int]] = {}
-    for i, g in enumerate(groups):
-        joined = g.key.replace(" ", "")
-        for word in dict.fromkeys(g.key.split()):
-            if len(word) > 2:
-                blocks.setdefault(f"w {word}", []).append(i)
-        if len(joined) >= settings.shortest:
-            blocks.setdefault(f"b {joined[:4]}", []).append(i)
-            blocks.setdefault(f"e {joined[-4:]}", []).append(i)
-            blocks.setdefault("s " + "".join(sorted(dict.fromkeys(joined)))[:12], []).append(i)
-    for _, rows in sorted(blocks.items()):
-        if len(rows) < 2:
-            continue
-        if len(rows) <= settings.block:
-            yield rows
-            continue
-        ranked = sorted(
-            rows, key=lambda i: groups[i].key
-        )  # large blocks: only those that stand near each other when sorted
-        step = settings.block // 2
-        for start in range(0, len(ranked) - step, step):
-            yield ranked[start : start + settings.block]
+    keys, count = [g.key for g in groups], len(groups)
+    for i, key in enumerate(keys):
+        for block in block_keys(key, settings):
+            blocks.setdefault(block, []).append(i)
+    able = [comparable(key, settings) for key in keys]
+    pairs: dict[int, None] = {}
+    for rows in blocks.values():
+        for window in windows(rows, keys, settings):
+            pairs.update((code, None) for code in pairs_within(window, able, count))
+    codes = np.fromiter(pairs, dtype=np.int64, count=len(pairs))
+    codes.sort()
+    return codes
 
 
-def _spelling(groups: Sequence[_Group], settings: LinkSettings, edges: dict[tuple[int, int], tuple[float, str]],
-              apart: dict[tuple[int, int], None], refused: dict[str, int], ontology: Ontology | None) -> tuple[dict[tuple[int, int], float], int]:  # fmt: skip
+def by_spelling(groups: Sequence[Group], codes: Any, settings: LinkSettings, edges: dict[tuple[int, int], tuple[float, str]],
+                apart: dict[tuple[int, int], None], refused: dict[str, int], ontology: Ontology | None) -> dict[tuple[int, int], float]:  # fmt: skip
+    """Adds the pairs (codes, int64 [P]) whose spelling decides; returns the scores of those that stay undecided."""
     try:
         import numpy as np
         from rapidfuzz import fuzz
@@ -336,21 +388,8 @@ def _spelling(groups: Sequence[_Group], settings: LinkSettings, edges: dict[tupl
         raise InterfuseError(
             "needs.package", "linking by spelling needs the package rapidfuzz", fix="pip install 'interfuse[graph]'"
         ) from error
-    plain = [len(g.key.replace(" ", "")) >= settings.shortest or " " in g.key for g in groups]
-    rich = [entropy(g.key) >= settings.entropy for g in groups]
-    digits = [numbers(g.key) for g in groups]
-    pairs: dict[int, None] = {}
     count = len(groups)
-    for rows in _blocks(groups, settings):
-        able = [i for i in rows if plain[i] and rich[i]]
-        for x, i in enumerate(able):
-            for j in able[x + 1 :]:
-                pairs[(i * count + j) if i < j else (j * count + i)] = None
-    if not pairs:
-        return {}, 0
-    codes = np.fromiter(pairs, dtype=np.int64, count=len(pairs))
-    codes.sort()
-    left, right = codes // count, codes % count
+    left, right = codes // max(count, 1), codes % max(count, 1)
     keys = [g.key for g in groups]
     ordered = [" ".join(sorted(key.split())) for key in keys]
     grey: dict[tuple[int, int], float] = {}
@@ -379,7 +418,7 @@ def _spelling(groups: Sequence[_Group], settings: LinkSettings, edges: dict[tupl
                 score += settings.near * shared / min(len(one.near), len(two.near))
             if score < settings.grey or (i, j) in edges:
                 continue
-            guard = ("numbers differ" if digits[i] != digits[j] else "types do not fit" if not _fit(one.types, two.types, ontology)
+            guard = ("numbers differ" if numbers(one.key) != numbers(two.key) else "types do not fit" if not _fit(one.types, two.types, ontology)
                      else "" if _words_agree(one.key, two.key, JaroWinkler.similarity) else "words differ")  # fmt: skip
             if guard:
                 refused[guard] = refused.get(guard, 0) + 1
@@ -388,7 +427,7 @@ def _spelling(groups: Sequence[_Group], settings: LinkSettings, edges: dict[tupl
                 edges[(i, j)] = (min(score, 0.99), "similar spelling")
             else:
                 grey[(i, j)] = score
-    return grey, len(codes)
+    return grey
 
 
 def _words_agree(a: str, b: str, similar: Any) -> bool:

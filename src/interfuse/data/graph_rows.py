@@ -1,0 +1,260 @@
+"""Statements as tables, in the columns of a graph's files: cut, joined and written without an object per statement.
+
+The files that :func:`write_whole` makes are those of :meth:`interfuse.data.graph.Graph.save`, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interfuse.data import graph_files as files
+from interfuse.data.graph_columns import Columns, build_columns
+from interfuse.data.graph_log import Op
+from interfuse.data.statements import STATUSES, TYPE, Evidence, Statement, term_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: columns of evidence that are no field of it
+_PLACE = ("statement", "row")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N statements with their evidence.
+
+    Attributes:
+        table: the columns of ``statements.parquet`` without ``op``, and others behind them (``hash``: :func:`hash_of` it). Rows [N].
+        proof: the columns of ``evidence.parquet`` without ``statement`` and ``row``, in the order of the statements.
+        counts: how many rows of ``proof`` each statement has, int64 [N].
+    """
+
+    table: pa.Table
+    proof: pa.Table
+    counts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each statement's evidence begins, int64 [N+1]."""
+        return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.counts)])
+
+    def column(self, name: str) -> Any:
+        """A column of ``table``."""
+        return self.table.column(name)
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Some rows in a row; nothing is copied."""
+        a, b = int(self.starts[start]), int(self.starts[stop])
+        return Rows(self.table.slice(start, stop - start), self.proof.slice(a, b - a), self.counts[start:stop])
+
+    def take(self, index: NDArray[np.int64]) -> Rows:
+        """Some rows, by their places."""
+        import pyarrow as pa
+
+        counts = self.counts[index]
+        ends = np.cumsum(counts)
+        inside = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+        places = np.repeat(self.starts[index], counts) + inside
+        return Rows(self.table.take(pa.array(index)), self.proof.take(pa.array(places)), counts)
+
+    def statements(self) -> list[Statement]:
+        """The rows as objects."""
+        fields = [n for n in self.proof.schema.names if n != "premises"]
+        values = [self.proof.column(n).to_pylist() for n in fields]
+        premises = self.proof.column("premises").to_pylist()
+        proofs = [Evidence(**dict(zip(fields, row, strict=True)), premises=tuple(p or ()))
+                  for *row, p in zip(*values, premises, strict=True)]  # fmt: skip
+        rest = ("confidence", "kind", "status", "valid_from", "valid_to", "recorded_at", "retracted_at")
+        columns = {n: self.table.column(n).to_pylist() for n in ("subject", "predicate", "object", "qualifiers", *rest)}
+        return [
+            Statement(columns["subject"][i], columns["predicate"][i], term_of(columns["object"][i]),
+                      tuple((q["predicate"], term_of(q["value"])) for q in columns["qualifiers"][i] or ()),
+                      evidence=tuple(proofs[int(self.starts[i]) : int(self.starts[i + 1])]), **{n: columns[n][i] for n in rest})
+            for i in range(len(self))
+        ]  # fmt: skip
+
+
+def rows_of(statements: Sequence[Statement], hashed: Callable[[Statement], bytes], **more: Sequence[Any]) -> Rows:
+    """Statements as rows, with the hash of each, and further columns of words."""
+    import pyarrow as pa
+
+    schema, proof_schema = _schemas()
+    table, proof = files.columns_of([(0, s) for s in statements], 0)
+    columns = [pa.array(table[n], type=schema.field(n).type) for n in schema.names]
+    columns.append(pa.array([hashed(s) for s in statements], type=pa.binary(32)))
+    columns += [pa.array(values, type=pa.string()) for values in more.values()]
+    made = pa.table({n: proof[n] for n in proof_schema.names}, schema=proof_schema)
+    counts = np.array([len(s.evidence) for s in statements], dtype=np.int64)
+    return Rows(pa.Table.from_arrays(columns, names=[*schema.names, "hash", *more]), made, counts)
+
+
+def _schemas() -> tuple[Any, Any]:
+    import pyarrow as pa
+
+    schema, proof, _ = files.schemas()
+    return pa.schema([f for f in schema if f.name != "op"]), pa.schema([f for f in proof if f.name not in _PLACE])
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
+    """Rows one after the other."""
+    import pyarrow as pa
+
+    parts = list(parts)
+    return Rows(pa.concat_tables([p.table for p in parts]), pa.concat_tables([p.proof for p in parts]),
+                np.concatenate([p.counts for p in parts]))  # fmt: skip
+
+
+def spliced(rows: Rows, drop: NDArray[np.int64], new: Rows, places: Sequence[int]) -> Rows:
+    """Rows without some (their places, ascending), and with new ones before the places that are given for them (ascending)."""
+    parts: list[Rows] = []
+    events = sorted([(int(p), 1, -1) for p in drop] + [(int(p), 0, i) for i, p in enumerate(places)])
+    at = 0
+    for place, dropped, i in events:
+        if place > at:
+            parts.append(rows.slice(at, place))
+        parts += [] if dropped else [new.slice(i, i + 1)]
+        at = place + dropped
+    return joined([*parts, rows.slice(at, len(rows))])
+
+
+def read_rows(statements: Path, evidence: Path, more: Any = None) -> Rows:
+    """The rows of two tables of a graph's folder, with the columns of a third.
+
+    Raises:
+        InterfuseError: ``input.missing`` or ``input.format``.
+    """
+    table, proof = files.read_table(statements), files.read_table(evidence)
+    counts = np.bincount(proof.column("row").to_numpy(), minlength=table.num_rows).astype(np.int64)
+    table = table.drop_columns(["op"])
+    for name in more.schema.names if more is not None else ():
+        table = table.append_column(name, more.column(name))
+    return Rows(table, proof.drop_columns(list(_PLACE)), counts)
+
+
+def node_column(rows: Rows) -> Any:
+    """The objects as nodes of the integer view are called: an IRI or blank node as it is, a literal as its text."""
+    import pyarrow.compute as pc
+
+    column = rows.column("object")
+    return pc.if_else(pc.starts_with(column, "<"), pc.utf8_trim(column, "<>"), column)
+
+
+def is_literal(rows: Rows) -> Any:
+    """Which objects are literals."""
+    import pyarrow.compute as pc
+
+    return pc.starts_with(rows.column("object"), '"')
+
+
+def write_rows(statements: Path, evidence: Path, rows: Rows, op: int) -> None:
+    """What :func:`interfuse.data.graph_files.write_statements` writes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema, proof_schema, _ = files.schemas()
+    with (
+        pq.ParquetWriter(statements, schema, compression="zstd") as out,
+        pq.ParquetWriter(evidence, proof_schema, compression="zstd") as proof_out,
+    ):
+        for start in range(0, len(rows), files.ROWS):
+            part = rows.slice(start, min(start + files.ROWS, len(rows)))
+            table, proof = part.table.combine_chunks(), part.proof.combine_chunks()
+            place = np.repeat(np.arange(len(part)), part.counts)
+            given = {"op": pa.array(np.full(len(part), op, dtype=np.int32))}
+            out.write_table(pa.table({n: given[n] if n in given else table.column(n) for n in schema.names}, schema=schema))
+            told = {"statement": table.column("id").take(pa.array(place)), "row": pa.array(place + start)}
+            proof_out.write_table(
+                pa.table({n: told[n] if n in told else proof.column(n) for n in proof_schema.names}, schema=proof_schema)
+            )
+
+
+def write_node_table(path: Path, nodes: pa.Table) -> None:
+    """What :func:`interfuse.data.graph_files.write_nodes` writes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = files.schemas()[2]
+    with pq.ParquetWriter(path, schema, compression="zstd") as out:
+        for start in range(0, nodes.num_rows, files.ROWS):
+            part = nodes.slice(start, files.ROWS).combine_chunks()
+            out.write_table(pa.table({n: part.column(n) for n in schema.names}, schema=schema))
+
+
+def write_log_rows(folder: Path, rows: Rows, ops: Sequence[Op]) -> None:
+    """What :func:`interfuse.data.graph_files.write_log` writes, when the first operation adds all rows and no other adds any."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "operations.jsonl").open("w", encoding="utf-8") as file:
+        for op in ops:
+            row = op.as_json(whole=False)
+            if op.kind == "add":
+                row["count"] = len(rows)
+            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+    write_rows(folder / "assertions.parquet", folder / "evidence.parquet", rows, 1)
+
+
+def _quads(rows: Rows) -> Iterator[bytes]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    graphs = pa.array([f"<{files.status_graph(s)}> .\n" for s in STATUSES])
+    for start in range(0, len(rows), files.ROWS):
+        part = rows.slice(start, min(start + files.ROWS, len(rows)))
+        subject = part.column("subject")
+        subject = pc.if_else(pc.starts_with(subject, "_:"), subject, pc.binary_join_element_wise("<", subject, ">", ""))
+        predicate = pc.binary_join_element_wise("<", part.column("predicate"), ">", "")
+        place = graphs.take(pc.index_in(part.column("status"), pa.array(STATUSES)).combine_chunks())
+        made = pc.binary_join_element_wise(subject, predicate, part.column("object"), pa.chunked_array([place]), " ")
+        yield "".join(made.to_pylist()).encode()
+
+
+def write_quads(path: Path, rows: Rows) -> None:
+    """What :func:`interfuse.data.graph_files.write_quads` writes, when nothing is withdrawn."""
+    with path.open("wb") as file:
+        file.writelines(_quads(rows))
+
+
+def columns_of_rows(rows: Rows) -> Columns:
+    """The integer view of a graph's statements in their order, none of which is withdrawn."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    many = pc.list_value_length(rows.column("qualifiers")).fill_null(0).to_numpy()
+    told = [(int(i), q["predicate"], _node(q["value"]))
+            for i in np.flatnonzero(many) for q in rows.column("qualifiers")[int(i)].as_py()]  # fmt: skip
+    return build_columns(
+        rows.column("subject"), rows.column("predicate"), node_column(rows), confidence=rows.column("confidence").to_numpy(),
+        status=pc.index_in(rows.column("status"), pa.array(STATUSES)).to_numpy(), literal=is_literal(rows).to_numpy(),
+        qualifiers=tuple(zip(*told, strict=True)) if told else None,
+    )  # fmt: skip
+
+
+def _node(text: str) -> str:
+    return text[1:-1] if text.startswith("<") else text
+
+
+def counts_of(rows: Rows) -> dict[str, Any]:
+    """What :meth:`interfuse.data.graph.Graph.stats` says of statements, of which none is withdrawn."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = {row["values"]: row["counts"] for row in pc.value_counts(rows.column("status")).to_pylist()}
+    statuses = {s: int(found[s]) for s in STATUSES if s in found}
+    things = pc.and_(pc.invert(is_literal(rows)), pc.not_equal(rows.column("predicate"), TYPE))
+    others = node_column(rows).filter(things)
+    names = pa.chunked_array([*rows.column("subject").chunks, *others.chunks], type=pa.string())
+    return {
+        "statements": len(rows), **{f"statements {k}": v for k, v in statuses.items()}, "with evidence": int(np.count_nonzero(rows.counts)),
+        "entities": len(pc.unique(names)), "relations": len(pc.unique(rows.column("predicate"))),
+        "documents": len(pc.unique(rows.proof.column("document"))),
+    }  # fmt: skip

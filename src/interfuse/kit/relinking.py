@@ -1,0 +1,345 @@
+"""Linking again after some mentions changed, at the cost of these and of what stands near them; the result is that of
+:func:`interfuse.kit.linking.link` on all mentions.
+
+What is kept are tables: groups of mentions with one name, the blocks they stand in, the names they are also known by, the pairs of
+groups that pull or push, and what every merged name is called. After a change,
+
+1. names whose mentions changed are grouped anew; all other groups are as they were;
+2. pairs with such a group are weighed anew; of other pairs only those in a block that is too large to be compared as a whole can come
+   or go, as its windows move;
+3. the parts of the graph of pairs in which something came or went are clustered anew; parts do not know of each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interfuse.data.ontology import Ontology
+from interfuse.kit.linking import (
+    Group,
+    LinkSettings,
+    Mention,
+    Parts,
+    acronym_of,
+    block_keys,
+    by_record,
+    by_spelling,
+    cluster,
+    comparable,
+    folded,
+    is_acronym,
+    pairs_within,
+    same_names,
+    weights_of,
+    windows,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: the tables of a state; a group is called by its first id
+TABLES = ("groups", "members", "blocks", "aliases", "pairs", "merged")
+
+
+@dataclass
+class LinkState:
+    """What is kept of a linking.
+
+    Attributes:
+        groups: name, key, label, types, letters (an acronym of it), short (it is one) of every group, sorted by name.
+        members: id, group. blocks: block, group, key (the group's). aliases: alias (folded), group.
+        pairs: a, b (groups, the smaller first), weight, spelt. merged: name, called.
+    """
+
+    groups: pa.Table
+    members: pa.Table
+    blocks: pa.Table
+    aliases: pa.Table
+    pairs: pa.Table
+    merged: pa.Table
+
+    def merges(self) -> list[tuple[str, str]]:
+        """What :meth:`interfuse.kit.linking.Linked.merges` gives."""
+        rows = zip(self.merged.column("called").to_pylist(), self.merged.column("name").to_pylist(), strict=True)
+        return sorted(rows)
+
+
+def state_of(parts: Parts, merges: Iterable[tuple[str, str]], settings: LinkSettings | None = None) -> LinkState:
+    """The state after a linking of everything."""
+    import pyarrow as pa
+
+    names = [g.ids[0] for g in parts.groups]
+    pairs = [(names[i], names[j], w, (i, j) in parts.spelt) for (i, j), w in parts.weights.items()]
+    word = pa.string()
+    joined = list(merges)
+    return LinkState(
+        *_group_tables(parts.groups, settings or LinkSettings()), _pairs_table(pairs),
+        pa.table({"name": [b for _, b in joined], "called": [a for a, _ in joined]}, pa.schema([("name", word), ("called", word)])),
+    )  # fmt: skip
+
+
+def _group_tables(groups: Sequence[Group], settings: LinkSettings) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]:
+    import pyarrow as pa
+
+    word = pa.string()
+    rows = [(g.ids[0], g.key, g.label, list(g.types), acronym_of(g.label), g.label.replace(".", "") if is_acronym(g.label) else "")
+            for g in groups]  # fmt: skip
+    schema = pa.schema([("name", word), ("key", word), ("label", word), ("types", pa.list_(word)), ("letters", word), ("short", word)])
+    members = [(i, g.ids[0]) for g in groups for i in g.ids]
+    blocks = [(b, g.ids[0], g.key) for g in groups for b in block_keys(g.key, settings)]
+    aliases = [(folded(a), g.ids[0]) for g in groups for a in g.aliases]
+
+    def table(rows: Sequence[Sequence[Any]], schema: Any) -> Any:
+        return pa.table({n: [r[i] for r in rows] for i, n in enumerate(schema.names)}, schema)
+
+    return (table(rows, schema), table(members, pa.schema([("id", word), ("group", word)])),
+            table(blocks, pa.schema([("block", word), ("group", word), ("key", word)])),
+            table(aliases, pa.schema([("alias", word), ("group", word)])))  # fmt: skip
+
+
+def _pairs_table(rows: Sequence[tuple[str, str, float, bool]]) -> pa.Table:
+    import pyarrow as pa
+
+    schema = pa.schema([("a", pa.string()), ("b", pa.string()), ("weight", pa.float64()), ("spelt", pa.bool_())])
+    return pa.table({n: [r[i] for r in rows] for i, n in enumerate(schema.names)}, schema)
+
+
+def among(column: Any, values: Iterable[str]) -> Any:
+    """Which rows of a column are one of some words, bool [N]."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.is_in(column, pa.array(sorted(set(values)), type=pa.string()))
+
+
+def _without(table: Any, column: str, values: Iterable[str]) -> Any:
+    import pyarrow.compute as pc
+
+    return table.filter(pc.invert(among(table.column(column), values)))
+
+
+def _joined(*tables: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def relink(state: LinkState, changed: Sequence[str], mentions: Callable[[Sequence[str]], Mapping[str, Mention]], *,
+           settings: LinkSettings | None = None, ontology: Ontology | None = None) -> tuple[LinkState, dict[str, tuple[str, str]]]:  # fmt: skip
+    """The state after mentions changed, appeared or went, and of every name that is called otherwise now: how it was and is called.
+
+    Args:
+        changed: ids whose mention is or was another one; more than these do no harm.
+        mentions: gives the mentions of ids as they are now; ids without one are left out.
+    """
+    settings = settings or LinkSettings()
+    now = dict(mentions(changed))
+    mine = state.members.filter(among(state.members.column("id"), changed)).column("group").to_pylist()
+    keys = {folded(m.label) for m in now.values()}
+    keys.update(state.groups.filter(among(state.groups.column("name"), mine)).column("key").to_pylist())
+    gone = state.groups.filter(among(state.groups.column("key"), keys)).column("name").to_pylist()
+    before = state.members.filter(among(state.members.column("group"), gone)).column("id").to_pylist()
+    rest = sorted(set(before) - set(changed))
+    now.update(mentions(rest))
+    fresh, _ = same_names(sorted(now.values(), key=lambda m: m.id), ontology)
+    made = LinkState(
+        *(_joined(_without(old, column, gone), new)
+          for old, column, new in zip((state.groups, state.members, state.blocks, state.aliases), ("name", "group", "group", "group"),
+                                      _group_tables(fresh, settings), strict=True)),
+        state.pairs, state.merged,
+    )  # fmt: skip
+    change = _Change(state, made, fresh, gone, mentions, settings, ontology)
+    pairs, seeds = change.pairs()
+    made.pairs = pairs
+    names = sorted({*seeds, *(g.ids[0] for g in fresh)})
+    return _clustered(made, names, before)
+
+
+@dataclass
+class _Change:
+    """Which pairs come and go."""
+
+    old: LinkState
+    new: LinkState
+    fresh: Sequence[Group]
+    gone: Sequence[str]
+    mentions: Callable[[Sequence[str]], Mapping[str, Mention]]
+    settings: LinkSettings
+    ontology: Ontology | None
+
+    def pairs(self) -> tuple[pa.Table, list[str]]:
+        """The table of pairs now, and the groups at which something came or went."""
+        import pyarrow.compute as pc
+
+        mine = {g.ids[0] for g in self.fresh}
+        touching, come, lost = self._compared(mine)
+        ours = self._recorded(mine)
+        wanted = sorted({*mine, *ours, *(n for pair in (*touching, *come) for n in pair)})
+        groups = self._groups(wanted)
+        rows = self._weighed(groups, touching, mine)
+        old = self.old.pairs
+        out = pc.or_(among(old.column("a"), self.gone), among(old.column("b"), self.gone))
+        seeds = [n for column in ("a", "b") for n in old.filter(out).column(column).to_pylist()]
+        kept = old.filter(pc.invert(out))
+        if lost or come:
+            both = pc.binary_join_element_wise(kept.column("a"), kept.column("b"), " ")
+            away = pc.and_(among(both, [f"{a} {b}" for a, b in lost]), kept.column("spelt"))
+            seeds += [n for column in ("a", "b") for n in kept.filter(away).column(column).to_pylist()]
+            there = set(both.filter(pc.invert(away)).to_pylist())
+            rows += self._spelt(groups, [p for p in come if f"{p[0]} {p[1]}" not in there])
+            kept = kept.filter(pc.invert(away))
+        seeds += [n for a, b, _, _ in rows for n in (a, b)]
+        left = set(self.gone) - mine
+        return _joined(kept, _pairs_table(rows)), sorted(set(seeds) - left)
+
+    def _compared(self, mine: set[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]]]:
+        """Pairs that are compared by spelling: with a group of ``mine``; others that are now and were not; others that were and are not."""
+        blocks = {b for g in self.fresh for b in block_keys(g.key, self.settings)}
+        blocks.update(self.old.blocks.filter(among(self.old.blocks.column("group"), self.gone)).column("block").to_pylist())
+        was, now = (_members(s.blocks, blocks) for s in (self.old, self.new))
+        touching: dict[tuple[str, str], None] = {}
+        before: dict[tuple[str, str], None] = {}
+        after: dict[tuple[str, str], None] = {}
+        away = set(self.gone)
+        for block in sorted(blocks):
+            rows, old = now.get(block, []), was.get(block, [])
+            large = max(len(rows), len(old)) > self.settings.block
+            if large:
+                before.update((p, None) for p in self._within(old) if p[0] not in away and p[1] not in away)
+            for p in self._within(rows, None if large else mine):
+                if p[0] in mine or p[1] in mine:
+                    touching[p] = None
+                elif large:
+                    after[p] = None
+        come, lost = [p for p in after if p not in before], [p for p in before if p not in after]
+        if lost:  # another block may still compare them
+            keys = dict(itertools.chain.from_iterable(now.values()))
+            common = {p: set(block_keys(keys[p[0]], self.settings)) & set(block_keys(keys[p[1]], self.settings)) for p in lost}
+            more = sorted(set().union(*common.values()) - blocks)
+            now.update(_members(self.new.blocks, more))
+            small = {b for b, rows in now.items() if len(rows) <= self.settings.block}
+            still = {p for b in more if b not in small for p in self._within(now.get(b, []))}
+            lost = [p for p in lost if p not in still and not common[p] & small]
+        return list(touching), come, lost
+
+    def _within(self, rows: Sequence[tuple[str, str]], mine: set[str] | None = None) -> list[tuple[str, str]]:
+        """The pairs of a block (name and key of its members, sorted) that are compared; with ``mine``, only those with one of it."""
+        keys = [key for _, key in rows]
+        able = [comparable(key, self.settings) for key in keys]
+        found: list[tuple[str, str]] = []
+        if mine is not None:  # the block is compared as a whole
+            for i, (name, _) in enumerate(rows):
+                if name in mine and able[i]:
+                    found += [(min(name, o), max(name, o)) for j, (o, _) in enumerate(rows) if able[j] and j != i]
+            return found
+        for window in windows(range(len(rows)), keys, self.settings):
+            found += [(rows[code // len(rows)][0], rows[code % len(rows)][0]) for code in pairs_within(window, able, len(rows))]
+        return found
+
+    def _recorded(self, mine: set[str]) -> list[str]:
+        """Groups that aliases and acronyms of ``mine`` may join with it, all of a name or none."""
+        groups, aliases = self.new.groups, self.new.aliases
+        keys = {g.key for g in self.fresh}
+        known = {folded(a) for g in self.fresh for a in g.aliases} | keys
+        letters = {x for g in self.fresh if (x := acronym_of(g.label))}
+        short = {g.label.replace(".", "") for g in self.fresh if is_acronym(g.label)}
+        found = groups.filter(among(groups.column("key"), known)).column("name").to_pylist()
+        found += aliases.filter(among(aliases.column("alias"), keys)).column("group").to_pylist()
+        found += groups.filter(among(groups.column("short"), letters)).column("name").to_pylist() if letters else []
+        found += groups.filter(among(groups.column("letters"), short)).column("name").to_pylist() if short else []
+        return found
+
+    def _groups(self, names: Sequence[str]) -> list[Group]:
+        """These groups with everything known of them, sorted by name."""
+        found = {g.ids[0]: g for g in self.fresh}
+        others = [n for n in names if n not in found]
+        rows = self.new.groups.filter(among(self.new.groups.column("name"), others)).to_pylist()
+        owner = self.new.members.filter(among(self.new.members.column("group"), others)).to_pylist()
+        ids: dict[str, list[str]] = {}
+        for row in owner:
+            ids.setdefault(row["group"], []).append(row["id"])
+        known = self.mentions([row["id"] for row in owner])
+        for row in rows:
+            group = Group(row["key"], row["label"], tuple(row["types"]))
+            group.ids = sorted(ids[row["name"]])
+            for i in group.ids:
+                group.aliases.update((a, None) for a in known[i].aliases if a != known[i].label)
+                group.near.update((n, None) for n in known[i].near)
+            found[row["name"]] = group
+        return [found[n] for n in sorted(found)]
+
+    def _weighed(self, groups: Sequence[Group], touching: Sequence[tuple[str, str]], mine: set[str]) -> list[tuple[str, str, float, bool]]:
+        edges: dict[tuple[int, int], tuple[float, str]] = {}
+        apart: dict[tuple[int, int], None] = {}
+        by_record(groups, edges, apart, self.ontology)
+        recorded = {**edges, **apart}
+        by_spelling(groups, _codes(groups, touching), self.settings, edges, apart, {}, self.ontology)
+        names = [g.ids[0] for g in groups]
+        return [(names[i], names[j], w, (i, j) not in recorded) for (i, j), w in weights_of(edges, apart).items()
+                if names[i] in mine or names[j] in mine]  # fmt: skip
+
+    def _spelt(self, groups: Sequence[Group], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str, float, bool]]:
+        edges: dict[tuple[int, int], tuple[float, str]] = {}
+        apart: dict[tuple[int, int], None] = {}
+        by_spelling(groups, _codes(groups, pairs), self.settings, edges, apart, {}, self.ontology)
+        names = [g.ids[0] for g in groups]
+        return [(names[i], names[j], w, True) for (i, j), w in weights_of(edges, apart).items()]
+
+
+def _members(table: Any, blocks: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+    """Block -> name and key of its groups, sorted."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    rows = table.filter(among(table.column("block"), blocks))
+    for block, group, key in zip(*(rows.column(n).to_pylist() for n in ("block", "group", "key")), strict=True):
+        found.setdefault(block, []).append((group, key))
+    return {block: sorted(members) for block, members in found.items()}
+
+
+def _codes(groups: Sequence[Group], pairs: Sequence[tuple[str, str]]) -> Any:
+    place = {g.ids[0]: i for i, g in enumerate(groups)}
+    codes = [min(place[a], place[b]) * len(groups) + max(place[a], place[b]) for a, b in pairs]
+    return np.array(sorted(set(codes)), dtype=np.int64)
+
+
+def _clustered(state: LinkState, seeds: Sequence[str], before: Sequence[str]) -> tuple[LinkState, dict[str, tuple[str, str]]]:
+    """Clusters the parts of the graph of pairs in which the seeds stand, and puts what their members are called into the state.
+
+    Args:
+        before: ids of the groups that are no more.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    weights: dict[tuple[str, str], float] = {}
+    front, seen = list(seeds), dict.fromkeys(seeds)
+    table = state.pairs
+    while front:  # parts are small: a few steps reach all of them
+        rows = table.filter(pc.or_(among(table.column("a"), front), among(table.column("b"), front)))
+        front = []
+        for a, b, w in zip(*(rows.column(n).to_pylist() for n in ("a", "b", "weight")), strict=True):
+            weights[(a, b)] = w
+            for name in (a, b):
+                if name not in seen:
+                    seen[name] = None
+                    front.append(name)
+    names = sorted(seen)
+    place = {n: i for i, n in enumerate(names)}
+    home = cluster(len(names), {(place[a], place[b]): w for (a, b), w in weights.items()})
+    owner = state.members.filter(among(state.members.column("group"), names))
+    ids: dict[int, list[str]] = {}
+    for i, group in zip(owner.column("id").to_pylist(), owner.column("group").to_pylist(), strict=True):
+        ids.setdefault(home[place[group]], []).append(i)
+    called = {i: min(whole) for whole in ids.values() for i in whole}
+    concerned = {*called, *before}
+    old_rows = state.merged.filter(among(state.merged.column("name"), concerned)).to_pylist()
+    old = {row["name"]: row["called"] for row in old_rows}
+    new = sorted((i, c) for i, c in called.items() if i != c)
+    merged = pa.table({"name": [i for i, _ in new], "called": [c for _, c in new]}, state.merged.schema)
+    state.merged = _joined(_without(state.merged, "name", concerned), merged)
+    changes = {i: (old.get(i, i), called.get(i, i)) for i in sorted(concerned)}
+    return state, {i: pair for i, pair in changes.items() if pair[0] != pair[1]}
