@@ -12,7 +12,19 @@ from interfuse.kit.relinking import LinkState, relink, state_of
 
 pytest.importorskip("rapidfuzz")
 FIRST = ("Harald", "Haralt", "Ingrid", "Ingrd", "Edvard", "Edward", "Sigrid", "Astrid", "Magnus", "Magnuss", "M")
-LAST = ("Hardrada", "Hardrata", "Grieg", "Griegg", "Nordstrom", "Nordström", "Bjornson", "Björnson", "Kongsberg", "3", "4")
+LAST = (
+    "Hardrada",
+    "Hardrata",
+    "Grieg",
+    "Griegg",
+    "Nordstrom",
+    "Nordström",
+    "Bjornson",
+    "Björnson",
+    "Kongsberg",
+    "3",
+    "4",
+)
 
 
 def world(seed: int, count: int) -> dict[str, Mention]:

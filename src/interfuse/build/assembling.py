@@ -51,7 +51,9 @@ class Assembler:
         self.model = str(lm.name) if lm is not None else ""
         self.run = key_of_work(call, own_params(call))[:16]  # the same whatever other documents there are
         self._names: dict[tuple[str, str], str] = {}
-        self.votes: list[tuple[str, str, str, tuple[Evidence, ...]]] = []  # entity, what it is guessed to be, status, evidence
+        self.votes: list[
+            tuple[str, str, str, tuple[Evidence, ...]]
+        ] = []  # entity, what it is guessed to be, status, evidence
         self._starts: dict[str, tuple[list[int], list[int]]] = {}
 
     def node(self, label: str, kind: str = "") -> str:

@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ from interfuse.core.safe import file_sha256, fingerprint, jsonable
 from interfuse.data.corpus import Corpus, Document, Skipped
 from interfuse.data.digests import quick_digest
 from interfuse.data.graph import Graph, end_of, hash_of, line_of_op, whole_hash
-from interfuse.data.graph_files import DOCUMENTS, read_documents_table, read_table, schemas, write_documents, write_meta
+from interfuse.data.graph_files import read_documents_table, read_table, schemas, write_documents, write_meta
 from interfuse.data.graph_log import Op
 from interfuse.data.graph_rows import (
     Rows,
@@ -61,13 +62,12 @@ from interfuse.kit.relinking import TABLES, LinkState, among, relink, state_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: more of the files than this changed: the build from nothing is as quick. States that are kept in a cache.
-SHARE, KEPT = 0.1, 12
+#: More of the files than this changed: the build from nothing is as quick. States that are kept in a cache; seconds after which an
+#: unfinished one is nobody's.
+SHARE, KEPT, STALE = 0.1, 12, 3600.0
 #: packages and modules whose code decides what a state holds
 _CODE = ("interfuse.data", "interfuse.data.loaders", "interfuse.kit.linking", "interfuse.kit.relinking", "interfuse.build.room",
          "interfuse.build.assembling", "interfuse.build.renewing", "interfuse.build.keeping")  # fmt: skip
-_TABLES = ("statements.parquet", "evidence.parquet", "nodes.parquet", DOCUMENTS)
-_LOG = ("assertions.parquet", "evidence.parquet")
 
 
 @dataclass
@@ -92,16 +92,23 @@ def renewable(call: Call) -> bool:
     traits, settings, inputs = call.method.traits, settings_of(call), call.inputs
     alone = traits.get("per") == "chunk" and not {"document", "finish"} & set(traits)
     checked = inputs["ontology"] is not None and settings.contracts != "off"
-    return alone and not checked and inputs["graph"] is None and inputs["documents"] is not None and settings.engine == "local"
+    return (
+        alone
+        and not checked
+        and inputs["graph"] is None
+        and inputs["documents"] is not None
+        and settings.engine == "local"
+    )
 
 
 def place_of(call: Call) -> Path:
     """Where the state of a build is kept: it changes with whatever its result depends on, besides the documents' contents."""
     corpus: Corpus = call.inputs["documents"]
-    roots = sorted({os.path.realpath(f.path)[: -len(f.name)] if f.path is not None else corpus.name for f in corpus.files})
+    roots = {str(f.path).removesuffix(f.name) if f.path is not None else "" for f in corpus.files}
+    roots = {os.path.realpath(r) if r else corpus.name for r in roots}
     settings = {k: v for k, v in dataclasses.asdict(settings_of(call)).items() if k not in ("engine", "workers")}
     key = fingerprint({
-        "work": key_of_work(call, own_params(call)), "settings": jsonable(settings), "reader": corpus.reader, "roots": roots,
+        "work": key_of_work(call, own_params(call)), "settings": jsonable(settings), "reader": corpus.reader, "roots": sorted(roots),
         "limits": jsonable(dataclasses.asdict(corpus.limits)), "code": [file_sha256(p) for p in _code()],
         "versions": [importlib.metadata.version(n) for n in ("pyarrow", "numpy")],
     })  # fmt: skip
@@ -150,14 +157,10 @@ def open_kept(place: Path) -> Kept | None:
         facts = json.loads((place / "state.json").read_bytes())
         if any(quick_digest(place / name) != digest for name, digest in facts["digests"].items()):
             return None
-        told = {name: _arrow(place / f"{name}.arrow") for name in ("said", "holds", *(TABLES if facts["linked"] else ()))}
-        return Kept(
-            facts, read_rows(place / "assertions.parquet", place / "proof.parquet", told["said"]),
-            read_rows(place / "statements.parquet", place / "evidence.parquet", told["holds"]),
-            read_rows(place / "votes.parquet", place / "votes-evidence.parquet"),
-            read_table(place / "nodes.parquet"), read_documents_table(place),
-            LinkState(*(told[n] for n in TABLES)) if facts["linked"] else None,
-        )  # fmt: skip
+        told = {name: _arrow(place / f"{name}.arrow") for name in facts["tables"]}
+        said, holds, votes = (_rows(told[n], told[f"{n}-proof"]) for n in ("said", "holds", "votes"))
+        links = LinkState(*(told[n] for n in TABLES)) if facts["linked"] else None
+        return Kept(facts, said, holds, votes, told["nodes"], told["texts"], links)
     except (OSError, ValueError, KeyError, TypeError, InterfuseError):
         return None
 
@@ -168,67 +171,99 @@ def _arrow(path: Path) -> Any:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
+def _rows(table: Any, proof: Any) -> Rows:
+    counts = table.column("proofs").to_numpy().astype(np.int64)
+    return Rows(table.drop_columns(["proofs"]), proof, counts)
+
+
 def _write_arrow(path: Path, table: Any) -> None:
     import pyarrow as pa
 
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as out,
+    ):
         out.write_table(table.combine_chunks())
 
 
-def _keep(place: Path, folder: Path, corpus: Corpus, sources: Sequence[Source], direct: int, said: Any, holds: Any, votes: Rows,
-          links: LinkState | None) -> None:  # fmt: skip
-    """Keeps the state of a graph that was just written to ``folder``; a disk that is full or read-only keeps nothing."""
+@dataclass
+class Made:
+    """A graph's tables, as :class:`Kept` has them."""
+
+    said: Rows
+    direct: int
+    holds: Rows
+    votes: Rows
+    nodes: pa.Table
+    links: LinkState | None
+
+
+def _keep(place: Path, corpus: Corpus, sources: Sequence[Source], made: Made, texts: pa.Table) -> None:
+    """Keeps the state of a graph; a disk that is full or read-only keeps nothing."""
+    import pyarrow as pa
+
+    tables = {"nodes": made.nodes, "texts": texts}
+    for name in ("said", "holds", "votes"):
+        rows: Rows = getattr(made, name)
+        tables[name], tables[f"{name}-proof"] = rows.table.append_column("proofs", pa.array(rows.counts)), rows.proof
+    tables.update({name: getattr(made.links, name) for name in TABLES} if made.links is not None else {})
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".state-", dir=place.parent))
+        folder = Path(tempfile.mkdtemp(prefix=".state-", dir=place.parent))
         try:
-            for name in _TABLES:
-                shutil.copyfile(folder / name, made / name)
-            for name, new in zip(_LOG, ("assertions.parquet", "proof.parquet"), strict=True):
-                shutil.copyfile(folder / "log" / name, made / new)
-            write_rows(made / "votes.parquet", made / "votes-evidence.parquet", votes, 0)
-            tables = {"said": said, "holds": holds}
-            tables.update({name: getattr(links, name) for name in TABLES} if links is not None else {})
             for name, table in tables.items():
-                _write_arrow(made / f"{name}.arrow", table)
+                _write_arrow(folder / f"{name}.arrow", table)
             facts = {
-                "files": {f.name: f.sha256 for f in corpus.files}, "documents": [dataclasses.asdict(s) for s in sources], "direct": direct,
-                "skipped": [dataclasses.asdict(s) for s in corpus.skipped], "linked": links is not None,
-                "digests": {p.name: quick_digest(p) for p in sorted(made.iterdir())},
+                "files": {f.name: f.sha256 for f in corpus.files}, "documents": [vars(s) for s in sources], "direct": made.direct,
+                "skipped": [vars(s) for s in corpus.skipped], "linked": made.links is not None,
+                "tables": list(tables), "digests": {p.name: quick_digest(p) for p in sorted(folder.iterdir())},
             }  # fmt: skip
-            (made / "state.json").write_text(json.dumps(facts))
+            (folder / "state.json").write_text(json.dumps(facts))
             if place.exists():  # what is read at this moment stays whole: it loses its name first
-                old = made.with_name(f"{made.name}-old")
+                old = folder.with_name(f"{folder.name}-old")
                 os.rename(place, old)
                 shutil.rmtree(old, ignore_errors=True)
-            os.rename(made, place)
+            os.rename(folder, place)
         except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
         states = sorted(place.parent.glob("state-*"), key=lambda p: p.stat().st_mtime_ns)
-        for old in states[:-KEPT]:
+        torn = [p for p in place.parent.glob(".state-*") if time.time() - p.stat().st_mtime > STALE]  # left by a kill
+        for old in [*states[:-KEPT], *torn]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def keep_new(call: Call, folder: Path, graph: Graph, sources: Sequence[Source], assembler: Assembler, linked: Linked | None) -> None:
+def keep_new(
+    call: Call, folder: Path, graph: Graph, sources: Sequence[Source], assembler: Assembler, linked: Linked | None
+) -> None:
     """Keeps the state of a graph that was built from nothing and saved to ``folder``."""
     import pyarrow as pa
 
     said = graph.history()[0].statements
     if any(s.status == "withdrawn" for s in said):
         return
-    state, held = graph.state, graph._held
-    table = pa.table({"hash": _hashes(held.said[1]), "now": pa.array([state._place[s.id] for s in said], type=pa.string())})
+    state, held, log = graph.state, graph._held, folder / "log"
+    more = pa.table(
+        {"hash": _hashes(held.said[1]), "now": pa.array([state._place[s.id] for s in said], type=pa.string())}
+    )
     links = state_of(linked.parts, linked.merges()) if linked is not None and linked.parts is not None else None
-    votes = rows_of([_vote(assembler, *v) for v in assembler.votes], lambda s: hash_of(to_json(s)))
-    _keep(place_of(call), folder, call.inputs["documents"], sources, sum(s.rows for s in sources), table,
-          pa.table({"hash": _hashes(held.whole)}), votes, links)  # fmt: skip
+    made = Made(
+        read_rows(log / "assertions.parquet", log / "evidence.parquet", more), sum(s.rows for s in sources),
+        read_rows(folder / "statements.parquet", folder / "evidence.parquet", pa.table({"hash": _hashes(held.whole)})),
+        rows_of([_vote(assembler, *v) for v in assembler.votes], lambda s: hash_of(to_json(s))), read_table(folder / "nodes.parquet"), links,
+    )  # fmt: skip
+    _keep(place_of(call), call.inputs["documents"], sources, made, read_documents_table(folder))
 
 
 def _hashes(joined_: bytes) -> Any:
     import pyarrow as pa
 
     return pa.Array.from_buffers(pa.binary(32), len(joined_) // 32, [None, pa.py_buffer(joined_)])
+
+
+def _bytes(hashes: Any) -> bytes:
+    whole = hashes.combine_chunks()
+    return whole.buffers()[1].slice(whole.offset * 32, len(whole) * 32).to_pybytes() if len(whole) else b""
 
 
 def _vote(assembler: Assembler, entity: str, kind: str, status: str, proof: tuple[Any, ...]) -> Statement:
@@ -260,7 +295,7 @@ def changed(corpus: Corpus, kept: Kept) -> Change | None:
         if len(anew) + len(away) > max(1, SHARE * len(now)):
             return None
         corpus.skipped.clear()
-        read: dict[str, list[Document | Skipped]] = {name: [] for name in anew}
+        read: dict[str, list[Document | Skipped]] = {name: [] for name in sorted(anew)}
         for document in corpus.documents([f for f in corpus.files if f.name in anew]):
             read[_owner(document.name, read)].append(document)
         for item in corpus.skipped:
@@ -285,7 +320,9 @@ def _counted(corpus: Corpus, made: Change, read: Mapping[str, Sequence[Document 
                     made.documents.append(item)
                     made.order.append((item.id, item.name))
                 elif isinstance(item, Document) or item.id:
-                    made.skipped.append(Skipped(item.name, "input.duplicate", f"the same bytes as {seen[item.id]}", item.id))
+                    made.skipped.append(
+                        Skipped(item.name, "input.duplicate", f"the same bytes as {seen[item.id]}", item.id)
+                    )
                 else:
                     made.skipped.append(item)
             continue
@@ -324,18 +361,6 @@ def _owner(name: str, files: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------- the new graph
 
 
-@dataclass
-class Made:
-    """A graph's tables while they are brought up to date."""
-
-    said: Rows
-    direct: int
-    holds: Rows
-    votes: Rows
-    nodes: pa.Table
-    links: LinkState | None
-
-
 def said_anew(kept: Kept, order: Sequence[tuple[str, str]], new: Mapping[str, Source], rows: Rows, votes: Rows,
               assembler: Assembler) -> tuple[Rows, int, Rows, Rows, Rows]:  # fmt: skip
     """What is said now, how much of it by documents, and the votes; and of what was said, the rows that went and that came.
@@ -362,7 +387,7 @@ def said_anew(kept: Kept, order: Sequence[tuple[str, str]], new: Mapping[str, So
         vote_parts.append((kept.votes if old else votes).slice(vote_start, vote_stop))
     gone = [direct.slice(0, 0)] + [direct.slice(p[0], p[1]) for i, p in places.items() if i not in staying]
     votes_gone = [kept.votes.slice(p[2], p[3]) for i, p in places.items() if i not in staying]
-    all_votes = joined([_plain(p) for p in vote_parts])
+    all_votes = joined(vote_parts)
     voted = sorted({*_words(votes, "subject"), *(w for p in votes_gone for w in _words(p, "subject"))})
     told: dict[str, dict[str, list[Any]]] = {}
     mine = all_votes.take(np.flatnonzero(among(all_votes.column("subject"), voted).to_numpy()))
@@ -376,10 +401,6 @@ def said_anew(kept: Kept, order: Sequence[tuple[str, str]], new: Mapping[str, So
     documents = joined(said_parts)
     return (joined([documents, guessed_now]), len(documents), all_votes, joined([*gone, guessed.take(drop)]),
             joined([rows, made]))  # fmt: skip
-
-
-def _plain(rows: Rows) -> Rows:
-    return rows if "hash" not in rows.table.schema.names else Rows(rows.table.drop_columns(["hash"]), rows.proof, rows.counts)
 
 
 def _said_rows(statements: Sequence[Statement]) -> Rows:
@@ -409,7 +430,11 @@ def _words(rows: Rows, column: str) -> list[str]:
 
 def _ends(rows: Rows) -> list[str]:
     """Subjects and objects that are names."""
-    return list(dict.fromkeys([*_words(rows, "subject"), *(o[1:-1] if o[0] == "<" else o for o in _words(rows, "object") if o[0] != '"')]))
+    return list(
+        dict.fromkeys(
+            [*_words(rows, "subject"), *(o[1:-1] if o[0] == "<" else o for o in _words(rows, "object") if o[0] != '"')]
+        )
+    )
 
 
 class Mentions:
@@ -424,7 +449,9 @@ class Mentions:
 
         wanted = {i for i in ids if i not in self.known}
         if wanted:
-            rows = self.said.table.filter(pc.or_(among(self.said.column("subject"), wanted), among(self.objects, wanted)))
+            rows = self.said.table.filter(
+                pc.or_(among(self.said.column("subject"), wanted), among(self.objects, wanted))
+            )
             words: dict[str, list[str]] = {}
             also: dict[str, list[str]] = {}
             types: dict[str, dict[str, None]] = {}
@@ -438,7 +465,7 @@ class Mentions:
                 elif name:
                     near.setdefault(s, {})[name] = None
                     near.setdefault(name, {})[s] = None
-            for i in wanted:
+            for i in sorted(wanted):
                 labels = [_value(o) for o in words.get(i, ())]
                 self.known[i] = None if not labels else Mention(
                     i, min(labels, key=lambda w, labels=labels: (-labels.count(w), w)),  # type: ignore[misc]
@@ -470,21 +497,31 @@ def holds_anew(old: Rows, said: Rows, gone: Rows, came: Rows, called: Mapping[st
     moved = among(said.column("id"), ids)
     if names:
         qualified = pc.greater(pc.list_value_length(said.column("qualifiers")).fill_null(0), 0)
-        for mask in (among(said.column("subject"), names), among(node_column(said), names), among(said.column("predicate"), names), qualified):
+        for mask in (
+            among(said.column("subject"), names),
+            among(node_column(said), names),
+            among(said.column("predicate"), names),
+            qualified,
+        ):
             moved = pc.or_(moved, mask)
     index = np.flatnonzero(moved.to_numpy())
     touched.update(said.column("now").take(pa.array(index)).to_pylist())
     given = [_called(s, called) for s in said.take(index).statements()]
     now = [s.id for s in given]
     touched.update(now)
-    column = pc.replace_with_mask(said.column("now").combine_chunks(), moved.combine_chunks(), pa.array(now, type=pa.string()))
+    column = pc.replace_with_mask(
+        said.column("now").combine_chunks(), moved.combine_chunks(), pa.array(now, type=pa.string())
+    )
     table = said.table.set_column(said.table.schema.get_field_index("now"), "now", column)
     said = Rows(table, said.proof, said.counts)
     concerned = said.take(np.flatnonzero(among(said.column("now"), touched).to_numpy()))
     parts: dict[str, list[tuple[str, int, Statement]]] = {}
     for i, (s, name) in enumerate(zip(concerned.statements(), concerned.column("now").to_pylist(), strict=True)):
         parts.setdefault(name, []).append((s.id, i, s))
-    made = sorted((combined([_called(s, called) for _, _, s in sorted(p, key=lambda x: x[:2])]) for p in parts.values()), key=lambda s: s.order)
+    made = sorted(
+        (combined([_called(s, called) for _, _, s in sorted(p, key=lambda x: x[:2])]) for p in parts.values()),
+        key=lambda s: s.order,
+    )
     drop = np.flatnonzero(among(old.column("id"), touched).to_numpy())
     new = rows_of(made, whole_hash)
     before, after = _ends(old.take(drop)), _ends(new)
@@ -510,7 +547,12 @@ def _place(rows: Rows, order: tuple[str, ...]) -> int:
     while low < high:
         middle = (low + high) // 2
         o = target[middle].as_py()
-        if (subject[middle].as_py(), predicate[middle].as_py(), o[1:-1] if o[0] == "<" else o, name[middle].as_py()) < order:
+        if (
+            subject[middle].as_py(),
+            predicate[middle].as_py(),
+            o[1:-1] if o[0] == "<" else o,
+            name[middle].as_py(),
+        ) < order:
             low = middle + 1
         else:
             high = middle
@@ -568,7 +610,8 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
         raise InterfuseError("run.failed", "a build says nothing that is withdrawn", where=call.method.id)
     votes = rows_of([_vote(assembler, *v) for v in assembler.votes], lambda s: hash_of(to_json(s)))
     said, direct, votes, gone, came = said_anew(kept, change.order, new, _said_rows(statements), votes, assembler)
-    links, renamed = kept.links, {}
+    links = kept.links
+    renamed: dict[str, tuple[str, str]] = {}
     if links is not None:
         ends = list(dict.fromkeys([*_ends(gone), *_ends(came)]))
         links, renamed = relink(links, ends, Mentions(said), ontology=work.ontology)
@@ -579,8 +622,10 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
     if links is not None:
         data = {"pairs": [list(p) for p in pairs], "reason": "linked by name", "group": "link"}
         ops.append(Op(2, "merge", {k: v for k, v in data.items() if v}))
-    hashes = [b"".join(rows.column("hash").to_pylist()) for rows in (said, holds)]
-    log = hashlib.sha256(b"".join([line_of_op(ops[0], hashes[0]), *(line_of_op(op, b"") for op in ops[1:])])).hexdigest()
+    hashes = [_bytes(rows.column("hash")) for rows in (said, holds)]
+    log = hashlib.sha256(
+        b"".join([line_of_op(ops[0], hashes[0]), *(line_of_op(op, b"") for op in ops[1:])])
+    ).hexdigest()
     write_rows(folder / "statements.parquet", folder / "evidence.parquet", holds, 0)
     write_node_table(folder / "nodes.parquet", nodes)
     write_quads(folder / "graph.nq", holds)
@@ -595,9 +640,10 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
     sources = [dataclasses.replace(new.get(i) or old[i], name=n) for i, n in change.order]
     corpus.skipped[:] = change.skipped
     work.tally.clear()
+    work.at = ""
     for source in sources:
         for what, amount in source.tally.items():
             work.count(what, amount)
-    _keep(place_of(call), folder, corpus, sources, direct, said.table.select(["hash", "now"]), holds.table.select(["hash"]), votes, links)
+    _keep(place_of(call), corpus, sources, Made(said, direct, holds, votes, nodes, links), read_documents_table(folder))
     linked = {"names linked": len(pairs)} if links is not None else {}
     return {"candidates": sum(s.found for s in sources), "statements": len(holds), **linked}

@@ -272,7 +272,11 @@ def _assembled(found: Iterable[Candidate | Statement], work: Work, settings: Bui
     source, statements, votes = Source_("", ""), list[Any](), 0
     for item in found:
         if work.at != source.id:
-            yield source.id, dataclasses.replace(source, rows=len(statements), votes=len(assembler.votes) - votes), statements
+            yield (
+                source.id,
+                dataclasses.replace(source, rows=len(statements), votes=len(assembler.votes) - votes),
+                statements,
+            )
             source, statements, votes = Source_(work.at, ""), [], len(assembler.votes)
         if item.confidence < settings.min_confidence:
             work.count("dropped: low confidence")
@@ -286,7 +290,10 @@ def _sources(texts: Sequence[tuple[str, str, str]], found: Mapping[str, Source_]
     """What came from each document that was read, in order."""
     from interfuse.build.renewing import Source as Source_
 
-    return [dataclasses.replace(found.get(i) or Source_(i, n), name=n, tally=work.by_document.get(i, {})) for i, n, _ in texts]
+    return [
+        dataclasses.replace(found.get(i) or Source_(i, n), name=n, tally=work.by_document.get(i, {}))
+        for i, n, _ in texts
+    ]
 
 
 def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.core.lazy import Process
 
 #: verb -> (module, one line of help)
 VERBS = {
@@ -174,6 +175,7 @@ def main() -> NoReturn:
     # progress is ours; libraries draw none of their own
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    Process.own = True
     try:
         app.main()
     except SystemExit as end:
@@ -181,10 +183,10 @@ def main() -> NoReturn:
 
 
 def _leave(end: SystemExit) -> NoReturn:
-    """Ends the process. Taking torch apart piece by piece takes a third of a second that gives nothing to anyone: once what
+    """Ends the process. Taking large libraries apart piece by piece takes a third of a second that gives nothing to anyone: once what
     was registered for the end has run and all is written, the system clears up at once."""
     alone = all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate())
-    if "torch" in sys.modules and alone and isinstance(end.code, int):
+    if not {"torch", "spacy"}.isdisjoint(sys.modules) and alone and isinstance(end.code, int):
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

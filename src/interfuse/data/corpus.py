@@ -256,10 +256,15 @@ def _walk(place: Path) -> Iterator[tuple[Path, str]]:
     for folder, folders, names in os.walk(place):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
-            path = Path(folder) / name
-            if name.startswith((".", "~$")) or not path.is_file() or not path.resolve().is_relative_to(root):
+            path = os.path.join(folder, name)
+            if name.startswith((".", "~$")) or not os.path.isfile(path):
                 continue
-            yield path, path.relative_to(place).as_posix()
+            if os.path.islink(path) and not Path(path).resolve().is_relative_to(root):
+                continue
+            yield (
+                Path(path),
+                os.path.relpath(folder, place).replace(os.sep, "/") + "/" + name if folder != str(place) else name,
+            )
 
 
 def _file(path: Path, name: str, limits: Any) -> File:

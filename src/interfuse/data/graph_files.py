@@ -52,9 +52,7 @@ def schemas() -> tuple[Any, Any, Any]:
     return statements, evidence, nodes
 
 
-def columns_of(
-    rows: Sequence[tuple[int, Statement]], first: int
-) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+def columns_of(rows: Sequence[tuple[int, Statement]], first: int) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
     """The columns of (operation, statement) rows and of their evidence; ``first`` is the number of the first row."""
     table: dict[str, list[Any]] = {
         "op": [op for op, _ in rows], "id": [s.id for _, s in rows], "subject": [s.subject for _, s in rows],

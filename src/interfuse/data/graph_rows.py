@@ -172,10 +172,14 @@ def write_rows(statements: Path, evidence: Path, rows: Rows, op: int) -> None:
             table, proof = part.table.combine_chunks(), part.proof.combine_chunks()
             place = np.repeat(np.arange(len(part)), part.counts)
             given = {"op": pa.array(np.full(len(part), op, dtype=np.int32))}
-            out.write_table(pa.table({n: given[n] if n in given else table.column(n) for n in schema.names}, schema=schema))
+            out.write_table(
+                pa.table({n: given[n] if n in given else table.column(n) for n in schema.names}, schema=schema)
+            )
             told = {"statement": table.column("id").take(pa.array(place)), "row": pa.array(place + start)}
             proof_out.write_table(
-                pa.table({n: told[n] if n in told else proof.column(n) for n in proof_schema.names}, schema=proof_schema)
+                pa.table(
+                    {n: told[n] if n in told else proof.column(n) for n in proof_schema.names}, schema=proof_schema
+                )
             )
 
 
@@ -235,7 +239,7 @@ def columns_of_rows(rows: Rows) -> Columns:
     return build_columns(
         rows.column("subject"), rows.column("predicate"), node_column(rows), confidence=rows.column("confidence").to_numpy(),
         status=pc.index_in(rows.column("status"), pa.array(STATUSES)).to_numpy(), literal=is_literal(rows).to_numpy(),
-        qualifiers=tuple(zip(*told, strict=True)) if told else None,
+        qualifiers=tuple(zip(*told, strict=True)) if told else None,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

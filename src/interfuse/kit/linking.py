@@ -63,7 +63,7 @@ class LinkSettings:
     entropy: Annotated[float, Field(ge=0, description="bits per letter below which a name merges only when equal")] = (
         1.5
     )
-    block: Annotated[int, Field(ge=2, description="names compared with each other in one block at most")] = 60
+    block: Annotated[int, Field(ge=2, description="of more names in a block, only neighbours are compared")] = 60
     near: Annotated[float, Field(ge=0, le=1, description="what sharing all neighbours adds to a score")] = 0.05
 
 
@@ -331,30 +331,27 @@ def block_keys(key: str, settings: LinkSettings) -> list[str]:
     return found
 
 
-def windows(rows: Sequence[int], keys: Sequence[str], settings: LinkSettings) -> Iterable[Sequence[int]]:
-    """What is compared within a block: all of it, or of a large one those that stand near each other when sorted.
-
-    Args:
-        rows: its members, ascending. keys: the folded name of every group.
-    """
-    if len(rows) <= settings.block:
-        return [rows] if len(rows) > 1 else []
-    ranked = sorted(rows, key=lambda i: keys[i])
-    step = settings.block // 2
-    return [ranked[start : start + settings.block] for start in range(0, len(ranked) - step, step)]
-
-
 def comparable(key: str, settings: LinkSettings) -> bool:
     """Whether a folded name is long and varied enough to be compared by spelling."""
     return (len(key.replace(" ", "")) >= settings.shortest or " " in key) and entropy(key) >= settings.entropy
 
 
-def pairs_within(rows: Sequence[int], able: Sequence[bool], count: int) -> Iterable[int]:
-    """The pairs of groups in a window as codes ``smaller * count + larger``."""
-    chosen = [i for i in rows if able[i]]
-    for x, i in enumerate(chosen):
-        for j in chosen[x + 1 :]:
-            yield (i * count + j) if i < j else (j * count + i)
+def reach_of(settings: LinkSettings) -> int:
+    """With how many names that follow it when sorted a name of a large block is compared."""
+    return max(1, settings.block * 3 // 4)
+
+
+def pairs_within(rows: Sequence[int], keys: Sequence[str], settings: LinkSettings) -> Iterable[tuple[int, int]]:
+    """The pairs of a block that are compared: all, or in a large one those that stand near each other when sorted.
+
+    Args:
+        rows: members of the block that are :func:`comparable`, ascending. keys: the folded name of every group.
+    """
+    if len(rows) <= settings.block:
+        return itertools.combinations(rows, 2)
+    ranked = sorted(rows, key=lambda i: keys[i])
+    reach = reach_of(settings)
+    return ((i, j) for x, i in enumerate(ranked) for j in ranked[x + 1 : x + 1 + reach])
 
 
 def _candidates(groups: Sequence[Group], settings: LinkSettings) -> Any:
@@ -364,13 +361,12 @@ def _candidates(groups: Sequence[Group], settings: LinkSettings) -> Any:
     blocks: dict[str, list[int]] = {}
     keys, count = [g.key for g in groups], len(groups)
     for i, key in enumerate(keys):
-        for block in block_keys(key, settings):
+        for block in block_keys(key, settings) if comparable(key, settings) else ():
             blocks.setdefault(block, []).append(i)
-    able = [comparable(key, settings) for key in keys]
     pairs: dict[int, None] = {}
     for rows in blocks.values():
-        for window in windows(rows, keys, settings):
-            pairs.update((code, None) for code in pairs_within(window, able, count))
+        for i, j in pairs_within(rows, keys, settings):
+            pairs[(i * count + j) if i < j else (j * count + i)] = None
     codes = np.fromiter(pairs, dtype=np.int64, count=len(pairs))
     codes.sort()
     return codes

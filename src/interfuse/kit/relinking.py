@@ -13,7 +13,7 @@ groups that pull or push, and what every merged name is called. After a change,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,9 @@ from interfuse.kit.linking import (
     comparable,
     folded,
     is_acronym,
-    pairs_within,
+    reach_of,
     same_names,
     weights_of,
-    windows,
 )
 
 if TYPE_CHECKING:
@@ -89,9 +88,11 @@ def _group_tables(groups: Sequence[Group], settings: LinkSettings) -> tuple[pa.T
     word = pa.string()
     rows = [(g.ids[0], g.key, g.label, list(g.types), acronym_of(g.label), g.label.replace(".", "") if is_acronym(g.label) else "")
             for g in groups]  # fmt: skip
-    schema = pa.schema([("name", word), ("key", word), ("label", word), ("types", pa.list_(word)), ("letters", word), ("short", word)])
+    schema = pa.schema(
+        [("name", word), ("key", word), ("label", word), ("types", pa.list_(word)), ("letters", word), ("short", word)]
+    )
     members = [(i, g.ids[0]) for g in groups for i in g.ids]
-    blocks = [(b, g.ids[0], g.key) for g in groups for b in block_keys(g.key, settings)]
+    blocks = [(b, g.ids[0], g.key) for g in groups if comparable(g.key, settings) for b in block_keys(g.key, settings)]
     aliases = [(folded(a), g.ids[0]) for g in groups for a in g.aliases]
 
     def table(rows: Sequence[Sequence[Any]], schema: Any) -> Any:
@@ -147,12 +148,12 @@ def relink(state: LinkState, changed: Sequence[str], mentions: Callable[[Sequenc
     rest = sorted(set(before) - set(changed))
     now.update(mentions(rest))
     fresh, _ = same_names(sorted(now.values(), key=lambda m: m.id), ontology)
-    made = LinkState(
-        *(_joined(_without(old, column, gone), new)
-          for old, column, new in zip((state.groups, state.members, state.blocks, state.aliases), ("name", "group", "group", "group"),
-                                      _group_tables(fresh, settings), strict=True)),
-        state.pairs, state.merged,
+    tables = zip(
+        (state.groups, state.members, state.blocks, state.aliases), ("name", "group", "group", "group"), _group_tables(fresh, settings),
+        strict=True,
     )  # fmt: skip
+    groups, members, blocks, aliases = (_joined(_without(old, column, gone), new) for old, column, new in tables)
+    made = LinkState(groups, members, blocks, aliases, state.pairs, state.merged)
     change = _Change(state, made, fresh, gone, mentions, settings, ontology)
     pairs, seeds = change.pairs()
     made.pairs = pairs
@@ -200,7 +201,9 @@ class _Change:
     def _compared(self, mine: set[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]]]:
         """Pairs that are compared by spelling: with a group of ``mine``; others that are now and were not; others that were and are not."""
         blocks = {b for g in self.fresh for b in block_keys(g.key, self.settings)}
-        blocks.update(self.old.blocks.filter(among(self.old.blocks.column("group"), self.gone)).column("block").to_pylist())
+        blocks.update(
+            self.old.blocks.filter(among(self.old.blocks.column("group"), self.gone)).column("block").to_pylist()
+        )
         was, now = (_members(s.blocks, blocks) for s in (self.old, self.new))
         touching: dict[tuple[str, str], None] = {}
         before: dict[tuple[str, str], None] = {}
@@ -208,38 +211,45 @@ class _Change:
         away = set(self.gone)
         for block in sorted(blocks):
             rows, old = now.get(block, []), was.get(block, [])
-            large = max(len(rows), len(old)) > self.settings.block
-            if large:
-                before.update((p, None) for p in self._within(old) if p[0] not in away and p[1] not in away)
-            for p in self._within(rows, None if large else mine):
-                if p[0] in mine or p[1] in mine:
-                    touching[p] = None
-                elif large:
-                    after[p] = None
+            if max(len(rows), len(old)) <= self.settings.block:
+                names = [name for name, _ in rows]
+                touching.update(((min(n, o), max(n, o)), None) for n in names if n in mine for o in names if o != n)
+                continue
+            before.update((p, None) for p in self._near(old, away) if p[0] not in away and p[1] not in away)
+            for p in self._near(rows, mine | away):
+                (touching if p[0] in mine or p[1] in mine else after)[p] = None
+            for rows_, other, pairs in (
+                (old, rows, after),
+                (rows, old, before),
+            ):  # what the other side's changes are near to
+                near = {n for p in self._near(rows_, away if rows_ is old else mine) for n in p} - mine - away
+                pairs.update((p, None) for p in self._near(other, near) if p[0] in near and p[1] in near)
         come, lost = [p for p in after if p not in before], [p for p in before if p not in after]
         if lost:  # another block may still compare them
             keys = dict(itertools.chain.from_iterable(now.values()))
-            common = {p: set(block_keys(keys[p[0]], self.settings)) & set(block_keys(keys[p[1]], self.settings)) for p in lost}
-            more = sorted(set().union(*common.values()) - blocks)
-            now.update(_members(self.new.blocks, more))
-            small = {b for b, rows in now.items() if len(rows) <= self.settings.block}
-            still = {p for b in more if b not in small for p in self._within(now.get(b, []))}
-            lost = [p for p in lost if p not in still and not common[p] & small]
+            common = {
+                p: set(block_keys(keys[p[0]], self.settings)) & set(block_keys(keys[p[1]], self.settings)) for p in lost
+            }
+            now.update(_members(self.new.blocks, set().union(*common.values()) - blocks))
+            ends = {n for p in lost for n in p}
+            still = {p for b in sorted(set().union(*common.values())) for p in self._near(now.get(b, []), ends)}
+            lost = [p for p in lost if p not in still]
         return list(touching), come, lost
 
-    def _within(self, rows: Sequence[tuple[str, str]], mine: set[str] | None = None) -> list[tuple[str, str]]:
-        """The pairs of a block (name and key of its members, sorted) that are compared; with ``mine``, only those with one of it."""
-        keys = [key for _, key in rows]
-        able = [comparable(key, self.settings) for key in keys]
-        found: list[tuple[str, str]] = []
-        if mine is not None:  # the block is compared as a whole
-            for i, (name, _) in enumerate(rows):
-                if name in mine and able[i]:
-                    found += [(min(name, o), max(name, o)) for j, (o, _) in enumerate(rows) if able[j] and j != i]
-            return found
-        for window in windows(range(len(rows)), keys, self.settings):
-            found += [(rows[code // len(rows)][0], rows[code % len(rows)][0]) for code in pairs_within(window, able, len(rows))]
-        return found
+    def _near(self, rows: Sequence[tuple[str, str]], names: set[str]) -> list[tuple[str, str]]:
+        """The pairs of a block that are compared and lie within reach of some names: name and key of its members, sorted."""
+        if len(rows) <= self.settings.block:
+            some = rows
+        else:
+            ranked = sorted(rows, key=lambda row: (row[1], row[0]))
+            reach, marked = reach_of(self.settings), np.zeros(len(rows), dtype=bool)
+            for x, (name, _) in enumerate(ranked):
+                if name in names:
+                    marked[max(0, x - reach) : x + reach + 1] = True
+            some = [row for row, m in zip(ranked, marked, strict=True) if m]
+            place = {row[0]: x for x, row in enumerate(ranked)}
+            return [(min(a, b), max(a, b)) for (a, _), (b, _) in _close(some, place, reach)]
+        return [(a, b) for (a, _), (b, _) in itertools.combinations(some, 2)]
 
     def _recorded(self, mine: set[str]) -> list[str]:
         """Groups that aliases and acronyms of ``mine`` may join with it, all of a name or none."""
@@ -273,7 +283,9 @@ class _Change:
             found[row["name"]] = group
         return [found[n] for n in sorted(found)]
 
-    def _weighed(self, groups: Sequence[Group], touching: Sequence[tuple[str, str]], mine: set[str]) -> list[tuple[str, str, float, bool]]:
+    def _weighed(
+        self, groups: Sequence[Group], touching: Sequence[tuple[str, str]], mine: set[str]
+    ) -> list[tuple[str, str, float, bool]]:
         edges: dict[tuple[int, int], tuple[float, str]] = {}
         apart: dict[tuple[int, int], None] = {}
         by_record(groups, edges, apart, self.ontology)
@@ -291,6 +303,17 @@ class _Change:
         return [(names[i], names[j], w, True) for (i, j), w in weights_of(edges, apart).items()]
 
 
+def _close(
+    rows: Sequence[tuple[str, str]], place: Mapping[str, int], reach: int
+) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    """Pairs of sorted members whose places are at most ``reach`` apart."""
+    for x, one in enumerate(rows):
+        for other in rows[x + 1 : x + 1 + reach]:
+            if place[other[0]] - place[one[0]] > reach:
+                break
+            yield one, other
+
+
 def _members(table: Any, blocks: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
     """Block -> name and key of its groups, sorted."""
     found: dict[str, list[tuple[str, str]]] = {}
@@ -306,7 +329,9 @@ def _codes(groups: Sequence[Group], pairs: Sequence[tuple[str, str]]) -> Any:
     return np.array(sorted(set(codes)), dtype=np.int64)
 
 
-def _clustered(state: LinkState, seeds: Sequence[str], before: Sequence[str]) -> tuple[LinkState, dict[str, tuple[str, str]]]:
+def _clustered(
+    state: LinkState, seeds: Sequence[str], before: Sequence[str]
+) -> tuple[LinkState, dict[str, tuple[str, str]]]:
     """Clusters the parts of the graph of pairs in which the seeds stand, and puts what their members are called into the state.
 
     Args:

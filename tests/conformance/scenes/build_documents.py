@@ -77,7 +77,7 @@ def killed_before_saving() -> Iterator[None]:
     def die(*_: Any, **__: Any) -> None:
         raise Killed
 
-    with mock.patch("interfuse.data.graph.Graph.save", die):
+    with mock.patch("interfuse.data.graph_columns.Columns.save", die):
         yield
 
 

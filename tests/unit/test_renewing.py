@@ -1,0 +1,182 @@
+"""A build after a change leaves the folder that a build from nothing leaves, byte for byte, whatever changed and whatever stopped it."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import interfuse
+from interfuse.build import renewing
+from interfuse.core.ctx import Ctx
+
+pytest.importorskip("rapidfuzz")
+PEOPLE = (
+    "Harald Hardrada",
+    "Harold Hardrada",
+    "Ingrid Nordstrom",
+    "Ingrid Nordström",
+    "Edvard Grieg",
+    "Edward Grieg",
+    "Dr. Edvard Grieg",
+)
+TOWNS = ("Oslo", "Bergen", "Kongsberg", "Kongsberg City", "Trondheim", "Trondhjem")
+
+
+@pytest.fixture(autouse=True)
+def _any_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewing, "SHARE", 1.0)
+
+
+def text(rng: random.Random) -> str:
+    lines = []
+    for _ in range(rng.randrange(1, 5)):
+        who, where, land = rng.choice(PEOPLE), rng.choice(TOWNS), rng.choice(("Norway", "Norge", "Sweden"))
+        lines.append(rng.choice((
+            f"{who} was born in {where}.", f"{where} is a city in {land}.", f"{where} is the capital of {land}. It was founded by {who}.",
+            f"{who}, a composer, lived in {where}.", f"{where} has {rng.randrange(3)}00 inhabitants.", "Nothing is said here.",
+        )))  # fmt: skip
+    return rng.choice(("\n\n", " ")).join(lines)
+
+
+def table(rng: random.Random) -> str:
+    return "City,Population,Country\n" + "".join(
+        f"{rng.choice(TOWNS)},{rng.randrange(9)}000,Norway\n" for _ in range(3)
+    )
+
+
+def edit(folder: Path, rng: random.Random) -> None:
+    """One document comes, goes, changes, or says what another one says."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    what = rng.randrange(5) if len(files) > 3 else 0
+    if what == 0:
+        name = rng.choice(("a", "m", "z")) + f"{rng.randrange(100):02}"
+        place = folder / rng.choice((f"{name}.txt", f"{name}.md", f"{name}.csv", f"under/{name}.txt"))
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(table(rng) if place.suffix == ".csv" else text(rng))
+    elif what == 1:
+        rng.choice(files).unlink()
+    elif what == 2:
+        chosen = rng.choice(files)
+        chosen.write_text(table(rng) if chosen.suffix == ".csv" else text(rng))
+    elif what == 3:
+        one, other = rng.sample(files, 2)
+        other.with_suffix(one.suffix).write_bytes(one.read_bytes())
+    else:
+        rng.choice(files).rename(folder / f"q{rng.randrange(1000):03}.txt")
+
+
+def build(folder: Path, out: Path, cache: Path, **more: Any) -> list[str]:
+    lines: list[str] = []
+    interfuse.build.offline(
+        str(folder), out=out, force=True, parser="rules", ctx=Ctx(cache=cache, log=lines.append), **more
+    )
+    return lines
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def start(place: Path, seed: int = 0, count: int = 7) -> Path:
+    rng = random.Random(seed)
+    folder = place / "in"
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"{i:02}.txt").write_text(text(rng))
+    (folder / "table.csv").write_text(table(rng))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("seed", "more"),
+    [
+        (0, {}),
+        (1, {}),
+        (2, {"link": False}),
+        (3, {"homonyms": True}),
+        (4, {"min_confidence": 0.7}),
+        (5, {"chunk_tokens": 16}),
+    ],
+)
+def test_a_build_after_changes_equals_one_from_nothing(tmp_path: Path, seed: int, more: dict[str, Any]) -> None:
+    folder, rng = start(tmp_path, seed), random.Random(100 + seed)
+    build(folder, tmp_path / "g", tmp_path / "cache", **more)
+    for i in range(4):
+        for _ in range(rng.randrange(1, 3)):
+            edit(folder, rng)
+        lines = build(folder, tmp_path / "g", tmp_path / "cache", **more)
+        assert any("documents are as they were" in x for x in lines)
+        build(folder, tmp_path / "f", tmp_path / f"fresh {i}", **more)
+        assert content(tmp_path / "g") == content(tmp_path / "f")
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path: Path) -> None:
+    folder = start(tmp_path)
+    file = folder / "00.txt"
+    file.write_text("Oslo is a city in Norway.")
+    build(folder, tmp_path / "g", tmp_path / "cache")
+    before, was = file.stat(), content(tmp_path / "g")
+    file.write_text("Oslo is a city in Sweden.")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    build(folder, tmp_path / "g", tmp_path / "cache")
+    build(folder, tmp_path / "f", tmp_path / "fresh")
+    assert was != content(tmp_path / "g") == content(tmp_path / "f")
+
+
+def test_much_that_changed_and_a_damaged_state_make_a_build_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = start(tmp_path), tmp_path / "cache"
+    build(folder, tmp_path / "g", cache)
+    build(folder, tmp_path / "f", tmp_path / "fresh")
+    whole = content(tmp_path / "f")
+    (state,) = (cache / "build").glob("state-*")
+    for file in sorted(state.iterdir())[::4]:
+        data = file.read_bytes()
+        file.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+        lines = build(folder, tmp_path / "g", cache)
+        assert not any("as they were" in x for x in lines), file.name
+        assert content(tmp_path / "g") == whole
+        assert any("as they were" in x for x in build(folder, tmp_path / "g", cache))
+    (state / "said.arrow").unlink()
+    assert not any("as they were" in x for x in build(folder, tmp_path / "g", cache))
+    monkeypatch.setattr(renewing, "SHARE", 0.1)
+    for i in range(3):
+        (folder / f"0{i}.txt").write_text(f"Town{i} is a city in Norway.")
+    assert not any("as they were" in x for x in build(folder, tmp_path / "g", cache))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are forked")
+def test_a_kill_at_any_moment_of_a_change_leaves_what_the_next_build_needs(tmp_path: Path) -> None:
+    folder, cache = start(tmp_path), tmp_path / "cache"
+    build(folder, tmp_path / "g", cache)
+    killed = 0
+    for n in range(2, 90, 15):
+        (folder / "03.txt").write_text(f"Town{n} is a city in Norway. Oslo is the capital of Norway.")
+        child = os.fork()
+        if child == 0:
+            seen = 0
+
+            def count(event: str, args: tuple[Any, ...]) -> None:
+                nonlocal seen
+                writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+                if writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+                    seen += 1
+                    if seen > n:  # noqa: B023
+                        os._exit(9)
+
+            sys.addaudithook(count)
+            build(folder, tmp_path / "g", cache)
+            os._exit(0)
+        killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        build(folder, tmp_path / "g", cache)
+        build(folder, tmp_path / "f", tmp_path / f"fresh {n}")
+        assert content(tmp_path / "g") == content(tmp_path / "f")
+        assert not list((cache / "build").glob("state-*-old"))
+    assert killed > 3
