@@ -112,6 +112,7 @@ def timed(command: list[str], threads: int, limit: int = 0) -> tuple[float, floa
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # both programs run from compiled files, as they do where they are installed
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=confine)

@@ -1,7 +1,7 @@
 """Digests of weight files, taken at memory speed and, where one can, while libraries are still being imported.
 
 A merge's key and its order of sources depend on every byte of every source. XXH3-128 (Collet 2021) reads as fast as memory
-delivers: it tells changed files apart, it is no signature. What Interfuse itself writes is listed with SHA-256 in the artifact.
+delivers: it tells changed files apart, it is no signature. Weights that a merge writes are listed with the same digest in the artifact.
 The digest of a large file is remembered beside the file's identity (place, inode, size, times of change to the nanosecond), as
 version control systems do, so that a model of many gigabytes is read for its digest once and not at every command.
 """
