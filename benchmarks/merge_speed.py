@@ -45,6 +45,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare-ties": {"merge_method": "dare_ties", "models": 2, "base": True, "ours": ["--density", "0.5", "--rescale", "l1"], "theirs": {"density": 0.5}},
     "sce": {"merge_method": "sce", "models": 2, "base": True, "ours": ["--select-topk", "0.5"], "theirs": {"select_topk": 0.5}},
 }  # fmt: skip
+#: What memory is measured of: these, and methods that mergekit is not raced at.
+EVERY = {**METHODS, "nuslerp": {"models": 2}, "multislerp": {"models": 3}, "karcher": {"models": 3}, "geometric-median": {"models": 3}, "nearswap": {"models": 2},
+         **{name: {"models": 2, "base": True} for name in ("dare-linear", "della", "breadcrumbs", "model-stock", "varm")}}  # fmt: skip
 #: How many times as fast as mergekit a merge shall be; and at most so many times as long as the plain copy where it only sums.
 GOALS = {"linear": 5, "task-arithmetic": 5, "slerp": 5, "ties": 10, "dare-ties": 5, "sce": 5}
 COPY_GOAL = {"linear": 2, "task-arithmetic": 2, "slerp": 2}
@@ -112,7 +115,9 @@ def timed(command: list[str], threads: int, limit: int = 0) -> tuple[float, floa
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # both programs run from compiled files, as they do where they are installed
+    env.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # both programs run from compiled files, as they do where they are installed
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=confine)
@@ -222,7 +227,7 @@ def recipe_of(method: str, root: Path, dtype: dict[str, str]) -> Path:
 
 def ours_command(method: str, root: Path, out: Path, extra: list[str]) -> list[str]:
     """The command a user types."""
-    about = METHODS[method]
+    about = EVERY[method]
     models = [str(root / n) for n in ["a", "b", "c"][: about["models"]]]
     base = ["--base", str(root / "base")] if about.get("base") else []
     program = str(Path(sys.executable).with_name("interfuse"))
@@ -243,7 +248,7 @@ def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
     if peer is None:
         print("mergekit is not here (MERGEKIT or --mergekit names its command): only the plain copy is compared with")
     with sources(args.gigabytes, args.keep) as root:
-        for method in args.methods.split(","):
+        for method in (args.methods or ",".join(METHODS)).split(","):
             about = METHODS[method]
             names = [*(["base"] if about.get("base") else []), *["a", "b", "c"][: about["models"]]]
             files = [str(root / n / "model.safetensors") for n in names]
@@ -298,10 +303,11 @@ def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
 def memory(args: argparse.Namespace, found: dict[str, Any]) -> None:
     """Peak private memory of every method by default, and of merges that may not have more than 1 GB."""
     goal = 512 + 3 * 2 * 4  # MB: three models, blocks of 2 MB of float32 with what is computed of them
-    rows: dict[str, Any] = {"goal MB": goal, "default": {}, "limit of 1 GB": {}}
+    rows: dict[str, Any] = found.get("memory", {}).get(f"{args.gigabytes:g} GB") or {"default": {}, "limit of 1 GB": {}}
+    rows["goal MB"] = goal
     with sources(args.gigabytes, args.keep) as root:
         rows["bytes each"] = os.stat(root / "a" / "model.safetensors").st_size
-        for method in args.methods.split(","):
+        for method in (args.methods or ",".join(EVERY)).split(","):
             command = ours_command(method, root, root / "ours", [])
             rows["default"][method] = timed(command, args.threads)[2]
             try:
@@ -312,7 +318,8 @@ def memory(args: argparse.Namespace, found: dict[str, Any]) -> None:
             except RuntimeError as error:
                 rows["limit of 1 GB"][method] = {"failed": str(error)[-300:]}
             print(method, rows["default"][method], rows["limit of 1 GB"][method], flush=True)
-    found.setdefault("memory", {})[f"{args.gigabytes:g} GB"] = rows
+            found.setdefault("memory", {})[f"{args.gigabytes:g} GB"] = rows
+            save("merge-speed", found)
 
 
 def plan(args: argparse.Namespace, found: dict[str, Any]) -> None:
@@ -468,7 +475,7 @@ def main() -> None:
     parser.add_argument("--exact", action="store_true", help="compare once with mergekit computing in float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cold", action="store_true", help="sources are read from the disk")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", help="names with commas between; all, when left out")
     parser.add_argument("--mergekit", help="path of mergekit-yaml")
     parser.add_argument("--keep", type=Path, help="keep the sources in this folder for the next call")
     args = parser.parse_args()

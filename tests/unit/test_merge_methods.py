@@ -35,7 +35,7 @@ def run(slug, models, base=None, *, name="w", statistics=(), found=None, sources
         facts = method.traits["prepare"](Whole(name, shape, flats, under, 0, labels, sources, found, below), **own)
     part = Part(name, shape, 0, [m.clone() for m in models], None if base is None else base.clone(), facts, 0, labels,
                 sources, [torch.as_tensor(s, dtype=torch.float32) for s in statistics], found, below)  # fmt: skip
-    return method.target(part, **own)
+    return torch.as_tensor(method.target(part, **own)).reshape(shape)
 
 
 def draw(model, name):
