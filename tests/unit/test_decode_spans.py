@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
@@ -25,12 +23,7 @@ from tests.conformance.scenes.decode import speaker
 SERVED = {"endpoint": "http://localhost:9/v1", "model": "far", "api": "completions"}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

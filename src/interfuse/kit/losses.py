@@ -67,7 +67,7 @@ def log_probs(logits: Tensor, tau: float = 1.0, *, targets: Targets = "logits") 
         z = z.log()
     elif targets != "logits":
         raise InterfuseError("param.value", f"targets must be 'logits' or 'probs', not {targets!r}")
-    return F.log_softmax(z / tau, dim=-1)
+    return F.log_softmax(z if tau == 1 else z / tau, dim=-1)
 
 
 def entropy(logits: Tensor, *, tau: float = 1.0, targets: Targets = "logits") -> Tensor:
@@ -119,7 +119,9 @@ def cross_entropy(
     classes = lq.shape[-1]
     if target.is_floating_point():
         _check_same(logits, target, "logits", "target")
-        weights = full_precision(target) * (1 - label_smoothing) + label_smoothing / classes
+        weights = full_precision(target)
+        if label_smoothing:
+            weights = weights * (1 - label_smoothing) + label_smoothing / classes
         loss, counts = -_dot(weights, lq), None
     else:
         index, counts = _hard_target(target, lq, ignore_index)
