@@ -105,7 +105,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         ``[B]``.
     """
-    found: Tensor = _Context.apply(full_precision(student), full_precision(teacher))
+    found: Tensor = _Context.apply(full_precision(student), full_precision(teacher))  # type: ignore[no-untyped-call]
     return found
 
 
