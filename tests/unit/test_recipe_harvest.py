@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.shipped_recipe import shipped
 from interfuse.core import index
 from interfuse.core.artifact import verify
 from interfuse.core.ctx import Ctx
@@ -18,17 +18,6 @@ from interfuse.core.run import make_plan, run
 from tests import tiny_world as world
 
 TALK = "{% for m in messages %}{{ m.role }} : {{ m.content }} {{ eos_token }} {% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
-
-
-def shipped(name: str, place: Path, changes: dict[str, str]) -> Path:
-    """A recipe as it ships but for the lines that a user would change."""
-    text = (index.shipped("recipes") / name).read_text()
-    for pattern, new in changes.items():
-        text, count = re.subn(pattern, lambda m, new=new: new, text, flags=re.S)  # type: ignore[misc]
-        assert count == 1, pattern
-    file = place / name
-    file.write_text(text)
-    return file
 
 
 def changed(student: Path, base: str) -> dict[str, torch.Tensor]:

@@ -39,6 +39,30 @@ TASK = (
     "When nothing is stated, answer {\"statements\": []}."
 )  # fmt: skip
 
+#: what stands after a document
+AFTER = "The statements, as JSON:"
+#: documents with what they state, in invented names, shown to models that are too small to go by words alone
+EXAMPLES: tuple[tuple[str, tuple[tuple[str, str, str, str, str, str], ...]], ...] = (
+    ("Lake Marn lies in Verland. The painter Ada Holt was born in Tarm.", (
+        ("Lake Marn", "lies in", "Verland", "lake", "country", "Lake Marn lies in Verland"),
+        ("Ada Holt", "born in", "Tarm", "painter", "town", "Ada Holt was born in Tarm"))),
+    ("Quillon Works was founded by Tom Brandt. It makes clocks in Pellworth.", (
+        ("Quillon Works", "founded by", "Tom Brandt", "company", "person", "Quillon Works was founded by Tom Brandt"),
+        ("Quillon Works", "makes clocks in", "Pellworth", "company", "town", "It makes clocks in Pellworth"))),
+    ("The Oss is a river of Morland. Greta Lind invented the wind harp.", (
+        ("Oss", "river of", "Morland", "river", "country", "The Oss is a river of Morland"),
+        ("Greta Lind", "invented", "wind harp", "person", "instrument", "Greta Lind invented the wind harp"))),
+)  # fmt: skip
+
+
+def shown(messages: Sequence[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """A prompt with some of :data:`EXAMPLES` before the question, as turns of the conversation."""
+    turns: list[dict[str, str]] = []
+    for text, rows in EXAMPLES[:count]:
+        said = {"statements": [dict(zip(FIELDS, row, strict=True)) for row in rows]}
+        turns += [about_document("", text, after=AFTER)[1], {"role": "assistant", "content": json.dumps(said)}]
+    return [messages[0], *turns, *messages[1:]]
+
 
 def ontology_words(ontology: Ontology | None, limit: int = 6000) -> str:
     """An ontology for a prompt: its relations with domain and range, and its classes."""
@@ -62,9 +86,7 @@ def prompt_of(chunk: Chunk, ontology: Ontology | None, task: str = TASK) -> list
     before = ontology_words(ontology)
     place = " > ".join(chunk.headings[-3:])
     context = f"The document stands under the titles: {place}" if place else ""
-    return about_document(
-        task, chunk.text, before="\n\n".join(p for p in (before, context) if p), after="The statements, as JSON:"
-    )
+    return about_document(task, chunk.text, before="\n\n".join(p for p in (before, context) if p), after=AFTER)
 
 
 def ask(work: Work, prompts: Mapping[str, Sequence[Mapping[str, str]]], read: Callable[[str, str], tuple[list[Any], list[str]]], *,
@@ -119,9 +141,16 @@ def _count(work: Work, chunk: str, what: str, amount: float = 1) -> None:
 
 
 def extract_chunks(
-    work: Work, *, max_tokens: int, tries: int, nearly: float, task: str = TASK, status: str = "stated"
+    work: Work,
+    *,
+    max_tokens: int,
+    tries: int,
+    nearly: float,
+    task: str = TASK,
+    status: str = "stated",
+    examples: int = 0,
 ) -> Iterator[Candidate]:
-    """Statements of the chunks, each grounded in a quotation that stands in its chunk."""
+    """Statements of the chunks, each grounded in a quotation that stands in its chunk; ``examples`` are shown before the question."""
     by_id = {c.id: c for c in work.chunks}
 
     def read(name: str, reply: str) -> tuple[list[Any], list[str]]:
@@ -135,7 +164,11 @@ def extract_chunks(
         ]
 
     answers = ask(
-        work, {c.id: prompt_of(c, work.ontology, task) for c in work.chunks}, read, max_tokens=max_tokens, tries=tries
+        work,
+        {c.id: shown(prompt_of(c, work.ontology, task), examples) for c in work.chunks},
+        read,
+        max_tokens=max_tokens,
+        tries=tries,
     )
     for name, (rows, digest) in answers.items():
         for row in rows:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from interfuse.build.asking import cost_of_asking, extract_chunks
+from interfuse.build.asking import EXAMPLES, cost_of_asking, extract_chunks
 from interfuse.build.room import Candidate, Work
 from interfuse.build.tables import table_candidates
 from interfuse.core.method import method
@@ -31,6 +31,10 @@ def lm_extract(
         ),
     ] = 0.9,
     tables: Annotated[bool, Field(description="rows of tables are read by rules and not paid for")] = True,
+    examples: Annotated[
+        int,
+        Field(ge=0, le=len(EXAMPLES), description="worked examples shown before each question: small models need them"),
+    ] = 0,
 ) -> Iterator[Candidate]:
     """One question per chunk; replies are mended record by record, and what its quotation does not support is dropped and counted.
 
@@ -45,4 +49,4 @@ def lm_extract(
             rest.append(chunk)
     work.chunks = tuple(rest)
     if rest:
-        yield from extract_chunks(work, max_tokens=max_tokens, tries=tries, nearly=nearly)
+        yield from extract_chunks(work, max_tokens=max_tokens, tries=tries, nearly=nearly, examples=examples)
