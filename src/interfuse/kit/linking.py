@@ -446,8 +446,21 @@ def _words_agree(a: str, b: str, similar: Any) -> bool:
 def cluster(count: int, weights: Mapping[tuple[int, int], float]) -> list[int]:
     """Correlation clustering by greedy additive edge contraction: the cluster (its smallest member) of each of ``count`` nodes.
 
-    Joins the two clusters with the largest sum of weights between them while that sum is positive. Ties go to the smallest pair.
+    Joins the two clusters with the largest sum of weights between them while that sum is positive. Ties go to the smallest pair. What is
+    not connected by positive weights is never joined, so that negative ones between such parts are left out: parts do not know of each other.
     """
+    part = list(range(count))
+
+    def root(i: int) -> int:
+        while part[i] != i:
+            part[i] = part[part[i]]
+            i = part[i]
+        return i
+
+    for (i, j), w in weights.items():
+        if w > 0:
+            part[max(root(i), root(j))] = min(root(i), root(j))
+    weights = {(i, j): w for (i, j), w in weights.items() if w > 0 or root(i) == root(j)}
     near: list[dict[int, float]] = [{} for _ in range(count)]
     for (i, j), w in weights.items():
         near[i][j] = near[j][i] = near[i].get(j, 0.0) + w

@@ -12,6 +12,7 @@ groups that pull or push, and what every merged name is called. After a change,
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -187,16 +188,20 @@ class _Change:
         out = pc.or_(among(old.column("a"), self.gone), among(old.column("b"), self.gone))
         seeds = [n for column in ("a", "b") for n in old.filter(out).column(column).to_pylist()]
         kept = old.filter(pc.invert(out))
+        stay: list[Any] = []
         if lost or come:
-            both = pc.binary_join_element_wise(kept.column("a"), kept.column("b"), " ")
-            away = pc.and_(among(both, [f"{a} {b}" for a, b in lost]), kept.column("spelt"))
-            seeds += [n for column in ("a", "b") for n in kept.filter(away).column(column).to_pylist()]
-            there = set(both.filter(pc.invert(away)).to_pylist())
-            rows += self._spelt(groups, [p for p in come if f"{p[0]} {p[1]}" not in there])
-            kept = kept.filter(pc.invert(away))
+            ends = {n for pair in (*lost, *come) for n in pair}
+            near = pc.and_(among(kept.column("a"), ends), among(kept.column("b"), ends))
+            some = [tuple(row.values()) for row in kept.filter(near).to_pylist()]
+            less = set(lost)
+            seeds += [n for row in some if row[3] and row[:2] in less for n in row[:2]]
+            stay = [row for row in some if not (row[3] and row[:2] in less)]
+            there = {row[:2] for row in stay}
+            rows += self._spelt(groups, [p for p in come if p not in there])
+            kept = kept.filter(pc.invert(near))
         seeds += [n for a, b, _, _ in rows for n in (a, b)]
         left = set(self.gone) - mine
-        return _joined(kept, _pairs_table(rows)), sorted(set(seeds) - left)
+        return _joined(kept, _pairs_table([*rows, *stay])), sorted(set(seeds) - left)
 
     def _compared(self, mine: set[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]]]:
         """Pairs that are compared by spelling: with a group of ``mine``; others that are now and were not; others that were and are not."""
@@ -212,44 +217,50 @@ class _Change:
         for block in sorted(blocks):
             rows, old = now.get(block, []), was.get(block, [])
             if max(len(rows), len(old)) <= self.settings.block:
-                names = [name for name, _ in rows]
+                names = [name for _, name in rows]
                 touching.update(((min(n, o), max(n, o)), None) for n in names if n in mine for o in names if o != n)
                 continue
-            before.update((p, None) for p in self._near(old, away) if p[0] not in away and p[1] not in away)
-            for p in self._near(rows, mine | away):
+            changed = [row for row in old if row[1] in away] + [row for row in rows if row[1] in mine]
+            near = sorted({row for ranked in (old, rows) for row in self._around(ranked, changed)})
+            before.update((p, None) for p in self._close(old, near) if p[0] not in away and p[1] not in away)
+            for p in self._close(rows, near):
                 (touching if p[0] in mine or p[1] in mine else after)[p] = None
-            for rows_, other, pairs in (
-                (old, rows, after),
-                (rows, old, before),
-            ):  # what the other side's changes are near to
-                near = {n for p in self._near(rows_, away if rows_ is old else mine) for n in p} - mine - away
-                pairs.update((p, None) for p in self._near(other, near) if p[0] in near and p[1] in near)
         come, lost = [p for p in after if p not in before], [p for p in before if p not in after]
         if lost:  # another block may still compare them
-            keys = dict(itertools.chain.from_iterable(now.values()))
+            keys = {name: key for key, name in itertools.chain.from_iterable(now.values())}
             common = {
-                p: set(block_keys(keys[p[0]], self.settings)) & set(block_keys(keys[p[1]], self.settings)) for p in lost
+                p: sorted({*block_keys(keys[p[0]], self.settings)} & {*block_keys(keys[p[1]], self.settings)})
+                for p in lost
             }
-            now.update(_members(self.new.blocks, set().union(*common.values()) - blocks))
-            ends = {n for p in lost for n in p}
-            still = {p for b in sorted(set().union(*common.values())) for p in self._near(now.get(b, []), ends)}
-            lost = [p for p in lost if p not in still]
+            now.update(_members(self.new.blocks, {b for found in common.values() for b in found} - blocks))
+            lost = [p for p in lost if not any(self._close(now[b], [(keys[n], n) for n in p]) for b in common[p])]
         return list(touching), come, lost
 
-    def _near(self, rows: Sequence[tuple[str, str]], names: set[str]) -> list[tuple[str, str]]:
-        """The pairs of a block that are compared and lie within reach of some names: name and key of its members, sorted."""
-        if len(rows) <= self.settings.block:
-            some = rows
-        else:
-            ranked = sorted(rows, key=lambda row: (row[1], row[0]))
-            reach, marked = reach_of(self.settings), np.zeros(len(rows), dtype=bool)
-            for x, (name, _) in enumerate(ranked):
-                if name in names:
-                    marked[max(0, x - reach) : x + reach + 1] = True
-            some = [row for row, m in zip(ranked, marked, strict=True) if m]
-            place = {row[0]: x for x, row in enumerate(ranked)}
-            return [(min(a, b), max(a, b)) for (a, _), (b, _) in _close(some, place, reach)]
-        return [(a, b) for (a, _), (b, _) in itertools.combinations(some, 2)]
+    def _around(self, ranked: Sequence[tuple[str, str]], rows: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """Members of a block (key and name, sorted) that others come between, or did: all of a block that is compared as a whole."""
+        if len(ranked) <= self.settings.block:
+            yield from ranked
+            return
+        reach = reach_of(self.settings)
+        for row in rows:
+            at = bisect.bisect_left(ranked, row)
+            yield from ranked[max(0, at - reach) : at + reach + 1]
+
+    def _close(self, ranked: Sequence[tuple[str, str]], rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The pairs among some members of a block that are compared, by name."""
+        reach = len(ranked) if len(ranked) <= self.settings.block else reach_of(self.settings)
+        places = sorted(
+            at for row in rows if (at := bisect.bisect_left(ranked, row)) < len(ranked) and ranked[at] == row
+        )
+        found = []
+        for x, at in enumerate(places):
+            one = ranked[at][1]
+            for y in range(x + 1, len(places)):
+                if places[y] - at > reach:
+                    break
+                other = ranked[places[y]][1]
+                found.append((min(one, other), max(one, other)))
+        return found
 
     def _recorded(self, mine: set[str]) -> list[str]:
         """Groups that aliases and acronyms of ``mine`` may join with it, all of a name or none."""
@@ -303,23 +314,12 @@ class _Change:
         return [(names[i], names[j], w, True) for (i, j), w in weights_of(edges, apart).items()]
 
 
-def _close(
-    rows: Sequence[tuple[str, str]], place: Mapping[str, int], reach: int
-) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
-    """Pairs of sorted members whose places are at most ``reach`` apart."""
-    for x, one in enumerate(rows):
-        for other in rows[x + 1 : x + 1 + reach]:
-            if place[other[0]] - place[one[0]] > reach:
-                break
-            yield one, other
-
-
 def _members(table: Any, blocks: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
-    """Block -> name and key of its groups, sorted."""
+    """Block -> key and name of its groups, sorted."""
     found: dict[str, list[tuple[str, str]]] = {}
     rows = table.filter(among(table.column("block"), blocks))
     for block, group, key in zip(*(rows.column(n).to_pylist() for n in ("block", "group", "key")), strict=True):
-        found.setdefault(block, []).append((group, key))
+        found.setdefault(block, []).append((key, group))
     return {block: sorted(members) for block, members in found.items()}
 
 
@@ -340,18 +340,15 @@ def _clustered(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    weights: dict[tuple[str, str], float] = {}
     front, seen = list(seeds), dict.fromkeys(seeds)
-    table = state.pairs
+    pulling = state.pairs.filter(pc.greater(state.pairs.column("weight"), 0.0))
     while front:  # parts are small: a few steps reach all of them
-        rows = table.filter(pc.or_(among(table.column("a"), front), among(table.column("b"), front)))
-        front = []
-        for a, b, w in zip(*(rows.column(n).to_pylist() for n in ("a", "b", "weight")), strict=True):
-            weights[(a, b)] = w
-            for name in (a, b):
-                if name not in seen:
-                    seen[name] = None
-                    front.append(name)
+        rows = pulling.filter(pc.or_(among(pulling.column("a"), front), among(pulling.column("b"), front)))
+        ends = [*rows.column("a").to_pylist(), *rows.column("b").to_pylist()]
+        front = [n for n in dict.fromkeys(ends) if n not in seen]
+        seen.update(dict.fromkeys(front))
+    inside = state.pairs.filter(pc.and_(among(state.pairs.column("a"), seen), among(state.pairs.column("b"), seen)))
+    weights = {(a, b): w for a, b, w in zip(*(inside.column(n).to_pylist() for n in ("a", "b", "weight")), strict=True)}
     names = sorted(seen)
     place = {n: i for i, n in enumerate(names)}
     home = cluster(len(names), {(place[a], place[b]): w for (a, b), w in weights.items()})
