@@ -295,16 +295,8 @@ def main(words: Sequence[str]) -> None:
     for name in words or RULES:
         parts[name] = part("build-link-longtail", name, partial(measured, lm, judge, name, settings["chosen"]))
         print(name, parts[name]["processor seconds"], {s: figures(parts[name]["pairs"][s]) for s in SYSTEMS}, flush=True)  # fmt: skip
-        if len(parts) > 1:
-            save(
-                "build-link-longtail",
-                {
-                    "model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)",
-                    "settings": settings,
-                    "critics on the rule the settings were chosen on": critic,
-                    **table(parts),
-                },
-            )
+        save("build-link-longtail", {"model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)", "settings": settings,
+                                     "critics on the rule the settings were chosen on": critic, **table(parts)})  # fmt: skip
 
 
 if __name__ == "__main__":
