@@ -451,7 +451,7 @@ def cluster(count: int, weights: Mapping[tuple[int, int], float]) -> list[int]:
     """
     part = list(range(count))
 
-    def root(i: int) -> int:
+    def root_of(i: int) -> int:
         while part[i] != i:
             part[i] = part[part[i]]
             i = part[i]
@@ -459,8 +459,8 @@ def cluster(count: int, weights: Mapping[tuple[int, int], float]) -> list[int]:
 
     for (i, j), w in weights.items():
         if w > 0:
-            part[max(root(i), root(j))] = min(root(i), root(j))
-    weights = {(i, j): w for (i, j), w in weights.items() if w > 0 or root(i) == root(j)}
+            part[max(root_of(i), root_of(j))] = min(root_of(i), root_of(j))
+    weights = {(i, j): w for (i, j), w in weights.items() if w > 0 or root_of(i) == root_of(j)}
     near: list[dict[int, float]] = [{} for _ in range(count)]
     for (i, j), w in weights.items():
         near[i][j] = near[j][i] = near[i].get(j, 0.0) + w
