@@ -233,6 +233,20 @@ def test_what_rice_refuses_and_warns_of(place: Path, tmp_path: Path) -> None:
     assert any("occurs 4 times: its nPMI is unstable" in line for line in lines), lines
 
 
+def test_a_grid_without_zero_is_told(place: Path, large: str, tmp_path: Path) -> None:
+    streams = {"model": large, "base": speaker(place, "small"), "experts": [speaker(place, "expert")]}
+    for alphas, told in (([0.5, 1.0], True), ([0.0, 1.0], False)):
+        lines: list[str] = []
+        apply(
+            "decode/dynamic-logits-fusion",
+            **streams,
+            alphas=alphas,
+            out=tmp_path / str(told),
+            ctx=Ctx(log=lines.append),
+        )
+        assert any("no expert can stay silent" in line for line in lines) is told
+
+
 # ------------------------------------------------------------------------------------------------ inside model.generate
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.core.rooms import Call
 from interfuse.decode.room import Combined, Step
 from interfuse.kit.logits import change, log_partitions
 
@@ -27,7 +28,13 @@ def _valid(params: dict[str, Any]) -> None:
         raise InterfuseError("param.value", f"limits = {limits}: the largest alpha of each expert, none below the grid")
 
 
-@method(base="required", experts=(1, 64), valid=_valid)
+def _check(call: Call) -> None:
+    grid = call.params["alphas"]
+    if 0.0 not in grid:
+        call.ctx.log(f"alphas = {grid} hold no 0: no expert can stay silent")
+
+
+@method(base="required", experts=(1, 64), valid=_valid, check=_check)
 def dynamic_logits_fusion(
     step: Step,
     *,
