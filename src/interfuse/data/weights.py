@@ -324,11 +324,15 @@ class StoredTensor:
 
 
 class HeldTensor:
-    """A stored tensor whose bytes are read once, for work that goes over it several times."""
+    """A stored tensor whose bytes are read once, for work that goes over it several times.
 
-    def __init__(self, stored: StoredTensor) -> None:
-        self.info = stored.info
-        self._bytes = np.empty(self.info.nbytes, dtype=np.uint8)
+    Args:
+        buffer: uint8, at least as many as the tensor has bytes: new memory costs more than reading into old.
+    """
+
+    def __init__(self, stored: StoredTensor, buffer: NDArray[np.uint8]) -> None:
+        self.info, self.buffer = stored.info, buffer
+        self._bytes = buffer[: self.info.nbytes]
         if self.info.nbytes:
             stored.weights.read_bytes(self.info, 0, self._bytes.data)
 

@@ -432,6 +432,7 @@ class _Run:
         self.free = plan.free
         #: Bytes for held sources: what is left when the largest task runs.
         self.spare = plan.free - plan.workers * max((task.memory for task in tasks), default=0)
+        self.buffers: list[NDArray[np.uint8]] = []  # of sources held before, to be used again
         self.total = sum(task.nbytes for task in tasks)
         self.bytes_done = 0
         self.error: BaseException | None = None
@@ -477,7 +478,7 @@ class _Run:
                 name = task.job.name
                 if start < 0:
                     if task.held:
-                        task.sources = tuple(HeldTensor(s) if _stored(s) else s for s in task.sources)
+                        task.sources = tuple(HeldTensor(s, self._buffer(s)) if _stored(s) else s for s in task.sources)
                     facts = task.job.prepare(task.sources) if task.job.prepare else None
                     with self.changed:
                         task.facts, task.state = facts, "ready"
@@ -525,6 +526,17 @@ class _Run:
             self.spare -= needed
             self.free -= needed
 
+    def _buffer(self, source: StoredTensor) -> NDArray[np.uint8]:
+        """Memory for a source: the least buffer of about its size, or a new one in place of the least there is."""
+        size = source.info.nbytes
+        with self.changed:
+            self.buffers.sort(key=len)
+            enough = next((i for i, b in enumerate(self.buffers) if size <= len(b) <= 2 * size + (1 << 20)), None)
+            if enough is not None:
+                return self.buffers.pop(enough)
+            del self.buffers[:1]
+        return np.empty(size, dtype=np.uint8)
+
     def _finish(self, task: _Task, start: int, stop: int, data: memoryview) -> None:
         """Hashes a written block when its turn has come, and notes a finished tensor."""
         if self.journal is not None:
@@ -540,6 +552,7 @@ class _Run:
             self.free += task.memory
             self.bytes_done += (stop - start) * task.kind.itemsize
             if task.done == task.numel:
+                self.buffers += [s.buffer for s in task.sources if isinstance(s, HeldTensor)]
                 task.facts, task.sources = None, ()
                 self.free += task.held
                 self.spare += task.held
