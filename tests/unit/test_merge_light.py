@@ -80,8 +80,8 @@ def test_digests_of_large_files_at_rest_are_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "NOTES", tmp_path / "notes")
     monkeypatch.setattr(digests, "_LARGE", 1)
     read: list[Path] = []
-    real = digests._digest
-    monkeypatch.setattr(digests, "_digest", lambda path: read.append(path) or real(path))
+    real = digests.file_digest
+    monkeypatch.setattr(digests, "file_digest", lambda path, kind: read.append(path) or real(path, kind))
 
     def fresh(path):
         digests._known.clear()  # as in another process
@@ -101,4 +101,4 @@ def test_digests_of_large_files_at_rest_are_remembered(tmp_path, monkeypatch):
     assert fresh(file) != first
     for note in (tmp_path / "notes").iterdir():
         note.write_text("torn")
-    assert fresh(file) == real(file)
+    assert fresh(file) == real(file, "xxh3")

@@ -35,9 +35,8 @@ from interfuse.build.keeping import key_of_work
 from interfuse.build.room import Work, own_params, settings_of
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call
-from interfuse.core.safe import file_sha256, fingerprint, jsonable
+from interfuse.core.safe import file_digest, file_sha256, fingerprint, jsonable
 from interfuse.data.corpus import Corpus, Document, Skipped
-from interfuse.data.digests import quick_digest
 from interfuse.data.graph import Graph, end_of, hash_of, line_of_op, whole_hash
 from interfuse.data.graph_files import read_documents_table, read_table, schemas, write_documents, write_meta
 from interfuse.data.graph_log import Op
@@ -155,7 +154,7 @@ def open_kept(place: Path) -> Kept | None:
     """The state at a place, or None when there is none that is whole."""
     try:
         facts = json.loads((place / "state.json").read_bytes())
-        if any(quick_digest(place / name) != digest for name, digest in facts["digests"].items()):
+        if any(file_digest(place / name, "xxh3") != digest for name, digest in facts["digests"].items()):
             return None
         told = {name: _arrow(place / f"{name}.arrow") for name in facts["tables"]}
         said, holds, votes = (_rows(told[n], told[f"{n}-proof"]) for n in ("said", "holds", "votes"))
@@ -216,7 +215,7 @@ def _keep(place: Path, corpus: Corpus, sources: Sequence[Source], made: Made, te
             facts = {
                 "files": {f.name: f.sha256 for f in corpus.files}, "documents": [vars(s) for s in sources], "direct": made.direct,
                 "skipped": [vars(s) for s in corpus.skipped], "linked": made.links is not None,
-                "tables": list(tables), "digests": {p.name: quick_digest(p) for p in sorted(folder.iterdir())},
+                "tables": list(tables), "digests": {p.name: file_digest(p, "xxh3") for p in sorted(folder.iterdir())},
             }  # fmt: skip
             (folder / "state.json").write_text(json.dumps(facts))
             if place.exists():  # what is read at this moment stays whole: it loses its name first

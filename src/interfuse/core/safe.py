@@ -10,10 +10,12 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,6 +26,8 @@ from interfuse.core.errors import InterfuseError
 MAX_TEXT = 10 * 2**20
 MAX_NODES = 100_000
 MAX_DEPTH = 100
+#: bytes mapped at a time: few calls, as each call may wait for the interpreter while a library is imported
+_SPAN = 1 << 27
 #: so many characters count as one more value, so that an alias of a long text is not free
 CHARS_PER_NODE = 128
 
@@ -287,8 +291,13 @@ def file_digest(path: Path, kind: str) -> str:
 
     digest = xxhash.xxh3_128()
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
+        size = os.fstat(file.fileno()).st_size
+        for start in range(0, size, _SPAN):
+            length = min(_SPAN, size - start)
+            if sys.platform == "linux":  # a cold file is fetched in large requests
+                os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start) as span:
+                digest.update(span)
     return f"xxh3:{digest.hexdigest()}"
 
 

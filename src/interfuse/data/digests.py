@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -21,10 +19,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from interfuse.core.errors import InterfuseError
-from interfuse.core.safe import write_atomic
+from interfuse.core.safe import file_digest, write_atomic
 
-#: Bytes mapped at a time: few calls, as each call may wait for the interpreter while a library is imported.
-_SPAN = 1 << 27
 _KEPT = 512
 #: Where digests are remembered between processes, of files of at least so many bytes, how many, and how long a file must have
 #: been left alone before its digest is (a change within the clock's tick could go unseen otherwise).
@@ -96,7 +92,7 @@ def _fill(path: Path, found: Future[str]) -> None:
         note = _note_of(path)
         known = _read_note(note)
         if not known:
-            known = quick_digest(path)
+            known = file_digest(path, "xxh3")
             if note is not None and note == _note_of(path):
                 _write_note(note, known)
         found.set_result(known)
@@ -128,19 +124,3 @@ def _write_note(note: Path, digest: str) -> None:
         notes = sorted(note.parent.iterdir(), key=lambda p: p.stat().st_mtime_ns)
         for old in notes[:-_NOTES_KEPT]:
             old.unlink()
-
-
-def quick_digest(path: Path) -> str:
-    """``xxh3:`` and 32 hexadecimal digits of a file's bytes, read now."""
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        for start in range(0, size, _SPAN):
-            length = min(_SPAN, size - start)
-            if sys.platform == "linux":  # a cold file is fetched in large requests
-                os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
-            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start) as span:
-                digest.update(span)
-    return f"xxh3:{digest.hexdigest()}"
