@@ -159,7 +159,13 @@ def test_doctor():
 def test_interrupt_ends_with_130(tmp_path):
     (tmp_path / "a").write_text("1")
     args = [sys.executable, str(INSTALL), "toys", "break-off", "a", "--how", "wait", "-o", "out"]
-    process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def listen() -> None:  # a suite that was started in the background hands down that interrupts are ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "waiting now" in line:
