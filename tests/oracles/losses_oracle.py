@@ -104,8 +104,10 @@ def log_cosh(s: Array, t: Array, tau: float) -> float:
 def binary_kl(s: Array, t: Array, tau: float) -> float:
     total = 0.0
     for a, b in zip(s, t, strict=True):
-        p, q = 1 / (1 + math.exp(-b / tau)), 1 / (1 + math.exp(-a / tau))
-        total += kl(np.array([p, 1 - p]), np.array([q, 1 - q]))
+        p, q = (
+            [1 / (1 + math.exp(-x / tau)), 1 / (1 + math.exp(x / tau))] for x in (b, a)
+        )  # 1 - p would lose its digits
+        total += kl(np.array(p), np.array(q))
     return tau**2 * total
 
 
