@@ -59,24 +59,8 @@ def one_seed(seed: int, folder: Path) -> dict[str, Any]:
     wide, narrow = SETTINGS["widths"]
     fast, slow = SETTINGS["rates"]
     made: dict[str, Any] = {}
-    made["teacher"] = apply(
-        "distill/sft",
-        student=llama(reads, wide),
-        data=fresh(many),
-        epochs=passes,
-        lr=fast,
-        out=folder / "teacher",
-        **common,
-    )
-    made["student"] = apply(
-        "distill/sft",
-        student=llama(reads, narrow),
-        data=fresh(few),
-        epochs=long,
-        lr=fast,
-        out=folder / "student",
-        **common,
-    )
+    for name, width, count, epochs in (("teacher", wide, many, passes), ("student", narrow, few, long)):
+        made[name] = apply("distill/sft", student=llama(reads, width), data=fresh(count), epochs=epochs, lr=fast, out=folder / name, **common)  # fmt: skip
     data = fresh(given)
     for number, (label, (method, more)) in enumerate(CONDITIONS.items()):
         teacher = {} if method == "sft" else {"teacher": [str(made["teacher"].path)]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interfuse.data.graph import Graph
 from interfuse.data.statements import ALIAS, LABEL, TYPE, Literal
-from interfuse.kit.linking import folded
+from interfuse.kit.linking import folded, root_of
 
 #: words that no entity is called by; extractors make nodes of them
 NO_NAMES = frozenset({"he", "she", "it", "they", "we", "i", "you", "him", "her", "them", "us", "me", "his", "its", "their", "this", "that", "these",
@@ -20,10 +20,8 @@ def figures(graph: Graph) -> dict[str, float]:
     parent: dict[str, str] = {}
 
     def top(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
+        parent.setdefault(name, name)
+        return root_of(parent, name)
 
     degree: dict[str, int] = {}
     for s in edges:

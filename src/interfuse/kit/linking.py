@@ -18,7 +18,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ from interfuse.core.errors import InterfuseError
 from interfuse.data.graph import Graph
 from interfuse.data.ontology import Ontology
 from interfuse.data.statements import ALIAS, LABEL, TYPE, Literal
+
+Key = TypeVar("Key")
 
 #: words that say nothing about who is meant
 EMPTY_WORDS = frozenset({"the", "a", "an", "of", "and", "de", "la", "le", "der", "die", "das", "von", "van", "inc", "ltd", "llc", "gmbh", "co",
@@ -443,37 +445,32 @@ def _words_agree(a: str, b: str, similar: Any) -> bool:
     return len(rest) <= 1 and all(len(w) <= 3 for w in rest)
 
 
+def root_of(parent: dict[Key, Key], item: Key) -> Key:
+    """The root of an item in a forest of parents, in which roots are their own; ways there are halved as they are gone."""
+    while parent[item] != item:
+        parent[item] = parent[parent[item]]
+        item = parent[item]
+    return item
+
+
 def cluster(count: int, weights: Mapping[tuple[int, int], float]) -> list[int]:
     """Correlation clustering by greedy additive edge contraction: the cluster (its smallest member) of each of ``count`` nodes.
 
     Joins the two clusters with the largest sum of weights between them while that sum is positive. Ties go to the smallest pair. What is
     not connected by positive weights is never joined, so that negative ones between such parts are left out: parts do not know of each other.
     """
-    part = list(range(count))
-
-    def root_of(i: int) -> int:
-        while part[i] != i:
-            part[i] = part[part[i]]
-            i = part[i]
-        return i
-
+    part = {i: i for i in range(count)}
     for (i, j), w in weights.items():
         if w > 0:
-            part[max(root_of(i), root_of(j))] = min(root_of(i), root_of(j))
-    weights = {(i, j): w for (i, j), w in weights.items() if w > 0 or root_of(i) == root_of(j)}
+            a, b = root_of(part, i), root_of(part, j)
+            part[max(a, b)] = min(a, b)
+    weights = {(i, j): w for (i, j), w in weights.items() if w > 0 or root_of(part, i) == root_of(part, j)}
     near: list[dict[int, float]] = [{} for _ in range(count)]
     for (i, j), w in weights.items():
         near[i][j] = near[j][i] = near[i].get(j, 0.0) + w
     heap = [(-w, i, j) for (i, j), w in weights.items() if w > 0]
     heapq.heapify(heap)
-    parent = list(range(count))
-
-    def top(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    parent = {i: i for i in range(count)}
     while heap:
         w, i, j = heapq.heappop(heap)
         if parent[i] != i or parent[j] != j or near[i].get(j) != -w:
@@ -490,7 +487,7 @@ def cluster(count: int, weights: Mapping[tuple[int, int], float]) -> list[int]:
         near[drop] = {}
         parent[drop] = keep
     smallest: dict[int, int] = {}
-    roots = [top(i) for i in range(count)]
+    roots = [root_of(parent, i) for i in range(count)]
     for i, root in enumerate(roots):
         smallest.setdefault(root, i)
     return [smallest[root] for root in roots]
