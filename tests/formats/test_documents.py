@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
+from functools import cache
 
 import pytest
 
@@ -27,6 +28,7 @@ TABLE = [
 ]
 
 
+@cache  # a Word file holds the second it was made in
 def all_files() -> dict[str, bytes]:
     return {
         "a.pdf": made.pdf(TITLE, TEXTS, TABLE),
