@@ -45,12 +45,12 @@ def called(state: LinkState) -> dict[str, str]:
     return {n: c for c, n in state.merges()}
 
 
-@pytest.mark.parametrize("block", [2, 4, 8, 60])
+@pytest.mark.parametrize(("block", "count"), [(2, 60), (4, 60), (8, 60), (60, 60), (5, 160), (25, 160)])
 @pytest.mark.parametrize("seed", range(6))
-def test_linking_again_gives_what_linking_everything_gives(block: int, seed: int) -> None:
+def test_linking_again_gives_what_linking_everything_gives(block: int, count: int, seed: int) -> None:
     settings = LinkSettings(block=block)
     rng = random.Random(1000 + seed)
-    mentions = world(seed, 60)
+    mentions = world(seed, count)
     whole = link(mentions.values(), settings)
     assert whole.parts is not None
     state = state_of(whole.parts, whole.merges(), settings)
@@ -61,7 +61,7 @@ def test_linking_again_gives_what_linking_everything_gives(block: int, seed: int
         for name in rng.sample(sorted(mentions), rng.randrange(3)):
             mentions[name] = one(rng, name)
         for _ in range(rng.randrange(4)):
-            name = f"urn:x:{rng.randrange(120):03}"
+            name = f"urn:x:{rng.randrange(2 * count):03}"
             mentions.setdefault(name, one(rng, name))
         changed = [n for n in sorted({*before, *mentions}) if before.get(n) != mentions.get(n)]
 

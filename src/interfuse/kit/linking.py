@@ -374,11 +374,13 @@ def _candidates(groups: Sequence[Group], settings: LinkSettings) -> Any:
     return codes
 
 
-def by_spelling(groups: Sequence[Group], codes: Any, settings: LinkSettings, edges: dict[tuple[int, int], tuple[float, str]],
-                apart: dict[tuple[int, int], None], refused: dict[str, int], ontology: Ontology | None) -> dict[tuple[int, int], float]:  # fmt: skip
-    """Adds the pairs (codes, int64 [P]) whose spelling decides; returns the scores of those that stay undecided."""
+def _rapidfuzz() -> tuple[Any, Any, Any]:
+    """Likeness of words in any order, of letters, and what compares two lists pair by pair.
+
+    Raises:
+        InterfuseError: ``needs.package``.
+    """
     try:
-        import numpy as np
         from rapidfuzz import fuzz
         from rapidfuzz.distance import JaroWinkler
         from rapidfuzz.process import cpdist
@@ -386,26 +388,45 @@ def by_spelling(groups: Sequence[Group], codes: Any, settings: LinkSettings, edg
         raise InterfuseError(
             "needs.package", "linking by spelling needs the package rapidfuzz", fix="pip install 'interfuse[graph]'"
         ) from error
-    count = len(groups)
+    return fuzz.token_sort_ratio, JaroWinkler.similarity, cpdist
+
+
+def _spelling(names: Sequence[str], others: Sequence[str], settings: LinkSettings) -> tuple[Any, Any]:
+    """Which pairs of folded names are alike enough that shared neighbours may decide (places, int64 [K]), and how alike, float64 [K]."""
+    import numpy as np
+
+    sorted_ratio, winkler_of, cpdist = _rapidfuzz()
+    words = cpdist(names, others, scorer=sorted_ratio, dtype=np.float32) / 100.0
+    ranked = np.flatnonzero(words >= settings.grey - 0.1)
+    names, others = [names[k] for k in ranked], [others[k] for k in ranked]
+    ordered = {key: " ".join(sorted(key.split())) for key in dict.fromkeys((*names, *others))}
+    winkler = cpdist(names, others, scorer=winkler_of, dtype=np.float32)
+    turned = cpdist([ordered[n] for n in names], [ordered[n] for n in others], scorer=winkler_of, dtype=np.float32)
+    scores = (0.5 * np.maximum(winkler, turned) + 0.5 * words[ranked]).astype(np.float64)
+    some = scores + settings.near >= settings.grey  # sharing all neighbours adds no more
+    return ranked[some], scores[some]
+
+
+def near_spelling(names: Sequence[str], others: Sequence[str], settings: LinkSettings) -> Any:
+    """Which pairs of folded names :func:`by_spelling` may decide on, whatever else is known of them: places, int64 [K]."""
+    return _spelling(names, others, settings)[0]
+
+
+def by_spelling(groups: Sequence[Group], codes: Any, settings: LinkSettings, edges: dict[tuple[int, int], tuple[float, str]],
+                apart: dict[tuple[int, int], None], refused: dict[str, int], ontology: Ontology | None) -> dict[tuple[int, int], float]:  # fmt: skip
+    """Adds the pairs (codes, int64 [P]) whose spelling decides; returns the scores of those that stay undecided.
+
+    Raises:
+        InterfuseError: ``needs.package``.
+    """
+    similar, count = _rapidfuzz()[1], len(groups)
     left, right = codes // max(count, 1), codes % max(count, 1)
     keys = [g.key for g in groups]
-    ordered = [" ".join(sorted(key.split())) for key in keys]
     grey: dict[tuple[int, int], float] = {}
     step = 500_000
     for start in range(0, len(codes), step):
         a, b = left[start : start + step], right[start : start + step]
-        names, others = [keys[i] for i in a], [keys[j] for j in b]
-        words = cpdist(names, others, scorer=fuzz.token_sort_ratio, dtype=np.float32) / 100.0
-        ranked = np.flatnonzero(words >= settings.grey - 0.1)
-        names, others = [names[k] for k in ranked], [others[k] for k in ranked]
-        winkler = cpdist(names, others, scorer=JaroWinkler.similarity, dtype=np.float32)
-        turned = cpdist(
-            [ordered[i] for i in a[ranked]],
-            [ordered[j] for j in b[ranked]],
-            scorer=JaroWinkler.similarity,
-            dtype=np.float32,
-        )
-        scores = 0.5 * np.maximum(winkler, turned) + 0.5 * words[ranked]
+        ranked, scores = _spelling([keys[i] for i in a], [keys[j] for j in b], settings)
         for k, score in zip(ranked.tolist(), scores.tolist(), strict=True):
             i, j = int(a[k]), int(b[k])
             one, two = groups[i], groups[j]
@@ -417,7 +438,7 @@ def by_spelling(groups: Sequence[Group], codes: Any, settings: LinkSettings, edg
             if score < settings.grey or (i, j) in edges:
                 continue
             guard = ("numbers differ" if numbers(one.key) != numbers(two.key) else "types do not fit" if not _fit(one.types, two.types, ontology)
-                     else "" if _words_agree(one.key, two.key, JaroWinkler.similarity) else "words differ")  # fmt: skip
+                     else "" if _words_agree(one.key, two.key, similar) else "words differ")  # fmt: skip
             if guard:
                 refused[guard] = refused.get(guard, 0) + 1
                 apart[(i, j)] = None

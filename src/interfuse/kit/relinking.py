@@ -13,9 +13,9 @@ groups that pull or push, and what every merged name is called. After a change,
 from __future__ import annotations
 
 import bisect
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from interfuse.kit.linking import (
     comparable,
     folded,
     is_acronym,
+    near_spelling,
     reach_of,
     same_names,
     weights_of,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 #: the tables of a state; a group is called by its first id
 TABLES = ("groups", "members", "blocks", "aliases", "pairs", "merged")
+#: key and name of a group in a block
+Row = tuple[str, str]
 
 
 @dataclass
@@ -52,7 +55,7 @@ class LinkState:
 
     Attributes:
         groups: name, key, label, types, letters (an acronym of it), short (it is one) of every group, sorted by name.
-        members: id, group. blocks: block, group, key (the group's). aliases: alias (folded), group.
+        members: id, group. blocks: block, key, group (nearly sorted, so that sorting them is quick). aliases: alias (folded), group.
         pairs: a, b (groups, the smaller first), weight, spelt. merged: name, called.
     """
 
@@ -93,15 +96,20 @@ def _group_tables(groups: Sequence[Group], settings: LinkSettings) -> tuple[pa.T
         [("name", word), ("key", word), ("label", word), ("types", pa.list_(word)), ("letters", word), ("short", word)]
     )
     members = [(i, g.ids[0]) for g in groups for i in g.ids]
-    blocks = [(b, g.ids[0], g.key) for g in groups if comparable(g.key, settings) for b in block_keys(g.key, settings)]
+    blocks = sorted(_block_rows(groups, settings))
     aliases = [(folded(a), g.ids[0]) for g in groups for a in g.aliases]
 
     def table(rows: Sequence[Sequence[Any]], schema: Any) -> Any:
         return pa.table({n: [r[i] for r in rows] for i, n in enumerate(schema.names)}, schema)
 
     return (table(rows, schema), table(members, pa.schema([("id", word), ("group", word)])),
-            table(blocks, pa.schema([("block", word), ("group", word), ("key", word)])),
+            table(blocks, pa.schema([("block", word), ("key", word), ("group", word)])),
             table(aliases, pa.schema([("alias", word), ("group", word)])))  # fmt: skip
+
+
+def _block_rows(groups: Iterable[Group], settings: LinkSettings) -> list[tuple[str, str, str]]:
+    """Block, key and name of groups whose names are compared."""
+    return [(b, g.key, g.ids[0]) for g in groups if comparable(g.key, settings) for b in block_keys(g.key, settings)]
 
 
 def _pairs_table(rows: Sequence[tuple[str, str, float, bool]]) -> pa.Table:
@@ -128,7 +136,7 @@ def _without(table: Any, column: str, values: Iterable[str]) -> Any:
 def _joined(*tables: Any) -> Any:
     import pyarrow as pa
 
-    return pa.concat_tables(tables).combine_chunks()
+    return pa.concat_tables(tables)
 
 
 def relink(state: LinkState, changed: Sequence[str], mentions: Callable[[Sequence[str]], Mapping[str, Mention]], *,
@@ -173,6 +181,7 @@ class _Change:
     mentions: Callable[[Sequence[str]], Mapping[str, Mention]]
     settings: LinkSettings
     ontology: Ontology | None
+    blocks: dict[str, list[Row]] = field(default_factory=dict)  # as they are now, those that were looked at
 
     def pairs(self) -> tuple[pa.Table, list[str]]:
         """The table of pairs now, and the groups at which something came or went."""
@@ -181,6 +190,7 @@ class _Change:
         mine = {g.ids[0] for g in self.fresh}
         touching, come, lost = self._compared(mine)
         ours = self._recorded(mine)
+        touching, come = self._similar(touching), self._similar(come)
         wanted = sorted({*mine, *ours, *(n for pair in (*touching, *come) for n in pair)})
         groups = self._groups(wanted)
         rows = self._weighed(groups, touching, mine)
@@ -193,7 +203,8 @@ class _Change:
             ends = {n for pair in (*lost, *come) for n in pair}
             near = pc.and_(among(kept.column("a"), ends), among(kept.column("b"), ends))
             some = [tuple(row.values()) for row in kept.filter(near).to_pylist()]
-            less = set(lost)
+            apart = set(lost)
+            less = {*self._alone([row[:2] for row in some if row[3] and row[:2] in apart])}
             seeds += [n for row in some if row[3] and row[:2] in less for n in row[:2]]
             stay = [row for row in some if not (row[3] and row[:2] in less)]
             there = {row[:2] for row in stay}
@@ -204,63 +215,88 @@ class _Change:
         return _joined(kept, _pairs_table([*rows, *stay])), sorted(set(seeds) - left)
 
     def _compared(self, mine: set[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]]]:
-        """Pairs that are compared by spelling: with a group of ``mine``; others that are now and were not; others that were and are not."""
-        blocks = {b for g in self.fresh for b in block_keys(g.key, self.settings)}
-        blocks.update(
-            self.old.blocks.filter(among(self.old.blocks.column("group"), self.gone)).column("block").to_pylist()
-        )
-        was, now = (_members(s.blocks, blocks) for s in (self.old, self.new))
+        """Pairs that are compared by spelling: with a group of ``mine``; others that a block compares now and did not; others that
+        it did and does not."""
+        table = self.old.blocks
+        had = table.filter(among(table.column("group"), self.gone))
+        left = _by_block(zip(*(had.column(n).to_pylist() for n in ("block", "key", "group")), strict=True))
+        joining = _by_block(_block_rows(self.fresh, self.settings))
+        blocks = sorted({*left, *joining})
+        was = _members(table, blocks)
         touching: dict[tuple[str, str], None] = {}
-        before: dict[tuple[str, str], None] = {}
-        after: dict[tuple[str, str], None] = {}
-        away = set(self.gone)
-        for block in sorted(blocks):
-            rows, old = now.get(block, []), was.get(block, [])
-            if max(len(rows), len(old)) <= self.settings.block:
-                names = [name for _, name in rows]
-                touching.update(((min(n, o), max(n, o)), None) for n in names if n in mine for o in names if o != n)
-                continue
-            changed = [row for row in old if row[1] in away] + [row for row in rows if row[1] in mine]
-            near = sorted({row for ranked in (old, rows) for row in self._around(ranked, changed)})
-            before.update((p, None) for p in self._close(old, near) if p[0] not in away and p[1] not in away)
-            for p in self._close(rows, near):
-                (touching if p[0] in mine or p[1] in mine else after)[p] = None
-        come, lost = [p for p in after if p not in before], [p for p in before if p not in after]
-        if lost:  # another block may still compare them
-            keys = {name: key for key, name in itertools.chain.from_iterable(now.values())}
-            common = {
-                p: sorted({*block_keys(keys[p[0]], self.settings)} & {*block_keys(keys[p[1]], self.settings)})
-                for p in lost
-            }
-            now.update(_members(self.new.blocks, {b for found in common.values() for b in found} - blocks))
-            lost = [p for p in lost if not any(self._close(now[b], [(keys[n], n) for n in p]) for b in common[p])]
-        return list(touching), come, lost
+        come: dict[tuple[str, str], None] = {}
+        lost: dict[tuple[str, str], None] = {}
+        for block in blocks:
+            old, less, more = was.get(block, []), left.get(block, []), joining.get(block, [])
+            rows = self.blocks[block] = list(old)
+            for row in less:
+                del rows[bisect.bisect_left(rows, row)]
+            for row in more:
+                bisect.insort(rows, row)
+            reach = self._reach(rows)
+            for row in more:
+                at, name = bisect.bisect_left(rows, row), row[1]
+                for _, other in (*rows[max(0, at - reach) : at], *rows[at + 1 : at + 1 + reach]):
+                    touching[(name, other) if name < other else (other, name)] = None
+            if max(len(rows), len(old)) > self.settings.block:
+                self._moved(old, rows, {*less}, {*more}, come, lost)
+        return list(touching), list(come), list(lost)
 
-    def _around(self, ranked: Sequence[tuple[str, str]], rows: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-        """Members of a block (key and name, sorted) that others come between, or did: all of a block that is compared as a whole."""
-        if len(ranked) <= self.settings.block:
-            yield from ranked
-            return
-        reach = reach_of(self.settings)
-        for row in rows:
-            at = bisect.bisect_left(ranked, row)
-            yield from ranked[max(0, at - reach) : at + reach + 1]
+    def _reach(self, ranked: Sequence[Row]) -> int:
+        """With how many that follow it each member of a block is compared."""
+        return len(ranked) if len(ranked) <= self.settings.block else reach_of(self.settings)
 
-    def _close(self, ranked: Sequence[tuple[str, str]], rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """The pairs among some members of a block that are compared, by name."""
-        reach = len(ranked) if len(ranked) <= self.settings.block else reach_of(self.settings)
-        places = sorted(
-            at for row in rows if (at := bisect.bisect_left(ranked, row)) < len(ranked) and ranked[at] == row
-        )
-        found = []
-        for x, at in enumerate(places):
-            one = ranked[at][1]
-            for y in range(x + 1, len(places)):
-                if places[y] - at > reach:
-                    break
-                other = ranked[places[y]][1]
-                found.append((min(one, other), max(one, other)))
-        return found
+    def _moved(self, old: Sequence[Row], rows: Sequence[Row], less: set[Row], more: set[Row],
+               come: dict[tuple[str, str], None], lost: dict[tuple[str, str], None]) -> None:  # fmt: skip
+        """Pairs of members that stay in a block and are compared only now, or were only before, as others between them came or went."""
+        changed = sorted(less ^ more)
+        before, after = (self._reach(ranked) for ranked in (old, rows))
+        near: dict[Row, None] = {}
+        for ranked, reach in ((old, before), (rows, after)):
+            for at in (bisect.bisect_left(ranked, row) for row in changed):
+                near.update(dict.fromkeys(ranked[max(0, at - reach) : at + reach + 1]))
+        staying = sorted(row for row in near if row not in less and row not in more)
+        names = [row[1] for row in staying]
+        ends = []
+        for ranked, reach in ((old, before), (rows, after)):
+            at = np.array([bisect.bisect_left(ranked, row) for row in staying], dtype=np.int64)
+            ends.append(np.searchsorted(at, at + reach, side="right").tolist())
+        for i, (stop, last) in enumerate(zip(*ends, strict=True)):
+            for j in range(min(stop, last), max(stop, last)):
+                pair = (min(names[i], names[j]), max(names[i], names[j]))
+                (come if stop < last else lost)[pair] = None
+
+    @functools.cached_property
+    def keys(self) -> dict[str, str]:
+        """The folded names of the groups in the blocks that were looked at."""
+        return {name: key for rows in self.blocks.values() for key, name in rows}
+
+    def _similar(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those pairs whose spelling may decide something, seen from their names alone."""
+        if not pairs:
+            return []
+        key = self.keys
+        left, right = [key[a] for a, _ in pairs], [key[b] for _, b in pairs]
+        return [pairs[i] for i in near_spelling(left, right, self.settings).tolist()]
+
+    def _alone(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those pairs that no block compares now."""
+        if not pairs:
+            return []
+        keys = self.keys
+        common = {
+            p: sorted({*block_keys(keys[p[0]], self.settings)} & {*block_keys(keys[p[1]], self.settings)})
+            for p in pairs
+        }
+        rest = {b for found in common.values() for b in found} - set(self.blocks)
+        self.blocks.update(_members(self.new.blocks, rest))
+
+        def within(block: str, pair: tuple[str, str]) -> bool:
+            rows = self.blocks[block]
+            one, two = (bisect.bisect_left(rows, (keys[n], n)) for n in pair)
+            return abs(one - two) <= self._reach(rows)
+
+        return [p for p in pairs if not any(within(b, p) for b in common[p])]
 
     def _recorded(self, mine: set[str]) -> list[str]:
         """Groups that aliases and acronyms of ``mine`` may join with it, all of a name or none."""
@@ -314,13 +350,20 @@ class _Change:
         return [(names[i], names[j], w, True) for (i, j), w in weights_of(edges, apart).items()]
 
 
-def _members(table: Any, blocks: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
+def _members(table: Any, blocks: Iterable[str]) -> dict[str, list[Row]]:
     """Block -> key and name of its groups, sorted."""
-    found: dict[str, list[tuple[str, str]]] = {}
     rows = table.filter(among(table.column("block"), blocks))
-    for block, group, key in zip(*(rows.column(n).to_pylist() for n in ("block", "group", "key")), strict=True):
+    found = _by_block(zip(*(rows.column(n).to_pylist() for n in ("block", "key", "group")), strict=True))
+    for members in found.values():
+        members.sort()
+    return found
+
+
+def _by_block(rows: Iterable[tuple[str, str, str]]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for block, key, group in rows:
         found.setdefault(block, []).append((key, group))
-    return {block: sorted(members) for block, members in found.items()}
+    return found
 
 
 def _codes(groups: Sequence[Group], pairs: Sequence[tuple[str, str]]) -> Any:
