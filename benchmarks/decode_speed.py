@@ -4,7 +4,8 @@
 - the combiner's share of that step at vocabularies of 49 thousand and 262 thousand,
 - CK-PLUG's two prompts in one batch against plain generation, per token.
 
-Models have random weights of real shapes (SmolLM2-135M's layers, fewer of them where said): speed does not depend on what they know.
+Three streams have random weights of SmolLM2-135M's shapes: their speed does not depend on what they know. The candidates of CK-PLUG do, so the
+two real small models read a question with and without a context.
 
     python benchmarks/decode_speed.py [prompts] [streams]
 """
@@ -18,8 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from real_models import gemma, smollm2
 from record import save
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.method import load
@@ -33,6 +35,9 @@ SMOL = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "n
         "num_key_value_heads": 3, "tie_word_embeddings": True, "max_position_embeddings": 1024, "eos_token_id": None, "bos_token_id": None,
         "pad_token_id": 0}  # fmt: skip
 PROMPT, STEPS, ROUNDS = 64, 12, 5
+QUESTION = "Answer the question in one sentence. Question: In which city does the parliament of Norway meet, and which river or fjord lies next to it? Answer:"
+CONTEXT = ("After the great fire of the last century the government of Norway left its former seat. The parliament of Norway now meets in Tromso, high in the "
+           "north, where the members sit in a new house of glass and granite between the harbour and the old wooden streets of the town. ")  # fmt: skip
 
 
 class Words:
@@ -138,24 +143,40 @@ def three_streams() -> None:
 
 
 def two_prompts() -> None:
-    """CK-PLUG, the prompt with its context twice as long, in both types."""
-    rng, figures, module = Ctx(seed=0).rng("prompt"), dict[str, Any](), model(0, 49_152)
-    ids, longer = (rng.integers(5, 49_152, size=PROMPT).tolist() for _ in range(2))
-    for kind in (torch.float32, torch.bfloat16):
-        module = module.to(kind)
+    """CK-PLUG on the two real small models, a question and the same with a context before it that contradicts: in both types."""
+    figures = dict[str, Any]()
+    for name, folder, kind in (
+        ("SmolLM2-135M, 49152 tokens", smollm2(), torch.float32),
+        ("SmolLM2-135M, 49152 tokens", smollm2(), torch.bfloat16),
+        ("Gemma-3-270M, 262144 tokens", gemma(), torch.float32),
+    ):
+        module = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval()
+        module.generation_config.eos_token_id = None  # as many tokens as are asked for
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids, longer = (tokenizer(text)["input_ids"] for text in (QUESTION, CONTEXT + QUESTION))
         plug = engine("ck-plug", [module])
-        rows: dict[str, list[float]] = {"ratio": [], "against generate": [], "share": [], "fused ms": []}
+        rows: dict[str, list[float]] = {
+            "ratio": [],
+            "against generate": [],
+            "share": [],
+            "fused ms": [],
+            "combiner ms": [],
+        }
         for _ in range(2 * ROUNDS):
             alone, by_generate = single_steps(plug, 0, ids), generate_steps(module, ids)
-            fused, combine = fused_steps(plug, [longer + ids, ids])
+            fused, combine = fused_steps(plug, [longer, ids])
             rows["ratio"].append(fused / alone)
             rows["against generate"].append(fused / by_generate)
             rows["share"].append(combine / fused)
             rows["fused ms"].append(1000 * fused)
-        name = f"two prompts in one batch, {str(kind).split('.')[1]}"
-        figures[name] = {k: spread(v) for k, v in rows.items()}
-        print(name, {k: round(spread(v)["median"], 4) for k, v in rows.items()}, flush=True)
-    save("decode-speed-prompts", {**WHAT, **figures})
+            rows["combiner ms"].append(1000 * combine)
+        label = f"{name}, {str(kind).split('.')[1]}"
+        figures[label] = {
+            "tokens of the two prompts": [len(longer), len(ids)],
+            **{k: spread(v) for k, v in rows.items()},
+        }
+        print(label, {k: round(spread(v)["median"], 4) for k, v in rows.items()}, flush=True)
+    save("decode-speed-prompts", {**WHAT, "what": "CK-PLUG, one thread, one text", **figures})
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def judged(model: Model, table: Dataset, choices: Sequence[str] = ()) -> dict[st
 
 
 LAST = 10  # layers of SmolLM2's thirty that are trained
-REAL: dict[str, Any] = {"texts": 120, "held out": 120, "longest": 130, "layers trained": LAST, "epochs": 1, "batch_size": 8, "lr": 1e-4, "weight_decay": 0.0,
+REAL: dict[str, Any] = {"texts": 2000, "held out": 400, "longest": 130, "layers trained": LAST, "epochs": 1, "batch_size": 8, "lr": 1e-4, "weight_decay": 0.0,
                         "warmup": 0.1, "max_length": 96, "dtype": "bfloat16"}  # fmt: skip
 CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "SFT": ("sft", {}), "FuseChat": ("fusechat", {"lm_weight": 0.9, "top_k": 10}), "InfiGFusion": ("infigfusion", {"top_k": 10}),

@@ -23,7 +23,7 @@ from interfuse.decode.steering import (
     self_test,
     steer,
 )
-from interfuse.kit.logits import log_partitions
+from interfuse.kit.logits import leaders, log_partitions
 
 
 def row(*values: float) -> torch.Tensor:
@@ -334,3 +334,19 @@ def test_added_vector() -> None:
     handle.remove()
     with pytest.raises(InterfuseError, match="layers of width"), add_vector(model, 2, vector):
         pass
+
+
+@pytest.mark.parametrize("size", [3, 64, 65, 1000, 4096])
+@pytest.mark.parametrize("k", [1, 10, 70])
+def test_leaders_are_found_without_sorting_a_vocabulary(size: int, k: int) -> None:
+    rng = torch.Generator().manual_seed(size * 100 + k)
+    logits = 3 * torch.randn(2, size, generator=rng)
+    logits[0, :: max(size // 7, 1)] = float(logits[0].max())  # ties for the first place
+    logits[1, 1::2] = -math.inf
+    for share in (1.0, 0.01):
+        places = leaders(logits, k, share)
+        assert places.tolist() == sorted(set(places.tolist()))
+        for row in logits:
+            least = min(float(row.topk(min(k, size)).values[-1]), float(row.max()) + math.log(share))
+            assert set((row >= least).nonzero().squeeze(1).tolist()) <= set(places.tolist())
+    assert size < 4096 or len(leaders(logits, 1, 1.0)) < size // 8

@@ -11,7 +11,7 @@ from pydantic import Field
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.decode.room import Combined, Step
-from interfuse.kit.logits import entropy, finite_logs
+from interfuse.kit.logits import entropy, finite_logs, leaders
 
 #: nats by which the gate must be passed: two readings of one prompt differ by rounding, and that is no conflict
 SLACK = 1e-5
@@ -56,15 +56,16 @@ def ck_plug(
     """``F = alpha log p + (1 - alpha) (log r - log p)`` on the candidates where the confidence gain ``H(p) - H(r)`` is below the gate
     (equations 3 to 6), else ``r``; ``p`` is read without the context, ``r`` with it. auto: ``alpha = H(r) / (H(p) + H(r))`` (equation 7)."""
     r, p = step.model, step.need_plain()  # logits: the candidates do not depend on their constants
-    head, most = torch.zeros_like(r, dtype=torch.bool), []
-    for side in (r, p):  # the authors' relative_top_filter
+    places = torch.cat([leaders(x, k, relative_top) for x in (r, p)]).unique()  # a few of the vocabulary
+    sides = [x[:, places] for x in (r, p)]  # [B, C]
+    chosen, logs = torch.zeros_like(sides[0], dtype=torch.bool), []
+    for side in sides:  # the authors' relative_top_filter
         top = side.topk(min(k, side.shape[1]), dim=1).values
-        most.append(top[:, :1])
-        head |= side >= torch.minimum(top[:, -1], top[:, 0] + math.log(relative_top))[:, None]
-    places = head.any(dim=0).nonzero().squeeze(1)  # the candidates of any text: a few of the vocabulary
-    # log-probabilities up to a constant of each side, which no distribution over the candidates depends on
-    head_r, head_p = (finite_logs(x[:, places] - m) for x, m in zip((r, p), most, strict=True))
-    chosen = head[:, places] & ~torch.isneginf(step.model[:, places])  # [B, C]
+        chosen |= side >= torch.minimum(top[:, -1], top[:, 0] + math.log(relative_top))[:, None]
+        # log-probabilities up to a constant of each side, which no distribution over the candidates depends on
+        logs.append(finite_logs(side - top[:, :1]))
+    head_r, head_p = logs
+    chosen &= ~torch.isneginf(sides[0])
     if entropies == "head":
         h_p, h_r = (entropy(x.masked_fill(~chosen, -math.inf).log_softmax(dim=1)) for x in (head_p, head_r))
     else:
@@ -87,7 +88,7 @@ def ck_plug(
     ] * head_p  # = alpha log p + (1 - alpha) (log r - log p)
     closed = conflict | (restrict == "always")
     scores = step.model.masked_fill(closed[:, None], -math.inf)
-    here = torch.where(conflict[:, None], mixed, step.model[:, places])
+    here = torch.where(conflict[:, None], mixed, sides[0])
     scores[:, places] = torch.where(chosen | ~closed[:, None], here, -math.inf)
     trace = {"H_param": h_p, "H_rag": h_r, "gain": gain, "intervened": conflict.float(), "alpha": share}
     return Combined(scores, trace)

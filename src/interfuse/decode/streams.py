@@ -203,7 +203,7 @@ class Tape:
         logits = ids
         for i in range(0, ids.shape[1], self.chunk):
             logits = self._forward(ids[:, i : i + self.chunk], mask[:, i : i + self.chunk])
-        return logits[:, -1].float()
+        return logits[:, -1].float().contiguous()  # rows of interleaved columns are slow to read
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         module, accepts = self.weights.module, self.weights.accepts

@@ -13,6 +13,8 @@ from interfuse.core.errors import InterfuseError
 LOW = -1e4
 #: tokens that are worked on at once, so that they stay in a processor's cache
 BLOCK = 65_536
+#: neighbouring tokens of which only the largest logit is looked at first
+RUN = 64
 
 
 def finite_logs(logs: torch.Tensor) -> torch.Tensor:
@@ -32,6 +34,23 @@ def change(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 def entropy(logs: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of log-probabilities, [B]."""
     return -(logs.exp() * finite_logs(logs)).sum(dim=1)
+
+
+def leaders(logits: torch.Tensor, k: int, share: float) -> torch.Tensor:
+    """Places that hold every row's ``k`` largest logits and those within ``log(share)`` of its largest, and few others; rising, [C].
+
+    The k-th largest of the runs' maxima is no larger than the k-th largest logit, so a run below both bounds holds nothing: a vocabulary is
+    read once, and sorted nowhere.
+    """
+    runs = torch.nn.functional.pad(logits, (0, -logits.shape[1] % RUN), value=-math.inf).view(len(logits), -1, RUN)
+    tops = runs.amax(dim=2)  # [B, V / RUN]
+    best = tops.topk(min(k, tops.shape[1]), dim=1).values
+    least = best[:, -1:] if k <= tops.shape[1] else torch.full_like(best[:, :1], -math.inf)
+    least = torch.minimum(least, best[:, :1] + math.log(share))
+    near = (tops >= least).any(dim=0).nonzero().squeeze(1)
+    inside = (runs[:, near] >= least[:, :, None]).any(dim=0).nonzero()
+    places = near[inside[:, 0]] * RUN + inside[:, 1]
+    return places[places < logits.shape[1]]
 
 
 def per_expert(value: float | Sequence[float], count: int, name: str) -> list[float]:
