@@ -311,7 +311,7 @@ def test_lines_that_are_no_triples_are_counted_and_the_first_hundred_described(t
     )
     columns = read_tsv(file)
     assert (len(columns), columns.duplicates, columns.problems.count, len(columns.problems.shown)) == (51, 1, 151, 100)
-    assert "2 fields instead of 3" in columns.problems.shown[0]
+    assert columns.problems.shown[0] == "facts.tsv:51: 2 fields instead of 3: 'only\\ttwo'"
     notes: list[str] = []
     graph = open_graph(Source(str(file)), Ctx(log=notes.append))
     assert len(graph) == 51
