@@ -1,11 +1,12 @@
 """Fusing language models by training, and federated clients: the experiments of the cards ``fusechat``, ``infigfusion``, ``knfu``.
 
 ``real``: Gemma-3-270M is a source for SmolLM2-135M (other vocabulary), on short claims with explanations (CREAK), of which it trains its
-last ten layers; held-out loss and accuracy against SFT on the same texts, five seeds. ``tiny``: three tiny models with tokenizers and skills of their own are fused into a pivot, pairwise and
-merged, or at once; five seeds. ``digits`` and ``texts``: KnFu and its baselines under Dirichlet splits; five seeds. ``speed``: ratios
-of one run. Everything is scaled-down; seeds share splits between conditions, and comparisons are paired.
+last ten layers; held-out loss and accuracy against SFT on the same texts. ``terms``: the terms of InfiGFusion one by one, on few texts of that
+kind; five seeds. ``tiny``: three tiny models with tokenizers and skills of their own are fused into a pivot, pairwise and merged, or at once;
+five seeds. ``digits`` and ``texts``: KnFu and its baselines under Dirichlet splits; five seeds. ``speed``: ratios of one run. Everything is
+scaled-down; seeds share splits between conditions, and comparisons are paired.
 
-    python benchmarks/distill_lm.py [real] [tiny] [digits] [texts] [speed]
+    python benchmarks/distill_lm.py [real] [terms] [tiny] [digits] [texts] [speed]
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,15 @@ CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+#: InfiGFusion's terms one by one, on few texts of other seeds
+TERMS = {**REAL, "texts": 120, "held out": 120}
+ONE_BY_ONE: dict[str, tuple[str, dict[str, Any]]] = {
+    "SFT": ("sft", {}), "ULD alone": ("infigfusion", {"top_k": 10, "gld": 0.0}), "graph alone": ("infigfusion", {"top_k": 10, "uld": 0.0}),
+    "graph alone, a hundredth": ("infigfusion", {"top_k": 10, "uld": 0.0, "gld_share": 0.01}),
+    "both, the graph a hundredth": ("infigfusion", {"top_k": 10, "gld_share": 0.01}), "both": ("infigfusion", {"top_k": 10}),
+}  # fmt: skip
+
+
 def claims(name: str) -> list[dict[str, str]]:
     """CREAK's claims with verdict and explanation, those that are short."""
     rows = [json.loads(line) for line in (PLACE / "creak" / name).read_text().splitlines()]
@@ -114,22 +125,27 @@ def with_frozen_start(folder: Path) -> Model:
 
 def real(seeds: Sequence[int] = (0, 1, 2, 3, 4)) -> None:
     """SmolLM2 is the pivot, Gemma the source: one pass over the same texts for every condition, other texts for every seed."""
-    each_seed("distill_lm_real", REAL, one_real, write_real, seeds)
+    each_seed("distill_lm_real", REAL, partial(one_real, REAL, CONDITIONS), partial(write_real, CONDITIONS), seeds)
 
 
-def one_real(seed: int) -> dict[str, Any]:
+def terms(seeds: Sequence[int] = (10, 11, 12, 13, 14)) -> None:
+    """Which term of InfiGFusion does what, on the real pair."""
+    each_seed("distill_lm_terms", TERMS, partial(one_real, TERMS, ONE_BY_ONE), partial(write_real, ONE_BY_ONE), seeds)
+
+
+def one_real(given: dict[str, Any], conditions: dict[str, tuple[str, dict[str, Any]]], seed: int) -> dict[str, Any]:
     from real_models import gemma, smollm2
 
     pool = claims("train.jsonl")
-    picked = np.random.Generator(np.random.Philox(3000 + seed)).permutation(len(pool))[: REAL["texts"]]
+    picked = np.random.Generator(np.random.Philox(3000 + seed)).permutation(len(pool))[: given["texts"]]
     table, test = (
         Dataset.from_list([pool[i] for i in picked]),
-        Dataset.from_list(claims("dev.jsonl")[: REAL["held out"]]),
+        Dataset.from_list(claims("dev.jsonl")[: given["held out"]]),
     )
     student, choices = with_frozen_start(smollm2()), (" True", " False")
-    settings = {k: REAL[k] for k in ("epochs", "batch_size", "lr", "weight_decay", "warmup", "max_length")}
+    settings = {k: given[k] for k in ("epochs", "batch_size", "lr", "weight_decay", "warmup", "max_length")}
     ctx = Ctx(
-        seed=seed, dtype=REAL["dtype"], cache=Path(tempfile.gettempdir()) / "interfuse-distill-lm"
+        seed=seed, dtype=given["dtype"], cache=Path(tempfile.gettempdir()) / "interfuse-distill-lm"
     )  # what was asked is kept
     found: dict[str, dict[str, np.ndarray]] = {}
     facts, seconds = {}, {}
@@ -138,10 +154,10 @@ def one_real(seed: int) -> dict[str, Any]:
             "pivot": judged(student, test, choices),
             "source": judged(open_model(Source(str(gemma())), ctx), test, choices),
         }
-    for label, (method, more) in CONDITIONS.items():
+    for label, (method, more) in conditions.items():
         with tempfile.TemporaryDirectory(prefix="interfuse-lm-") as name:
             began, out = time.perf_counter(), Path(name) / method
-            given = {**more, **({} if method == "sft" else {"teacher": [str(gemma())]})}
+            taught = {} if method == "sft" else {"teacher": [str(gemma())]}
             apply(
                 "distill/" + method,
                 out=out,
@@ -150,7 +166,8 @@ def one_real(seed: int) -> dict[str, Any]:
                 data=table,
                 teacher_cache="disk",
                 **settings,
-                **given,
+                **more,
+                **taught,
             )
             seconds[label] = time.perf_counter() - began
             facts[label] = slim(json.loads((out / "interfuse.json").read_text())["facts"])
@@ -171,14 +188,14 @@ def one_real(seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_real(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+def write_real(conditions: dict[str, Any], runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
     def each(label: str, what: str) -> np.ndarray:
         """[seeds, texts]"""
         texts = [r["each text"][label][what] for r in runs]
         return np.array([[float(x) for x in (t.split() if what == "loss" else t)] for t in texts])
 
     against: dict[str, Any] = {}
-    for label in ("FuseChat", "InfiGFusion"):
+    for label in (c for c in conditions if c != "SFT"):
         against[label] = {}
         for what in ("loss", "right"):
             one, base = each(label, what), each("SFT", what)
@@ -193,7 +210,7 @@ def write_real(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str
         "what": "SmolLM2-135M-Instruct learns short CREAK claims with explanations, its last layers alone; Gemma-3-270M is the source; loss in nats "
                 "per byte of the held-out responses, accuracy of True against False",
         "mean": {c: {k: float(np.mean([r["found"][c][k] for r in runs if c in r["found"]])) for k in ("loss", "accuracy")}
-                 for c in ("pivot", "source", *CONDITIONS) if any(c in r["found"] for r in runs)},
+                 for c in ("pivot", "source", *conditions) if any(c in r["found"] for r in runs)},
         "against SFT": against,
     }  # fmt: skip
 
@@ -643,6 +660,7 @@ if __name__ == "__main__":
         "tiny": tiny,
         "speed": speed,
         "real": real,
+        "terms": terms,
     }
     for word in sys.argv[1:] or list(parts):
         parts[word]()
