@@ -201,7 +201,8 @@ def _pieces(values: Any) -> list[tuple[NDArray[np.int64], pa.Array]]:
         coded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
         if coded.null_count:
             raise InterfuseError("input.missing", "a name is empty")
-        made.append((coded.indices.to_numpy(zero_copy_only=False), coded.dictionary.cast(pa.string())))
+        if len(coded):
+            made.append((coded.indices.to_numpy(zero_copy_only=False), coded.dictionary.cast(pa.string())))
     return made
 
 
@@ -211,19 +212,15 @@ def _encoded(*columns: Any) -> tuple[pa.Array, list[NDArray[np.int32]]]:
     import pyarrow.compute as pc
 
     pieces = [_pieces(values) for values in columns]
-    dictionaries = [names for column in pieces for _, names in column]
-    joined = pa.concat_arrays(dictionaries or [pa.array([], type=pa.string())]).dictionary_encode()
-    unique = joined.dictionary
+    # chunk by chunk into one table of names: put together first, the chunks' own dictionaries could pass what one array holds
+    joined = pa.chunked_array([names for column in pieces for _, names in column], type=pa.string()).dictionary_encode()
+    unique = joined.chunk(0).dictionary if joined.num_chunks else pa.array([], type=pa.string())
     order = pc.sort_indices(unique)
     rank = np.empty(len(unique), dtype=np.int32)
     rank[order.to_numpy()] = np.arange(len(unique), dtype=np.int32)
-    ranks = rank[joined.indices.to_numpy(zero_copy_only=False)]
-    made, start = [], 0
+    here, made = iter(joined.chunks), []
     for column in pieces:
-        parts = []
-        for codes, names in column:
-            parts.append(ranks[start : start + len(names)][codes])
-            start += len(names)
+        parts = [rank[next(here).indices.to_numpy(zero_copy_only=False)][codes] for codes, _ in column]
         made.append(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32))
     return unique.take(order), made
 
