@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interfuse.core.rooms import Call
-from interfuse.core.safe import file_sha256, fingerprint, jsonable
+from interfuse.core.safe import code_sha256, fingerprint, jsonable
 from interfuse.data.statements import Evidence, Literal, Statement, from_json, to_json
 
 
@@ -24,7 +24,7 @@ def key_of_work(call: Call, params: Mapping[str, Any]) -> str:
     inputs = {n: call.inputs[n].fingerprint() for n in ("lm", "ontology", "table") if call.inputs.get(n) is not None}
     return fingerprint({
         "method": call.method.id, "version": call.method.version(), "params": jsonable(params), "inputs": inputs, "seed": call.ctx.seed if call.method.traits.get("random") else 0,
-        "parts": [file_sha256(Path(p)) for p in parts if p],
+        "parts": [code_sha256(p) for p in parts if p],
     })[:40]  # fmt: skip
 
 
@@ -44,11 +44,15 @@ class Kept:
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
-        self.rows: dict[str, bytes] = {}
-        if file is not None and file.is_file():
-            for line in file.read_bytes().split(b"\n"):
-                if line.startswith(b'{"k":"') and line.endswith(b"}") and len(line) > 80:
-                    self.rows[line[6:70].decode("ascii", "replace")] = line
+        self.rows: dict[str, memoryview] = {}
+        data = file.read_bytes() if file is not None and file.is_file() else b""
+        view, at = memoryview(data), 0
+        while at < len(data):
+            end = data.find(b"\n", at)
+            end = len(data) if end < 0 else end
+            if end - at > 80 and data.startswith(b'{"k":"', at) and data[end - 1] == ord("}"):
+                self.rows[data[at + 6 : at + 70].decode("ascii", "replace")] = view[at:end]
+            at = end + 1
         self._out: int | None = None
 
     def get(self, key: str) -> Found | None:
@@ -57,7 +61,7 @@ class Kept:
         if line is None:
             return None
         try:
-            row = json.loads(line)
+            row = json.loads(bytes(line))
             return [read_found(x) for x in row["f"]], dict(row["n"])
         except (ValueError, KeyError, TypeError):
             return None  # damaged: it is read again
@@ -76,7 +80,7 @@ class Kept:
             os.write(self._out, b"\n")  # after a line that was cut
         if self._out is not None:
             os.write(self._out, line + b"\n")
-        self.rows[key] = line
+        self.rows[key] = memoryview(line)
 
     def close(self) -> None:
         """Makes what was added durable."""

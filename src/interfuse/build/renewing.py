@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -35,7 +36,7 @@ from interfuse.build.keeping import key_of_work
 from interfuse.build.room import Work, own_params, settings_of
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Call
-from interfuse.core.safe import file_digest, file_sha256, fingerprint, jsonable
+from interfuse.core.safe import code_sha256, file_digest, fingerprint, jsonable
 from interfuse.data.corpus import Corpus, Document, Skipped
 from interfuse.data.graph import Graph, end_of, hash_of, line_of_op, whole_hash
 from interfuse.data.graph_files import read_documents_table, read_table, schemas, write_documents, write_meta
@@ -45,7 +46,6 @@ from interfuse.data.graph_rows import (
     columns_of_rows,
     counts_of,
     joined,
-    node_column,
     read_rows,
     rows_of,
     spliced,
@@ -108,12 +108,17 @@ def place_of(call: Call) -> Path:
     settings = {k: v for k, v in dataclasses.asdict(settings_of(call)).items() if k not in ("engine", "workers")}
     key = fingerprint({
         "work": key_of_work(call, own_params(call)), "settings": jsonable(settings), "reader": corpus.reader, "roots": sorted(roots),
-        "limits": jsonable(dataclasses.asdict(corpus.limits)), "code": [file_sha256(p) for p in _code()],
-        "versions": [importlib.metadata.version(n) for n in ("pyarrow", "numpy")],
+        "limits": jsonable(dataclasses.asdict(corpus.limits)), "code": [code_sha256(p) for p in _code()], "versions": _versions(),
     })  # fmt: skip
     return call.ctx.cache.expanduser() / "build" / f"state-{key[:40]}"
 
 
+@functools.cache
+def _versions() -> list[str]:
+    return [importlib.metadata.version(n) for n in ("pyarrow", "numpy")]
+
+
+@functools.cache
 def _code() -> list[Path]:
     found = []
     for name in _CODE:
@@ -130,12 +135,13 @@ class Kept:
     """A state as it was read.
 
     Attributes:
-        facts: ``files`` (name, digest), ``documents`` (:class:`Source`), ``skipped`` and ``direct``: how many rows of ``said`` came
+        place: where it is. facts: ``files`` (name, digest), ``documents`` (:class:`Source`), ``skipped`` and ``direct``: how many rows of ``said`` came
             from documents; what follows was voted for.
         said: what was said, with columns ``hash`` and ``now`` (the id under which it holds). holds: what holds. votes: types that
             were guessed, ``kind`` being what they were guessed as.
     """
 
+    place: Path
     facts: dict[str, Any]
     said: Rows
     holds: Rows
@@ -144,7 +150,7 @@ class Kept:
     texts: pa.Table
     links: LinkState | None
 
-    @property
+    @functools.cached_property
     def sources(self) -> list[Source]:
         """What came from which document."""
         return [Source(**row) for row in self.facts["documents"]]
@@ -159,7 +165,7 @@ def open_kept(place: Path) -> Kept | None:
         told = {name: _arrow(place / f"{name}.arrow") for name in facts["tables"]}
         said, holds, votes = (_rows(told[n], told[f"{n}-proof"]) for n in ("said", "holds", "votes"))
         links = LinkState(*(told[n] for n in TABLES)) if facts["linked"] else None
-        return Kept(facts, said, holds, votes, told["nodes"], told["texts"], links)
+        return Kept(place, facts, said, holds, votes, told["nodes"], told["texts"], links)
     except (OSError, ValueError, KeyError, TypeError, InterfuseError):
         return None
 
@@ -436,12 +442,16 @@ def _ends(rows: Rows) -> list[str]:
     )
 
 
+def objects_among(rows: Rows, names: Iterable[str]) -> Any:
+    """Which rows have one of these names as their object, bool [N]."""
+    return among(rows.column("object"), (n if n.startswith("_:") else f"<{n}>" for n in names))
+
+
 class Mentions:
     """The mentions of names, found in what is said when they are asked for; see :func:`interfuse.kit.linking.mentions_of`."""
 
     def __init__(self, said: Rows) -> None:
         self.said, self.known = said, {}  # type: ignore[var-annotated]
-        self.objects = node_column(said)
 
     def __call__(self, ids: Sequence[str]) -> dict[str, Mention]:
         import pyarrow.compute as pc
@@ -449,7 +459,7 @@ class Mentions:
         wanted = {i for i in ids if i not in self.known}
         if wanted:
             rows = self.said.table.filter(
-                pc.or_(among(self.said.column("subject"), wanted), among(self.objects, wanted))
+                pc.or_(among(self.said.column("subject"), wanted), objects_among(self.said, wanted))
             )
             words: dict[str, list[str]] = {}
             also: dict[str, list[str]] = {}
@@ -492,22 +502,27 @@ def holds_anew(old: Rows, said: Rows, gone: Rows, came: Rows, called: Mapping[st
 
     touched = {*gone.column("now").to_pylist()}
     names = {*renamed, *(n for pair in renamed.values() for n in pair)}
-    ids = set(came.column("id").to_pylist())
-    moved = among(said.column("id"), ids)
+    moved = among(said.column("id"), set(came.column("id").to_pylist()))
     if names:
         qualified = pc.greater(pc.list_value_length(said.column("qualifiers")).fill_null(0), 0)
         for mask in (
             among(said.column("subject"), names),
-            among(node_column(said), names),
+            objects_among(said, names),
             among(said.column("predicate"), names),
             qualified,
         ):
             moved = pc.or_(moved, mask)
     index = np.flatnonzero(moved.to_numpy())
-    touched.update(said.column("now").take(pa.array(index)).to_pylist())
-    given = [_called(s, called) for s in said.take(index).statements()]
-    now = [s.id for s in given]
-    touched.update(now)
+    ids, were = (said.column(n).take(pa.array(index)).to_pylist() for n in ("id", "now"))
+    first = dict(
+        zip(reversed(ids), reversed(index.tolist()), strict=True)
+    )  # what is said often is called alike each time
+    called_now = [
+        _called(s, called).id for s in said.take(np.array([*first.values()], dtype=np.int64)).statements(proof=False)
+    ]
+    place = dict(zip(first, called_now, strict=True))
+    now = [place[i] for i in ids]
+    touched.update(were, now)
     column = pc.replace_with_mask(
         said.column("now").combine_chunks(), moved.combine_chunks(), pa.array(now, type=pa.string())
     )
@@ -563,8 +578,7 @@ def nodes_anew(old: pa.Table, holds: Rows, names: Sequence[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    objects = node_column(holds)
-    mask = pc.or_(among(holds.column("subject"), names), among(objects, names))
+    mask = pc.or_(among(holds.column("subject"), names), objects_among(holds, names))
     rows = holds.take(np.flatnonzero(mask.to_numpy()))
     counts: dict[str, int] = {}
     words: dict[str, list[tuple[int, float, str]]] = {}
@@ -643,6 +657,6 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
     for source in sources:
         for what, amount in source.tally.items():
             work.count(what, amount)
-    _keep(place_of(call), corpus, sources, Made(said, direct, holds, votes, nodes, links), read_documents_table(folder))
+    _keep(kept.place, corpus, sources, Made(said, direct, holds, votes, nodes, links), read_documents_table(folder))
     linked = {"names linked": len(pairs)} if links is not None else {}
     return {"candidates": sum(s.found for s in sources), "statements": len(holds), **linked}

@@ -114,7 +114,7 @@ class Reading:
         except InterfuseError as problem:
             error = {"code": problem.code, "what": problem.what, "where": problem.where, "fix": problem.fix}
         self.ready = reader.ready
-        return {"documents": found, "lines": {k: line.decode() for k, line in kept.rows.items()}, "error": error}
+        return {"documents": found, "lines": {k: bytes(line).decode() for k, line in kept.rows.items()}, "error": error}
 
 
 def _file(row: Sequence[Any]) -> File:

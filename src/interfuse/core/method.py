@@ -17,7 +17,6 @@ import reprlib
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -27,7 +26,7 @@ from pydantic.fields import FieldInfo
 from interfuse.core import index
 from interfuse.core.card import Card
 from interfuse.core.errors import InterfuseError, did_you_mean
-from interfuse.core.safe import file_sha256, fingerprint
+from interfuse.core.safe import code_sha256, fingerprint
 
 T = TypeVar("T", bound=Callable[..., Any])
 _MARK = "__interfuse_traits__"
@@ -106,7 +105,7 @@ class Method:
     def version(self) -> str:
         """The card's version and a hash of the method's file and of its room's engine: part of every step's key."""
         files = [inspect.getsourcefile(self.target), inspect.getsourcefile(index.load_room_module(self.entry.room))]
-        return f"{self.card.version}+{fingerprint([file_sha256(Path(f)) for f in files if f])[:12]}"
+        return f"{self.card.version}+{fingerprint([code_sha256(f) for f in files if f])[:12]}"
 
     def check(self, values: Mapping[str, Any], *, where: str = "", extra: tuple[str, ...] = ()) -> dict[str, Any]:
         """All parameters, defaults filled in, each converted and checked.

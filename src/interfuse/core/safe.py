@@ -7,6 +7,7 @@ aliases are counted at their expanded size, and scalars follow the YAML 1.2 core
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -28,6 +29,8 @@ MAX_NODES = 100_000
 MAX_DEPTH = 100
 #: bytes mapped at a time: few calls, as each call may wait for the interpreter while a library is imported
 _SPAN = 1 << 27
+#: files of fewer bytes are read at once
+_SMALL = 1 << 18
 #: so many characters count as one more value, so that an alias of a long text is not free
 CHARS_PER_NODE = 128
 
@@ -274,10 +277,25 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    with open(path, "rb", buffering=0) as file:
+        start = file.read(_SMALL)
+        if len(start) < _SMALL:
+            return hashlib.sha256(start + file.read()).hexdigest()
+        file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_sha256(path: Path | str) -> str:
+    """The SHA-256 of a file of code, which is read once in a process unless it changes."""
+    found = os.stat(path)
+    return _code_sha256(str(path), found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.cache
+def _code_sha256(path: str, *identity: int) -> str:
+    return file_sha256(path)
 
 
 def file_digest(path: Path, kind: str) -> str:

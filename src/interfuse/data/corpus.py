@@ -6,7 +6,9 @@ Files are found at once and read when they are needed; a bad file is skipped, co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -120,10 +122,14 @@ class Corpus:
     limits: Limits
     skipped: list[Skipped] = field(default_factory=list)
     reader: str = "light"
+    _print: tuple[Any, str, str] | None = field(default=None, init=False, repr=False, compare=False)
 
     def fingerprint(self) -> str:
         """A digest of names and contents."""
-        return fingerprint([self.reader, [[f.name, f.sha256] for f in self.files]])
+        if self._print is None or self._print[0] is not self.files or self._print[1] != self.reader:
+            rows = json.dumps([[f.name, f.sha256] for f in self.files]).encode()
+            self._print = (self.files, self.reader, fingerprint([self.reader, hashlib.sha256(rows).hexdigest()]))
+        return self._print[2]
 
     def documents(self, files: Sequence[File] | None = None) -> Iterator[Document]:
         """Reads the documents one by one (of ``files``, or of all), what they hold right after them.
@@ -248,36 +254,43 @@ def open_corpus(source: Source, ctx: Ctx) -> Corpus:
     return replace(_corpus(source.name or first or "documents", files, limits), reader=reader)
 
 
-def _walk(place: Path) -> Iterator[tuple[Path, str]]:
+def _walk(place: Path) -> Iterator[tuple[str, str]]:
+    """Paths of files and their names below a place, "/" between folders."""
     if place.is_file():
-        yield place, place.name
+        yield str(place), place.name
         return
-    root = place.resolve()
-    for folder, folders, names in os.walk(place):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            if name.startswith((".", "~$")) or not os.path.isfile(path):
+    root, folders = place.resolve(), [(str(place), "")]
+    while folders:
+        folder, before = folders.pop()
+        entries: list[os.DirEntry[str]] = []
+        with contextlib.suppress(OSError), os.scandir(folder) as found:  # one that cannot be looked into holds nothing
+            entries = list(found)
+        for entry in entries:
+            name, path = entry.name, entry.path
+            if name.startswith("."):
                 continue
-            if os.path.islink(path) and not Path(path).resolve().is_relative_to(root):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((path, f"{before}{name}/"))
+            elif name.startswith("~$"):
                 continue
-            yield (
-                Path(path),
-                os.path.relpath(folder, place).replace(os.sep, "/") + "/" + name if folder != str(place) else name,
-            )
+            elif entry.is_symlink():
+                if os.path.isfile(path) and Path(path).resolve().is_relative_to(root):
+                    yield path, before + name
+            elif entry.is_file(follow_symlinks=False):
+                yield path, before + name
 
 
-def _file(path: Path, name: str, limits: Any) -> File:
-    size = path.stat().st_size
+def _file(path: str, name: str, limits: Any) -> File:
+    size = os.stat(path).st_size
     digest = file_sha256(path) if size <= limits.bytes else fingerprint(["too large", size])
-    return File(name, digest, size, path)
+    return File(name, digest, size, Path(path))
 
 
 def _corpus(name: str, files: Sequence[File], limits: Any) -> Corpus:
     if not files:
         raise InterfuseError("input.empty", "there are no documents", where=name)
     names = [f.name for f in files]
-    if len(set(names)) < len(names):
+    if len({*names}) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
         raise InterfuseError("input.duplicate", f"two files are called {twice!r}", where=name)
     return Corpus(name, tuple(sorted(files, key=lambda f: f.name)), limits)

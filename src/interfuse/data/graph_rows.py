@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,19 +68,19 @@ class Rows:
         places = np.repeat(self.starts[index], counts) + inside
         return Rows(self.table.take(pa.array(index)), self.proof.take(pa.array(places)), counts)
 
-    def statements(self) -> list[Statement]:
-        """The rows as objects."""
-        fields = [n for n in self.proof.schema.names if n != "premises"]
-        values = [self.proof.column(n).to_pylist() for n in fields]
-        premises = self.proof.column("premises").to_pylist()
-        proofs = [Evidence(**dict(zip(fields, row, strict=True)), premises=tuple(p or ()))
-                  for *row, p in zip(*values, premises, strict=True)]  # fmt: skip
+    def statements(self, *, proof: bool = True) -> list[Statement]:
+        """The rows as objects, on request without their evidence."""
+        proofs: list[Evidence] = []
+        if proof:
+            *values, premises = (self.proof.column(f.name).to_pylist() for f in fields(Evidence))
+            proofs = [Evidence(*row, tuple(p or ())) for *row, p in zip(*values, premises, strict=True)]
         rest = ("confidence", "kind", "status", "valid_from", "valid_to", "recorded_at", "retracted_at")
         columns = {n: self.table.column(n).to_pylist() for n in ("subject", "predicate", "object", "qualifiers", *rest)}
+        starts = self.starts.tolist()
         return [
             Statement(columns["subject"][i], columns["predicate"][i], term_of(columns["object"][i]),
                       tuple((q["predicate"], term_of(q["value"])) for q in columns["qualifiers"][i] or ()),
-                      evidence=tuple(proofs[int(self.starts[i]) : int(self.starts[i + 1])]), **{n: columns[n][i] for n in rest})
+                      evidence=tuple(proofs[starts[i] : starts[i + 1]]), **{n: columns[n][i] for n in rest})
             for i in range(len(self))
         ]  # fmt: skip
 
@@ -219,7 +219,9 @@ def _quads(rows: Rows) -> Iterator[bytes]:
         predicate = pc.binary_join_element_wise("<", part.column("predicate"), ">", "")
         place = graphs.take(pc.index_in(part.column("status"), pa.array(STATUSES)).combine_chunks())
         made = pc.binary_join_element_wise(subject, predicate, part.column("object"), pa.chunked_array([place]), " ")
-        yield "".join(made.to_pylist()).encode()
+        whole = made.combine_chunks()  # its words stand one after the other in one buffer
+        data, ends = whole.buffers()[2], np.frombuffer(whole.buffers()[1], dtype=np.int32)
+        yield data.slice(ends[whole.offset], ends[whole.offset + len(whole)] - ends[whole.offset])
 
 
 def write_quads(path: Path, rows: Rows) -> None:

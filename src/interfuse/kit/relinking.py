@@ -56,7 +56,7 @@ class LinkState:
     Attributes:
         groups: name, key, label, types, letters (an acronym of it), short (it is one) of every group, sorted by name.
         members: id, group. blocks: block, key, group (nearly sorted, so that sorting them is quick). aliases: alias (folded), group.
-        pairs: a, b (groups, the smaller first), weight, spelt. merged: name, called.
+        pairs: a, b (groups, the smaller first; coded), weight, spelt. merged: name, called.
     """
 
     groups: pa.Table
@@ -77,11 +77,14 @@ def state_of(parts: Parts, merges: Iterable[tuple[str, str]], settings: LinkSett
     import pyarrow as pa
 
     names = [g.ids[0] for g in parts.groups]
-    pairs = [(names[i], names[j], w, (i, j) in parts.spelt) for (i, j), w in parts.weights.items()]
+    spelt = [pair in parts.spelt for pair in parts.weights]
+    pairs = _coded_pairs(
+        names, *([pair[i] for pair in parts.weights] for i in (0, 1)), list(parts.weights.values()), spelt
+    )
     word = pa.string()
     joined = list(merges)
     return LinkState(
-        *_group_tables(parts.groups, settings or LinkSettings()), _pairs_table(pairs),
+        *_group_tables(parts.groups, settings or LinkSettings()), pairs,
         pa.table({"name": [b for _, b in joined], "called": [a for a, _ in joined]}, pa.schema([("name", word), ("called", word)])),
     )  # fmt: skip
 
@@ -113,18 +116,40 @@ def _block_rows(groups: Iterable[Group], settings: LinkSettings) -> list[tuple[s
 
 
 def _pairs_table(rows: Sequence[tuple[str, str, float, bool]]) -> pa.Table:
+    names = sorted({n for row in rows for n in row[:2]})
+    place = {n: i for i, n in enumerate(names)}
+    return _coded_pairs(
+        names, *([place[row[i]] for row in rows] for i in (0, 1)), *([row[i] for row in rows] for i in (2, 3))
+    )
+
+
+def _coded_pairs(names: Sequence[str], a: Any, b: Any, weights: Any, spelt: Any) -> pa.Table:
+    """The table of pairs from places among names."""
     import pyarrow as pa
 
-    schema = pa.schema([("a", pa.string()), ("b", pa.string()), ("weight", pa.float64()), ("spelt", pa.bool_())])
-    return pa.table({n: [r[i] for r in rows] for i, n in enumerate(schema.names)}, schema)
+    words = pa.array(names, type=pa.string())
+    ends = [pa.DictionaryArray.from_arrays(pa.array(ids, type=pa.int32()), words) for ids in (a, b)]
+    return pa.table(
+        {
+            "a": ends[0],
+            "b": ends[1],
+            "weight": pa.array(weights, type=pa.float64()),
+            "spelt": pa.array(spelt, type=pa.bool_()),
+        }
+    )
 
 
 def among(column: Any, values: Iterable[str]) -> Any:
-    """Which rows of a column are one of some words, bool [N]."""
+    """Which rows of a column of words, plain or coded, are one of some words, bool [N]."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return pc.is_in(column, pa.array(sorted(set(values)), type=pa.string()))
+    wanted = pa.array(sorted(set(values)), type=pa.string())
+    if pa.types.is_dictionary(column.type):
+        return pa.chunked_array(
+            [pc.is_in(c.dictionary, wanted).take(c.indices) for c in column.chunks], type=pa.bool_()
+        )
+    return pc.is_in(column, wanted)
 
 
 def _without(table: Any, column: str, values: Iterable[str]) -> Any:
