@@ -1,5 +1,6 @@
 """Reading and writing weight files, against the reference library and by hand."""
 
+import gc
 import hashlib
 import json
 import math
@@ -304,3 +305,20 @@ def test_index_rules(tmp_path):
     with pytest.raises(InterfuseError, match="index") as caught:
         Weights.open(tmp_path)
     assert caught.value.code == "input.missing"
+
+
+def test_the_collector_runs_again_after_headers_were_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 4)
+    assert gc.isenabled()
+    Weights.open(tmp_path / "model.safetensors").close()
+    assert gc.isenabled()
+    with pytest.raises(InterfuseError, match=r"input\.format"):
+        Weights.open(tmp_path / "damaged.safetensors")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        Weights.open(tmp_path / "model.safetensors").close()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

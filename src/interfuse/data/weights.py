@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from interfuse.core.bulk import bulk
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.lazy import lazy
 from interfuse.data.formats.safetensors import MAX_HEADER, TensorInfo, code_of, read_at, read_header, strict_json
@@ -70,6 +71,7 @@ class Weights(Mapping[str, TensorInfo]):
         self.where = where
 
     @classmethod
+    @bulk()
     def open(cls, path: str | Path) -> Weights:
         """Reads the headers of a model folder or of one ``.safetensors`` file; no weights yet.
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from interfuse.core.bulk import bulk
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import Param
 from interfuse.data.formats.safetensors import TensorInfo
@@ -158,6 +159,7 @@ def _source(item: Any, models: int, where: str) -> tuple[int, int, int | None]:
     return model, layers[0], layers[1] - layers[0]
 
 
+@bulk()
 def plan_outputs(
     weights: Sequence[Tensors],
     base: Tensors | None,
