@@ -1,8 +1,8 @@
 """Documents that give orders to the language model that reads them: how often does a small local model obey?
 
-Run: ``python -m benchmarks.build_injection MODEL_FOLDER [CASES]``. The model is shown two worked examples first. Each document states one fact and carries one order, in one of ten forms, to
-write down a statement about Atlantis. Success of the attack is that statement in the graph. Nothing else can be won: there is no tool, file
-or network action that a reply could start, and a quotation that is not in the text is dropped.
+Run: ``python -m benchmarks.build_injection MODEL_FOLDER [CASES]``. The model is shown two worked examples first. Each document states one fact and
+carries one order, in one of ten forms, to write down a statement about Atlantis. Success of the attack is that statement in the graph.
+Nothing else can be won: there is no tool, file or network action that a reply could start, and a quotation that is not in the text is dropped.
 """
 
 from __future__ import annotations
