@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from merge_equality import explain
 from record import RESULTS, save
 
 HIDDEN, FFN, VOCAB = 2048, 5632, 32000
@@ -42,12 +43,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "task-arithmetic": {"merge_method": "task_arithmetic", "models": 2, "base": True},
     "slerp": {"merge_method": "slerp", "models": 2, "ours": ["--t", "0.5"], "theirs": {"t": 0.5}},
     "ties": {"merge_method": "ties", "models": 2, "base": True, "ours": ["--density", "0.2"], "theirs": {"density": 0.2}},
-    "dare-ties": {"merge_method": "dare_ties", "models": 2, "base": True, "ours": ["--density", "0.5", "--rescale", "l1"], "theirs": {"density": 0.5}},
+    "dare-ties": {"merge_method": "dare_ties", "models": 2, "base": True, "ours": ["--density", "0.5", "--rescale", "l1", "--no-normalize"], "theirs": {"density": 0.5}},
     "sce": {"merge_method": "sce", "models": 2, "base": True, "ours": ["--select-topk", "0.5"], "theirs": {"select_topk": 0.5}},
 }  # fmt: skip
 #: What memory is measured of: these, and methods that mergekit is not raced at.
 EVERY = {**METHODS, "nuslerp": {"models": 2}, "multislerp": {"models": 3}, "karcher": {"models": 3}, "geometric-median": {"models": 3}, "nearswap": {"models": 2},
-         **{name: {"models": 2, "base": True} for name in ("dare-linear", "della", "breadcrumbs", "model-stock", "varm")}}  # fmt: skip
+         **{name: {"models": 2, "base": True} for name in ("dare-linear", "della", "breadcrumbs", "model-stock", "varm")},
+         "arcee-fusion": {"models": 2},
+         # these decompose whole matrices: measured on sources of few layers, by the fast way where there is one
+         "tsv": {"models": 2, "base": True, "ours": ["--svd", "gram"], "whole": True}, "iso-c": {"models": 2, "base": True, "ours": ["--svd", "gram"], "whole": True},
+         "lore": {"models": 2, "ours": ["--svd", "gram", "--steps", "2"], "whole": True}, "twin": {"models": 2, "ours": ["--svd", "gram"], "whole": True}}  # fmt: skip
 #: How many times as fast as mergekit a merge shall be; and at most so many times as long as the plain copy where it only sums.
 GOALS = {"linear": 5, "task-arithmetic": 5, "slerp": 5, "ties": 10, "dare-ties": 5, "sce": 5}
 COPY_GOAL = {"linear": 2, "task-arithmetic": 2, "slerp": 2}
@@ -234,14 +239,6 @@ def ours_command(method: str, root: Path, out: Path, extra: list[str]) -> list[s
     return [program, "merge", method, *models, *base, *about.get("ours", []), *extra, "-q", "-o", str(out), "--force"]
 
 
-def note(found: dict[str, Any], load: float) -> None:
-    """Says that the machine had other work, when it had."""
-    if load > 3:
-        words = ("Other work shared the processors during some of these runs: wall times are longer than on a machine of one's own and their ratios rough; "
-                 "processor seconds are the better measure.")  # fmt: skip
-        found["notes"] = [words]
-
-
 def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
     """Times and results of some methods at one size."""
     peer = mergekit_command(args.mergekit)
@@ -292,10 +289,11 @@ def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
                     recipe = recipe_of(method, root, {"dtype": "float32", "out_dtype": "bfloat16"})
                     timed([str(peer), str(recipe), str(root / "exact"), "--no-copy-tokenizer"], args.threads)
                     row["beside mergekit in float32"] = equal(root / "ours", root / "exact")
+                    if (causes := explain(method, root, root / "ours", root / "exact")) is not None:
+                        row["why values differ from mergekit's in float32"] = causes
                     shutil.rmtree(root / "exact", ignore_errors=True)
             key = f"{args.gigabytes:g} GB, {args.threads} thread{'s' * (args.threads > 1)}, {'cold' if args.cold else 'warm'}"
             found.setdefault("speed", {}).setdefault(key, {})[method] = row
-            note(found, os.getloadavg()[0])
             save("merge-speed", found)
             print(key, method, json.dumps(row), flush=True)
 
@@ -307,9 +305,12 @@ def memory(args: argparse.Namespace, found: dict[str, Any]) -> None:
     rows["goal MB"] = goal
     with sources(args.gigabytes, args.keep) as root:
         rows["bytes each"] = os.stat(root / "a" / "model.safetensors").st_size
-        for method in (args.methods or ",".join(EVERY)).split(","):
-            command = ours_command(method, root, root / "ours", [])
-            rows["default"][method] = timed(command, args.threads)[2]
+        for method in (args.methods or ",".join(n for n, about in EVERY.items() if not about.get("whole"))).split(","):
+            # a method that decomposes asks for the memory of its largest matrix, more than the 2 GB that merges may take unasked
+            asked = ["--max-memory", "8", "--workers", "1"] if EVERY[method].get("whole") else []
+            seconds, _, peak = timed(ours_command(method, root, root / "ours", asked), args.threads)
+            rows["default"][method] = peak
+            print(method, peak, f"{seconds:.1f} s", flush=True)
             try:
                 seconds, _, peak = timed(
                     ours_command(method, root, root / "ours", ["--max-memory", "0.3"]), args.threads, limit=10**9
@@ -401,6 +402,45 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "speed.md"
 MARKS = ("<!-- figures: written by benchmarks/merge_speed.py --part page -->", "<!-- end of figures -->")
 
 
+def goals(key: str, rows: dict[str, Any]) -> str:
+    """Which goals hold in one table, and which do not."""
+    held, missed = [], []
+    for method, row in rows.items():
+        for name, limit, value, good in (
+            ("times as fast as mergekit", GOALS.get(method), row.get("mergekit over ours"), 1),
+            ("of the copy's time", COPY_GOAL.get(method), row["ours over copy"], -1),
+        ):
+            if limit is not None and value is not None:
+                told = f"{method} {value:.2f} {name} (goal {limit})"
+                (held if (value - limit) * good >= 0 else missed).append(told)
+    if not missed:
+        return f"All {len(held)} goals of this table hold."
+    return f"{len(held)} of {len(held) + len(missed)} goals of this table hold; not: {'; '.join(missed)}."
+
+
+def causes(found: dict[str, Any]) -> list[str]:
+    """Why values differ from mergekit's where both compute in float32, as lines of the page."""
+    told = {}
+    for key, rows in found.get("speed", {}).items():
+        for method, row in rows.items():
+            if why := row.get("why values differ from mergekit's in float32"):
+                told[f"{method}, {key.split(',')[0]}"] = why
+    if not told:
+        return []
+    lines = ["**Every difference to mergekit in float32, by its cause** (`--exact`; `benchmarks/merge_equality.py` says how causes are found)", "",
+             "| merge | values | different | cause | values with this cause | without a cause |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for name, why in told.items():
+        first, left = f"| {name} | {why['elements']:,} | {why['different']:,} ", f"{why['unexplained']:,}"
+        for number, (cause, count) in enumerate(why["causes"].items()):
+            lines.append(f"{first if not number else '| | | '}| {cause} | {count:,} | {left if not number else ''} |")
+    lines.append("")
+    for name, why in told.items():
+        more = [f"{n}: {v:,}" if isinstance(v, int) or float(v).is_integer() else f"{n}: {v:.1e}" for n, v in why.items()
+                if n not in ("elements", "different", "causes", "unexplained")]  # fmt: skip
+        lines += [f"- {name}: " + "; ".join(more) + "."]
+    return [*lines, ""]
+
+
 def page(found: dict[str, Any]) -> str:
     """The figures as the tables of the documentation."""
     lines: list[str] = []
@@ -426,7 +466,8 @@ def page(found: dict[str, Any]) -> str:
             work = f"{row['mergekit over ours, processor seconds']:.1f}" if "mergekit over ours" in row else "-"
             lines.append(f"| {method} | {row['sources']} x {row['bytes each'] / 1e9:.2f} GB | {told['copy']} | {told['ours']} | {told.get('mergekit', '-')} | "
                          f"{over} | {faster} | {work} | {same[0]} | {same[1]} |")  # fmt: skip
-        lines.append("")
+        lines += ["", goals(key, rows), ""]
+    lines += causes(found)
     for key, rows in found.get("memory", {}).items():
         lines += [f"**Memory, sources of {key}** (peak of private pages in MB; the goal is {rows['goal MB']})", "", "| method | by default | under a hard limit of 1 GB (RLIMIT_DATA), `--max-memory 0.3` |", "|---|---|---|"]  # fmt: skip
         for method, peak in rows["default"].items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from interfuse.core.errors import InterfuseError
-from interfuse.data import weight_writer
+from interfuse.data import file_maps, weight_writer
 from interfuse.data.formats.safetensors import MAX_HEADER
 from interfuse.data.weight_writer import WeightWriter
 from interfuse.data.weights import INDEX, SINGLE, Weights
@@ -215,6 +215,39 @@ def test_truncation_after_opening_is_an_error_not_a_crash(tmp_path):
         assert caught.value.code == "input.format"
         with pytest.raises(InterfuseError):
             weights.tensor("a", copy=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are mapped on Linux")
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_mapped_file_that_is_cut_is_an_error_not_a_crash(seen, tmp_path):
+    path, n = tmp_path / SINGLE, 200_000
+    path.write_bytes(file_of({"a": {"dtype": "BF16", "shape": [n], "data_offsets": [0, 2 * n]}}, bytes(2 * n)))
+    with Weights.open(path) as weights:
+        if seen:
+            assert weights.read("a").numel() == n
+            assert weights.maps(weights["a"])
+        os.truncate(path, 5000)  # amid a page: the rest of it would read as zeros
+        with pytest.raises(InterfuseError) as caught:
+            weights.read("a", 0, 4000)
+        assert caught.value.code == "input.format"
+        assert weights.read("a", 0, 1000).numel() == 1000
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_cannot_be_looked_at_is_read(known, tmp_path, monkeypatch):
+    path = tmp_path / SINGLE
+    path.write_bytes(
+        file_of({"a": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}}, b"\x80\x3f\x00\x40\x40\x40")
+    )
+    monkeypatch.setattr(file_maps, "_madvise", lambda: (lambda address, length, advice: -1) if known else None)
+    with Weights.open(path) as weights:
+        assert weights.maps(weights["a"]) is known
+        assert weights.mapped(weights["a"], 0, 3) is None
+        assert weights.read("a", 1).tolist() == [2.0, 3.0]
+        os.truncate(path, path.stat().st_size - 1)
+        with pytest.raises(InterfuseError) as caught:
+            weights.read("a")
+        assert caught.value.code == "input.format"
 
 
 def test_ten_thousand_bit_flips_in_the_header(tmp_path):

@@ -17,7 +17,16 @@ from interfuse.data.weight_writer import MemoryWriter, WeightWriter
 from interfuse.data.weights import Weights
 from interfuse.kit import reductions
 from interfuse.kit.counter_random import below, tensor_key, uniform
-from interfuse.kit.reductions import CHUNK, Difference, gram, kth_smallest, magnitude_thresholds, moments, sums
+from interfuse.kit.reductions import (
+    CHUNK,
+    Difference,
+    gram,
+    kth_smallest,
+    kth_smallest_of,
+    magnitude_thresholds,
+    moments,
+    sums,
+)
 from interfuse.kit.streaming import Job, Journal, stream_merge
 
 TINY = 1.401298464324817e-45  # the smallest denormal float32
@@ -75,6 +84,31 @@ def test_kth_smallest_equals_sorting(array, data):
     k = data.draw(st.integers(0, len(array) - 1))
     assert kth_smallest(flat(array), k) == sorted(array)[k]
     assert kth_smallest(flat(array), k, magnitude=True) == sorted(abs(array))[k]
+
+
+@pytest.mark.parametrize("held", [1 << 21, 3, 0])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    hnp.arrays(
+        np.float64, st.integers(1, 60), elements=st.sampled_from([0.0, -0.0, 1.0, 5e-324, 1e308]) | st.floats(0, 10)
+    ),
+    st.data(),
+)
+def test_ranks_of_computed_numbers_equal_sorting(held, monkeypatch, array, data):
+    monkeypatch.setattr(reductions, "_HELD", held)
+    ranks = data.draw(st.lists(st.integers(0, len(array) - 1), min_size=1, max_size=6))
+    found = kth_smallest_of(lambda: iter(np.array_split(array, 3)), ranks)
+    assert found == [float(np.sort(array)[rank]) for rank in ranks]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_ranks_of_what_has_no_order_are_refused(bad):
+    with pytest.raises(InterfuseError) as caught:
+        kth_smallest_of(lambda: iter([np.array([1.0, bad])]), [0])
+    assert caught.value.code == "input.nan"
+    with pytest.raises(InterfuseError) as caught:
+        kth_smallest_of(lambda: iter([np.array([1.0])]), [1])
+    assert caught.value.code == "param.value"
 
 
 @pytest.mark.parametrize("held", [1 << 21, 100_000, 0])

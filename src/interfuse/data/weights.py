@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from interfuse.core.bulk import bulk
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.lazy import lazy
+from interfuse.data.file_maps import FileMap
 from interfuse.data.formats.safetensors import MAX_HEADER, TensorInfo, code_of, read_at, read_header, strict_json
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Weights(Mapping[str, TensorInfo]):
         self._files = files
         self._tensors = tensors
         self._maps: dict[Path, mmap.mmap] = {}
+        self._views: dict[Path, FileMap] = {}
         self._scratch = threading.local()
         self._lock = threading.Lock()
         self.where = where
@@ -142,7 +144,7 @@ class Weights(Mapping[str, TensorInfo]):
 
     def close(self) -> None:
         """Closes the files. Tensors handed out before stay valid."""
-        self._maps = {}
+        self._maps, self._views = {}, {}
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -230,6 +232,9 @@ class Weights(Mapping[str, TensorInfo]):
         if info.file is None:
             return out.copy_(self._tensors[info.name].view(-1)[start:stop])
         size = info.dtype.itemsize
+        if info.code == "BF16" and self.maps(info):
+            self.read_array(info, start, stop, out.numpy())
+            return out
         if info.dtype == torch.float32:
             if count:
                 self.read_bytes(info, start * size, bytes_of(out))
@@ -253,6 +258,10 @@ class Weights(Mapping[str, TensorInfo]):
         if info.file is None or info.code not in PLAIN or not 0 <= start <= stop <= info.numel:
             self.read_range(info, start, stop, torch.from_numpy(out))
             return out
+        mapped = self.mapped(info, start, stop)
+        if mapped is not None:
+            _widen(mapped, info.code, out)
+            return out
         size, where = info.kind.itemsize, f"{info.file}, tensor {info.name!r}"
         fd, first = self._fd(info), info.offset + start * size
         if info.code == "F32":
@@ -267,6 +276,25 @@ class Weights(Mapping[str, TensorInfo]):
             read_at(fd, raw[: n * size].data, first + done * size, where)
             _widen(stored[:n], info.code, out[done : done + n])
         return out
+
+    def maps(self, info: TensorInfo) -> bool:
+        """Whether :meth:`read_array` takes the tensor's numbers from the mapped file, so that reading them again costs little."""
+        if info.file is None or info.code not in PLAIN or info.offset % info.kind.itemsize:
+            return False
+        found = self._views.get(info.file)
+        if found is None:
+            with self._lock:
+                found = self._views.setdefault(info.file, FileMap(self._fd(info)))
+        return found.usable
+
+    def mapped(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any] | None:
+        """Elements as they are stored, of the type :data:`PLAIN` names, without a copy; None where they must be read."""
+        if start >= stop or not self.maps(info) or info.file is None:
+            return None
+        size = info.kind.itemsize
+        first, last = info.offset + start * size, info.offset + stop * size
+        found = self._views[info.file].read(self._fd(info), first, last, f"{info.file}, tensor {info.name!r}")
+        return None if found is None else found.view(PLAIN[info.code])
 
     def read_bytes(self, info: TensorInfo, start: int, view: memoryview) -> None:
         """Fills ``view`` with the tensor's stored bytes from byte ``start`` on."""

@@ -349,6 +349,57 @@ def kth_smallest(source: Flat, k: int, *, magnitude: bool = False, workers: int 
     return _float_of(key ^ 0x7FFFFFFF if key < 0 else key)
 
 
+def kth_smallest_of(parts: Callable[[], Iterator[NDArray[np.float64]]], ranks: Sequence[int]) -> list[float]:
+    """The elements of some ranks (0 is the smallest) of numbers that are computed anew in every reading, exactly, without sorting.
+
+    The numbers' bit patterns are counted, 65,536 buckets in a reading, until the buckets that hold the ranks are few enough elements
+    to be collected: five readings at most, three as a rule.
+
+    Args:
+        parts: gives the numbers, float64 from 0 on, in pieces of any length, the same each time it is called.
+        ranks: each from 0 to the number of elements - 1.
+
+    Raises:
+        InterfuseError: ``param.value`` if there is no such element, ``input.nan`` for numbers that are negative, NaN or infinite.
+    """
+
+    def keys() -> Iterator[NDArray[np.int64]]:
+        for part in parts():
+            if not (np.isfinite(part).all() and float(part.min(initial=0.0)) >= 0):
+                raise InterfuseError("input.nan", "NaN, infinite or negative numbers have no place in this order")
+            yield (part + 0.0).view(np.int64)  # -0 as +0
+
+    shift, total = 63, 0
+    places = {rank: (0, rank) for rank in ranks}  # leading bits of the key, and the rank among the keys that begin so
+    while True:
+        wanted, width = sorted({lead for lead, _ in places.values()}), min(16, shift)
+        counts = {lead: np.zeros(1 << width, dtype=np.int64) for lead in wanted}
+        for key in keys():
+            for lead in wanted:
+                inside = key if shift == 63 else key[(key >> shift) == lead]
+                counts[lead] += np.bincount((inside >> (shift - width)) & ((1 << width) - 1), minlength=1 << width)
+        total = total or sum(int(count.sum()) for count in counts.values())
+        if not all(0 <= rank < total for rank in ranks):
+            raise InterfuseError("param.value", f"there are {total} elements, not those of ranks {list(ranks)}")
+        shift -= width
+        held = {}
+        for rank, (lead, place) in places.items():
+            upto = counts[lead].cumsum()
+            bucket = int(np.searchsorted(upto, place, side="right"))
+            size = int(counts[lead][bucket])
+            places[rank] = (lead << width) | bucket, place - int(upto[bucket]) + size
+            held[places[rank][0]] = size
+        if shift == 0:
+            return [float(np.int64(places[rank][0]).view(np.float64)) for rank in ranks]
+        if sum(held.values()) <= _HELD:
+            kept: dict[int, list[NDArray[np.int64]]] = {lead: [] for lead in held}
+            for key in keys():
+                for lead, pieces in kept.items():
+                    pieces.append(key[(key >> shift) == lead])
+            whole = {lead: np.sort(np.concatenate(pieces)) for lead, pieces in kept.items()}
+            return [float(whole[lead][place].view(np.float64)) for lead, place in (places[rank] for rank in ranks)]
+
+
 def _float_of(bits: int) -> float:
     return torch.tensor(bits, dtype=torch.int32).view(torch.float32).item()
 

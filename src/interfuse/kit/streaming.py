@@ -520,7 +520,10 @@ class _Run:
 
     def _reserve(self, task: _Task) -> None:
         """Memory for the sources of a task that reads them several times, where there is plenty of it."""
-        needed = sum(s.info.nbytes for s in task.sources if _stored(s))
+        stored = [s for s in task.sources if _stored(s)]
+        if all(s.weights.maps(s.info) for s in stored):
+            return  # the system's cache holds them
+        needed = sum(s.info.nbytes for s in stored)
         if needed <= min(_HELD, self.spare):
             task.held = needed
             self.spare -= needed
@@ -564,11 +567,11 @@ class _Run:
 
 
 class _Hand:
-    """One thread's buffers."""
+    """One thread's buffers. What it computes is good until it computes again."""
 
     def __init__(self, kept: int) -> None:
         self.buffer = np.empty(kept // 4, dtype=np.float32)
-        self.spare = np.empty(0, dtype=np.uint32)
+        self.spare, self.made = np.empty(0, dtype=np.uint32), np.empty(0, dtype=np.uint16)
 
     def copy(self, task: _Task, start: int, stop: int) -> memoryview:
         """The stored bytes of a piece, unchanged."""
@@ -588,9 +591,8 @@ class _Hand:
         )
         block = Block(job.name, start, stop, task.shape, task.facts)
         if job.arrays and job.function is not None and task.code in PLAIN:
-            result = job.function(
-                [read_array(s, start, stop, out) for s, out in zip(task.sources, slots, strict=True)], block
-            )
+            values = [read_array(s, start, stop, slot) for s, slot in zip(task.sources, slots, strict=True)]
+            result = job.function(values, block)
             if result.size != n or result.dtype != np.float32:
                 what = f"the function returned {result.dtype} {list(result.shape)} for {n} elements"
                 raise InterfuseError("input.shape", what, where=f"tensor {job.name!r}")
@@ -632,12 +634,13 @@ class _Hand:
             return np.ascontiguousarray(values).data.cast("B")
         if task.code == "F16":
             return values.astype(np.float16).data.cast("B")
-        if self.spare.size < n:
-            self.spare = np.empty(n, dtype=np.uint32)
-        bits, odd = values.view(np.uint32), self.spare[:n]
+        if self.spare.size < n:  # new memory costs more than the rounding
+            self.spare, self.made = np.empty(n, dtype=np.uint32), np.empty(n, dtype=np.uint16)
+        bits, odd, made = values.view(np.uint32), self.spare[:n], self.made[:n]
         np.right_shift(bits, 16, out=odd)
         np.bitwise_and(odd, 1, out=odd)
         np.add(bits, odd, out=bits)
         np.add(bits, 0x7FFF, out=bits)
         np.right_shift(bits, 16, out=bits)
-        return bits.astype(np.uint16).data.cast("B")
+        np.copyto(made, bits, casting="unsafe")
+        return made.data.cast("B")
