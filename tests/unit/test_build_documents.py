@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 
 import interfuse
+from interfuse.build.keeping import Kept
+from interfuse.build.room import Candidate
 from interfuse.core.ctx import Budget, Ctx
 from interfuse.core.errors import InterfuseError
+from interfuse.core.rooms import Source
+from interfuse.data.corpus import open_corpus
 from interfuse.data.graph import Graph
 from interfuse.data.graph_files import read_documents
 from interfuse.data.lm import Prompt, Reply, words_of
@@ -99,6 +104,7 @@ def build(folder: Path, out: Path, cache: Path, method: str = "offline", **given
 def write(folder: Path, files: dict[str, str]) -> Path:
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
 
@@ -175,6 +181,45 @@ def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
     assert changed.digest() != first.digest()
     fresh, _ = build(folder, tmp_path / "f", tmp_path / "other cache")
     assert fresh.digest() == changed.digest()
+
+
+def test_which_files_of_a_folder_are_documents(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "elsewhere"
+    write(outside, {"far.txt": "Far is a town.", "deep/far.txt": "Deep is a town."})
+    write(
+        inside,
+        {"b.txt": "B.", "a/b.txt": "AB.", "a/.hidden/c.txt": "C.", ".d.txt": "D.", "~$e.txt": "E.", "a.txt": "A."},
+    )
+    (inside / "near.txt").symlink_to("a.txt")
+    (inside / "far.txt").symlink_to(outside / "far.txt")
+    (inside / "deep").symlink_to(outside / "deep")
+    (inside / "again").symlink_to("a")
+    (inside / "gone.txt").symlink_to("nowhere.txt")
+    (inside / "round.txt").symlink_to("round.txt")
+    corpus = open_corpus(Source(str(inside)), Ctx())
+    assert [f.name for f in corpus.files] == ["a.txt", "a/b.txt", "b.txt", "near.txt"]
+    assert [f.sha256 for f in corpus.files] == [hashlib.sha256(t).hexdigest() for t in (b"A.", b"AB.", b"B.", b"A.")]
+    was = corpus.fingerprint()
+    corpus.files = corpus.files[1:]
+    assert corpus.fingerprint() != was
+
+
+def test_a_line_that_was_cut_and_a_strange_one_are_passed_over(tmp_path: Path) -> None:
+    keys = [hashlib.sha256(bytes([i])).hexdigest() for i in range(3)]
+    kept = Kept(tmp_path / "kept.jsonl")
+    for key in keys:
+        kept.put(key, [Candidate("Oslo", "capital of", "Norway")], {"sentences": 1})
+    kept.close()
+    data = (tmp_path / "kept.jsonl").read_bytes()
+    (tmp_path / "kept.jsonl").write_bytes(b"no line of ours\n\n" + data[:-40])
+    kept = Kept(tmp_path / "kept.jsonl")
+    assert sorted(kept.rows) == sorted(keys[:2])
+    assert kept.get(keys[1]) == ([Candidate("Oslo", "capital of", "Norway")], {"sentences": 1})
+    kept.put(keys[2], [], {})
+    kept.close()
+    again = Kept(tmp_path / "kept.jsonl")
+    assert again.get(keys[2]) == ([], {})
+    assert again.get(keys[0]) is not None
 
 
 def test_deleting_a_document_equals_never_having_had_it(tmp_path: Path) -> None:

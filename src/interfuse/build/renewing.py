@@ -16,6 +16,7 @@ import bisect
 import contextlib
 import dataclasses
 import functools
+import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -24,6 +25,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +37,12 @@ from interfuse.build.assembling import Assembler, guesses_of
 from interfuse.build.keeping import key_of_work
 from interfuse.build.room import Work, own_params, settings_of
 from interfuse.core.errors import InterfuseError
+from interfuse.core.lazy import kept_out
 from interfuse.core.rooms import Call
 from interfuse.core.safe import code_sha256, file_digest, fingerprint, jsonable
 from interfuse.data.corpus import Corpus, Document, Skipped
 from interfuse.data.graph import Graph, end_of, hash_of, line_of_op, whole_hash
-from interfuse.data.graph_files import read_documents_table, read_table, schemas, write_documents, write_meta
+from interfuse.data.graph_files import DOCUMENTS, read_documents_table, read_table, schemas, write_documents, write_meta
 from interfuse.data.graph_log import Op
 from interfuse.data.graph_rows import (
     Rows,
@@ -55,7 +58,7 @@ from interfuse.data.graph_rows import (
     write_rows,
 )
 from interfuse.data.statements import ALIAS, LABEL, TYPE, Literal, Statement, combined, to_json
-from interfuse.kit.linking import Linked, Mention
+from interfuse.kit.linking import Linked, Mention, most_said
 from interfuse.kit.relinking import TABLES, LinkState, among, relink, state_of
 
 if TYPE_CHECKING:
@@ -89,7 +92,7 @@ class Source:
 def renewable(call: Call) -> bool:
     """Whether what a call makes can be kept and brought up to date."""
     traits, settings, inputs = call.method.traits, settings_of(call), call.inputs
-    alone = traits.get("per") == "chunk" and not {"document", "finish"} & set(traits)
+    alone = traits.get("per") == "chunk" and "finish" not in traits
     checked = inputs["ontology"] is not None and settings.contracts != "off"
     return (
         alone
@@ -159,15 +162,28 @@ class Kept:
 def open_kept(place: Path) -> Kept | None:
     """The state at a place, or None when there is none that is whole."""
     try:
-        facts = json.loads((place / "state.json").read_bytes())
+        digest, _, told_of = (place / "state.json").read_bytes().partition(b"\n")
+        if hashlib.sha256(told_of).hexdigest().encode() != digest:
+            return None
+        facts = json.loads(told_of)
+        _without_pandas()
         if any(file_digest(place / name, "xxh3") != digest for name, digest in facts["digests"].items()):
             return None
         told = {name: _arrow(place / f"{name}.arrow") for name in facts["tables"]}
         said, holds, votes = (_rows(told[n], told[f"{n}-proof"]) for n in ("said", "holds", "votes"))
         links = LinkState(*(told[n] for n in TABLES)) if facts["linked"] else None
-        return Kept(place, facts, said, holds, votes, told["nodes"], told["texts"], links)
+        return Kept(place, facts, said, holds, votes, told["nodes"], read_documents_table(place), links)
     except (OSError, ValueError, KeyError, TypeError, InterfuseError):
         return None
+
+
+@functools.cache
+def _without_pandas() -> None:
+    """In a process of our own, Arrow does not look whether what it is given is of pandas, which it would import for that."""
+    with kept_out("pandas"):
+        import pyarrow as pa
+
+        pa.array([""])
 
 
 def _arrow(path: Path) -> Any:
@@ -203,11 +219,11 @@ class Made:
     links: LinkState | None
 
 
-def _keep(place: Path, corpus: Corpus, sources: Sequence[Source], made: Made, texts: pa.Table) -> None:
-    """Keeps the state of a graph; a disk that is full or read-only keeps nothing."""
+def _keep(place: Path, corpus: Corpus, sources: Sequence[Source], made: Made, graph: Path) -> None:
+    """Keeps the state of a graph that was written to a folder; a disk that is full or read-only keeps nothing."""
     import pyarrow as pa
 
-    tables = {"nodes": made.nodes, "texts": texts}
+    tables = {"nodes": made.nodes}
     for name in ("said", "holds", "votes"):
         rows: Rows = getattr(made, name)
         tables[name], tables[f"{name}-proof"] = rows.table.append_column("proofs", pa.array(rows.counts)), rows.proof
@@ -218,12 +234,14 @@ def _keep(place: Path, corpus: Corpus, sources: Sequence[Source], made: Made, te
         try:
             for name, table in tables.items():
                 _write_arrow(folder / f"{name}.arrow", table)
+            shutil.copyfile(graph / DOCUMENTS, folder / DOCUMENTS)
             facts = {
                 "files": {f.name: f.sha256 for f in corpus.files}, "documents": [vars(s) for s in sources], "direct": made.direct,
                 "skipped": [vars(s) for s in corpus.skipped], "linked": made.links is not None,
                 "tables": list(tables), "digests": {p.name: file_digest(p, "xxh3") for p in sorted(folder.iterdir())},
             }  # fmt: skip
-            (folder / "state.json").write_text(json.dumps(facts))
+            told_of = json.dumps(facts).encode()
+            (folder / "state.json").write_bytes(hashlib.sha256(told_of).hexdigest().encode() + b"\n" + told_of)
             if place.exists():  # what is read at this moment stays whole: it loses its name first
                 old = folder.with_name(f"{folder.name}-old")
                 os.rename(place, old)
@@ -257,7 +275,7 @@ def keep_new(
         read_rows(folder / "statements.parquet", folder / "evidence.parquet", pa.table({"hash": _hashes(held.whole)})),
         rows_of([_vote(assembler, *v) for v in assembler.votes], lambda s: hash_of(to_json(s))), read_table(folder / "nodes.parquet"), links,
     )  # fmt: skip
-    _keep(place_of(call), call.inputs["documents"], sources, made, read_documents_table(folder))
+    _keep(place_of(call), call.inputs["documents"], sources, made, folder)
 
 
 def _hashes(joined_: bytes) -> Any:
@@ -475,11 +493,10 @@ class Mentions:
                     near.setdefault(s, {})[name] = None
                     near.setdefault(name, {})[s] = None
             for i in sorted(wanted):
-                labels = [_value(o) for o in words.get(i, ())]
+                labels = {_value(o): n for o, n in Counter(words.get(i, ())).items()}
                 self.known[i] = None if not labels else Mention(
-                    i, min(labels, key=lambda w, labels=labels: (-labels.count(w), w)),  # type: ignore[misc]
-                    tuple(sorted({*labels, *(_value(o) for o in also.get(i, ()))})), tuple(sorted(types.get(i, ()))),
-                    tuple(sorted(near.get(i, ()))), len(labels))  # fmt: skip
+                    i, most_said(labels), tuple(sorted({*labels, *(_value(o) for o in also.get(i, ()))})), tuple(sorted(types.get(i, ()))),
+                    tuple(sorted(near.get(i, ()))), sum(labels.values()))  # fmt: skip
         return {i: m for i in ids if (m := self.known[i]) is not None}
 
 
@@ -539,7 +556,7 @@ def holds_anew(old: Rows, said: Rows, gone: Rows, came: Rows, called: Mapping[st
     drop = np.flatnonzero(among(old.column("id"), touched).to_numpy())
     new = rows_of(made, whole_hash)
     before, after = _ends(old.take(drop)), _ends(new)
-    return said, spliced(old, drop, new, [_place(old, s.order) for s in made]), before, after
+    return said, spliced(old, drop, new, [_place(old, s.order) for s in made]).together(), before, after
 
 
 def _called(statement: Statement, called: Mapping[str, str]) -> Statement:
@@ -606,6 +623,19 @@ def nodes_anew(old: pa.Table, holds: Rows, names: Sequence[str]) -> pa.Table:
     return pa.concat_tables([*parts, kept.slice(at)])
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Python does not look for circles of objects meanwhile: many small objects are made that are in none, and looking through all
+    objects of the process (a parser alone brings a million) takes longer than the work."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read: Iterable[tuple[Source, list[Statement]]],
           assembler: Assembler) -> dict[str, Any]:  # fmt: skip
     """Writes the graph as it is after a change, and keeps its state.
@@ -646,7 +676,7 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
     columns_of_rows(holds).save(folder / "columns")
     write_meta(folder, {**counts_of(holds), "merged names": len(pairs), "operations": len(ops),
                         "digest": hashlib.sha256(hashes[1]).hexdigest(), "log": log})  # fmt: skip
-    texts = {row["id"]: row["text"] for row in kept.texts.to_pylist()}
+    texts = dict(zip(*(kept.texts.column(n).to_pylist() for n in ("id", "text")), strict=True))
     texts.update({d.id: d.text for d in change.documents})
     write_documents(folder, [(i, n, texts[i]) for i, n in change.order])
     old = {s.id: s for s in kept.sources}
@@ -657,6 +687,6 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
     for source in sources:
         for what, amount in source.tally.items():
             work.count(what, amount)
-    _keep(kept.place, corpus, sources, Made(said, direct, holds, votes, nodes, links), read_documents_table(folder))
+    _keep(kept.place, corpus, sources, Made(said, direct, holds, votes, nodes, links), folder)
     linked = {"names linked": len(pairs)} if links is not None else {}
     return {"candidates": sum(s.found for s in sources), "statements": len(holds), **linked}

@@ -299,7 +299,7 @@ def _sources(texts: Sequence[tuple[str, str, str]], found: Mapping[str, Source_]
 def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:
     """The graph of an earlier build brought up to date; None when there is none, or too much has changed."""
     from interfuse.build.assembling import Assembler
-    from interfuse.build.renewing import changed, open_kept, place_of, renew, renewable
+    from interfuse.build.renewing import changed, open_kept, place_of, renew, renewable, uncollected
 
     if not renewable(call):
         return None
@@ -317,7 +317,8 @@ def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:
     found = {name: (source, statements) for name, source, statements in _assembled(items, work, settings, assembler)}
     read = [(source, found[source.id][1] if source.id in found else [])
             for source in _sources(texts, {k: v[0] for k, v in found.items()}, work)]  # fmt: skip
-    facts = renew(call, work, folder, kept, change, read, assembler)
+    with uncollected():
+        facts = renew(call, work, folder, kept, change, read, assembler)
     count = int(work.tally.get("chunks", 0))
     call.ctx.log(f"resuming: {count - work.asked} of {count} chunks were read before")
     return facts
@@ -367,6 +368,7 @@ def _by_chunk(
     kept = Kept(call.ctx.cache.expanduser() / "build" / f"{key_of_work(call, own_params(call))}.jsonl")
     reader = ChunkReader(call, kept)
     waiting: list[tuple[Chunk, bool]] = []
+    ahead: list[tuple[str, list[Statement]]] = []  # what documents say as a whole, until their first chunk is read
     new, before = 0, len(kept.rows)
     spread_out = settings.engine == "ray"
     source: Iterable[Document]
@@ -391,8 +393,12 @@ def _by_chunk(
                 last = file
                 own = list(split(document, settings.chunk_tokens))
                 if "document" in call.method.traits:
-                    yield from call.method.traits["document"](work, document, own, **own_params(call))
+                    ahead.append(
+                        (document.id, list(call.method.traits["document"](work, document, own, **own_params(call))))
+                    )
                 for chunk in own:
+                    if ahead:
+                        reader.ahead[chunk.id], ahead = ahead, []
                     chunks[chunk.id] = chunk
                     work.at = document.id
                     work.count("chunks")
@@ -403,6 +409,9 @@ def _by_chunk(
                         yield from reader.read(waiting, work)
                         waiting, new = [], 0
             yield from reader.read(waiting, work)
+            for name, statements in ahead:
+                work.at = name
+                yield from statements
     finally:
         kept.close()
         if spread_out:
@@ -412,10 +421,15 @@ def _by_chunk(
 
 
 class ChunkReader:
-    """Calls the method for chunks that were not read before."""
+    """Calls the method for chunks that were not read before.
+
+    Attributes:
+        ahead: chunk's id -> documents (ids) and what they say as a whole, before what is found in the chunk.
+    """
 
     def __init__(self, call: Call, kept: Kept) -> None:
         self.call, self.kept = call, kept
+        self.ahead: dict[str, list[tuple[str, list[Statement]]]] = {}
         self.hits, self.asked = 0, 0
         self.ready: Any = None
 
@@ -432,6 +446,9 @@ class ChunkReader:
                 row = self.kept.get(chunk.key)
                 assert row is not None
             self.hits += there
+            for name, statements in self.ahead.pop(chunk.id, ()):
+                work.at = name
+                yield from statements
             work.at = chunk.document.id
             for name, amount in row[1].items():
                 work.count(name, amount)

@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 
@@ -30,6 +31,17 @@ class _Lazy:
         return value
 
 
+class _Absent:
+    """Finds that a module is not installed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name == self.name:
+            raise ModuleNotFoundError(f"{name} is not needed here", name=name)
+
+
 class Process:
     """What is known of the process: ``own`` is whether it is the command line's, in which nobody else's code uses libraries."""
 
@@ -43,11 +55,33 @@ def kept_out(name: str) -> Iterator[None]:
     if not Process.own or name in sys.modules:
         yield
         return
-    sys.modules[name] = None  # type: ignore[assignment]
+    finder = _Absent(name)
+    sys.meta_path.insert(
+        0, finder
+    )  # None in sys.modules would do for Python's own import, but compiled code takes it for the module
     try:
         yield
     finally:
-        sys.modules.pop(name, None)
+        sys.meta_path.remove(finder)
+
+
+@contextlib.contextmanager
+def stood_in(name: str, *members: str) -> Iterator[None]:
+    """While a library is imported in a process of our own, an empty module with these members (None) stands for a submodule of it, and
+    for the package that holds this, which the library imports for the sake of others. Elsewhere nothing happens."""
+    package = name.rpartition(".")[0]
+    if not Process.own or package in sys.modules:
+        yield
+        return
+    made = {package: ModuleType(package), name: ModuleType(name)}
+    made[package].__path__ = []
+    vars(made[name]).update(dict.fromkeys(members))
+    sys.modules.update(made)
+    try:
+        yield
+    finally:
+        for known in made:
+            sys.modules.pop(known, None)
 
 
 def lazy(name: str) -> Any:

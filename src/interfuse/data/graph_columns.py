@@ -6,6 +6,7 @@ by mapping them into memory, whatever their size.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _ARRAYS = ("subject", "predicate", "object", "confidence", "status", "indptr", "by_object", "object_indptr", "qualifier_indptr",
            "qualifier_relation", "qualifier_value", "literal")  # fmt: skip
+#: so few rows are not worth the import of a library that sorts integers faster
+_FEW = 1 << 18
 #: malformed lines that are described; the rest are counted
 SHOWN = 100
 
@@ -237,6 +240,8 @@ def _order(
 
 def _stable(values: NDArray[Any], count: int) -> NDArray[np.int64]:
     """Rows sorted by a small integer, stably."""
+    if len(values) < _FEW and "scipy.sparse" not in sys.modules:  # importing it takes longer than it saves
+        return np.argsort(values, kind="stable")
     from scipy.sparse import csr_matrix
 
     if not len(values):

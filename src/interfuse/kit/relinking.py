@@ -152,6 +152,20 @@ def among(column: Any, values: Iterable[str]) -> Any:
     return pc.is_in(column, wanted)
 
 
+def words_of(column: Any) -> list[str]:
+    """The words of a column, plain or coded."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return list(column.to_pylist())
+    found: list[str] = []
+    for chunk in column.chunks:
+        codes, places = np.unique(chunk.indices.to_numpy(), return_inverse=True)
+        words = chunk.dictionary.take(pa.array(codes)).to_pylist()
+        found += [words[i] for i in places.tolist()]
+    return found
+
+
 def _without(table: Any, column: str, values: Iterable[str]) -> Any:
     import pyarrow.compute as pc
 
@@ -210,6 +224,7 @@ class _Change:
 
     def pairs(self) -> tuple[pa.Table, list[str]]:
         """The table of pairs now, and the groups at which something came or went."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         mine = {g.ids[0] for g in self.fresh}
@@ -221,23 +236,26 @@ class _Change:
         rows = self._weighed(groups, touching, mine)
         old = self.old.pairs
         out = pc.or_(among(old.column("a"), self.gone), among(old.column("b"), self.gone))
-        seeds = [n for column in ("a", "b") for n in old.filter(out).column(column).to_pylist()]
+        seeds = [n for column in ("a", "b") for n in words_of(old.filter(out).column(column))]
         kept = old.filter(pc.invert(out))
-        stay: list[Any] = []
         if lost or come:
             ends = {n for pair in (*lost, *come) for n in pair}
-            near = pc.and_(among(kept.column("a"), ends), among(kept.column("b"), ends))
-            some = [tuple(row.values()) for row in kept.filter(near).to_pylist()]
+            near = np.flatnonzero(pc.and_(among(kept.column("a"), ends), among(kept.column("b"), ends)).to_numpy())
+            moved = {*lost, *come}
+            both = zip(*(words_of(kept.column(n).take(pa.array(near))) for n in ("a", "b")), strict=True)
+            near = near[np.fromiter((pair in moved for pair in both), dtype=bool, count=len(near))]
+            some = [tuple(row.values()) for row in kept.take(pa.array(near)).to_pylist()]
             apart = set(lost)
             less = {*self._alone([row[:2] for row in some if row[3] and row[:2] in apart])}
             seeds += [n for row in some if row[3] and row[:2] in less for n in row[:2]]
-            stay = [row for row in some if not (row[3] and row[:2] in less)]
-            there = {row[:2] for row in stay}
+            there = {row[:2] for row in some}
             rows += self._spelt(groups, [p for p in come if p not in there])
-            kept = kept.filter(pc.invert(near))
+            stays = np.ones(kept.num_rows, dtype=bool)
+            stays[[i for i, row in zip(near.tolist(), some, strict=True) if row[3] and row[:2] in less]] = False
+            kept = kept.filter(pa.array(stays))
         seeds += [n for a, b, _, _ in rows for n in (a, b)]
         left = set(self.gone) - mine
-        return _joined(kept, _pairs_table([*rows, *stay])), sorted(set(seeds) - left)
+        return _joined(kept, _pairs_table(rows)), sorted(set(seeds) - left)
 
     def _compared(self, mine: set[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]], list[tuple[str, str]]]:
         """Pairs that are compared by spelling: with a group of ``mine``; others that a block compares now and did not; others that
@@ -412,11 +430,21 @@ def _clustered(
     pulling = state.pairs.filter(pc.greater(state.pairs.column("weight"), 0.0))
     while front:  # parts are small: a few steps reach all of them
         rows = pulling.filter(pc.or_(among(pulling.column("a"), front), among(pulling.column("b"), front)))
-        ends = [*rows.column("a").to_pylist(), *rows.column("b").to_pylist()]
+        ends = [*words_of(rows.column("a")), *words_of(rows.column("b"))]
         front = [n for n in dict.fromkeys(ends) if n not in seen]
         seen.update(dict.fromkeys(front))
-    inside = state.pairs.filter(pc.and_(among(state.pairs.column("a"), seen), among(state.pairs.column("b"), seen)))
-    weights = {(a, b): w for a, b, w in zip(*(inside.column(n).to_pylist() for n in ("a", "b", "weight")), strict=True)}
+    pulled = pulling.filter(among(pulling.column("a"), seen))
+    tied = {
+        n for column in ("a", "b") for n in words_of(pulled.column(column))
+    }  # what pushes matters among these alone
+    inside = state.pairs.filter(pc.and_(among(state.pairs.column("a"), tied), among(state.pairs.column("b"), tied)))
+    weights = dict(
+        zip(
+            zip(*(words_of(inside.column(n)) for n in ("a", "b")), strict=True),
+            inside.column("weight").to_pylist(),
+            strict=True,
+        )
+    )
     names = sorted(seen)
     place = {n: i for i, n in enumerate(names)}
     home = cluster(len(names), {(place[a], place[b]): w for (a, b), w in weights.items()})
