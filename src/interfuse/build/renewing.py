@@ -46,12 +46,15 @@ from interfuse.data.graph_files import DOCUMENTS, read_documents_table, read_tab
 from interfuse.data.graph_log import Op
 from interfuse.data.graph_rows import (
     Rows,
+    coded,
     columns_of_rows,
     counts_of,
     joined,
+    packed,
     read_rows,
     rows_of,
     spliced,
+    words_of,
     write_log_rows,
     write_node_table,
     write_quads,
@@ -106,7 +109,7 @@ def renewable(call: Call) -> bool:
 def place_of(call: Call) -> Path:
     """Where the state of a build is kept: it changes with whatever its result depends on, besides the documents' contents."""
     corpus: Corpus = call.inputs["documents"]
-    roots = {str(f.path).removesuffix(f.name) if f.path is not None else "" for f in corpus.files}
+    roots = {f.place.removesuffix(f.name) if f.place is not None else "" for f in corpus.files}
     roots = {os.path.realpath(r) if r else corpus.name for r in roots}
     settings = {k: v for k, v in dataclasses.asdict(settings_of(call)).items() if k not in ("engine", "workers")}
     key = fingerprint({
@@ -140,7 +143,7 @@ class Kept:
     Attributes:
         place: where it is. facts: ``files`` (name, digest), ``documents`` (:class:`Source`), ``skipped`` and ``direct``: how many rows of ``said`` came
             from documents; what follows was voted for.
-        said: what was said, with columns ``hash`` and ``now`` (the id under which it holds). holds: what holds. votes: types that
+        said: what was said, with columns ``hash`` and ``now`` (the id under which it holds, where that is another one). holds: what holds. votes: types that
             were guessed, ``kind`` being what they were guessed as.
     """
 
@@ -200,11 +203,12 @@ def _rows(table: Any, proof: Any) -> Rows:
 def _write_arrow(path: Path, table: Any) -> None:
     import pyarrow as pa
 
+    table = packed(table)
     with (
         pa.OSFile(str(path), "wb") as sink,
         pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as out,
     ):
-        out.write_table(table.combine_chunks())
+        out.write_table(table)
 
 
 @dataclass
@@ -267,13 +271,16 @@ def keep_new(
         return
     state, held, log = graph.state, graph._held, folder / "log"
     more = pa.table(
-        {"hash": _hashes(held.said[1]), "now": pa.array([state._place[s.id] for s in said], type=pa.string())}
+        {
+            "hash": _hashes(held.said[1]),
+            "now": pa.array([_other(state._place[s.id], s.id) for s in said], type=pa.string()),
+        }
     )
     links = state_of(linked.parts, linked.merges()) if linked is not None and linked.parts is not None else None
     made = Made(
-        read_rows(log / "assertions.parquet", log / "evidence.parquet", more), sum(s.rows for s in sources),
+        coded(read_rows(log / "assertions.parquet", log / "evidence.parquet", more)), sum(s.rows for s in sources),
         read_rows(folder / "statements.parquet", folder / "evidence.parquet", pa.table({"hash": _hashes(held.whole)})),
-        rows_of([_vote(assembler, *v) for v in assembler.votes], lambda s: hash_of(to_json(s))), read_table(folder / "nodes.parquet"), links,
+        _vote_rows(assembler), read_table(folder / "nodes.parquet"), links,
     )  # fmt: skip
     _keep(place_of(call), call.inputs["documents"], sources, made, folder)
 
@@ -287,6 +294,24 @@ def _hashes(joined_: bytes) -> Any:
 def _bytes(hashes: Any) -> bytes:
     whole = hashes.combine_chunks()
     return whole.buffers()[1].slice(whole.offset * 32, len(whole) * 32).to_pybytes() if len(whole) else b""
+
+
+def _other(now: str, given: str) -> str | None:
+    """What the column ``now`` says: nothing where a statement holds under its own id."""
+    return None if now == given else now
+
+
+def _now(rows: Rows) -> Any:
+    """The ids under which rows hold."""
+    import pyarrow.compute as pc
+
+    return pc.coalesce(rows.column("now"), rows.column("id"))
+
+
+def _vote_rows(assembler: Assembler) -> Rows:
+    return coded(
+        rows_of([_vote(assembler, *v) for v in assembler.votes], lambda s: bytes(32))
+    )  # nothing is digested of them
 
 
 def _vote(assembler: Assembler, entity: str, kind: str, status: str, proof: tuple[Any, ...]) -> Statement:
@@ -418,7 +443,7 @@ def said_anew(kept: Kept, order: Sequence[tuple[str, str]], new: Mapping[str, So
         told.setdefault(s.subject, {}).setdefault(s.kind, []).append((s.status, s.evidence))
     guesses = [s for entity in sorted(told) for s in guesses_of(entity, told[entity], assembler)]
     drop = np.flatnonzero(among(guessed.column("subject"), voted).to_numpy())
-    subjects = guessed.column("subject").to_pylist()
+    subjects = words_of(guessed.column("subject"))
     made = _said_rows(guesses)
     guessed_now = spliced(guessed, drop, made, [bisect.bisect_left(subjects, s.subject) for s in guesses])
     documents = joined(said_parts)
@@ -427,7 +452,7 @@ def said_anew(kept: Kept, order: Sequence[tuple[str, str]], new: Mapping[str, So
 
 
 def _said_rows(statements: Sequence[Statement]) -> Rows:
-    return rows_of(statements, lambda s: hash_of(to_json(s)), now=[s.id for s in statements])
+    return coded(rows_of(statements, lambda s: hash_of(to_json(s)), now=[None for _ in statements]))
 
 
 def _runs(order: Sequence[tuple[str, str]], places: Mapping[str, tuple[int, int, int, int]],
@@ -448,7 +473,7 @@ def _runs(order: Sequence[tuple[str, str]], places: Mapping[str, tuple[int, int,
 
 
 def _words(rows: Rows, column: str) -> list[str]:
-    return list(dict.fromkeys(rows.column(column).to_pylist()))
+    return list(dict.fromkeys(words_of(rows.column(column))))
 
 
 def _ends(rows: Rows) -> list[str]:
@@ -483,7 +508,7 @@ class Mentions:
             also: dict[str, list[str]] = {}
             types: dict[str, dict[str, None]] = {}
             near: dict[str, dict[str, None]] = {}
-            for s, p, o in zip(*(rows.column(n).to_pylist() for n in ("subject", "predicate", "object")), strict=True):
+            for s, p, o in zip(*(words_of(rows.column(n)) for n in ("subject", "predicate", "object")), strict=True):
                 name = "" if o[0] == '"' else o[1:-1] if o[0] == "<" else o
                 if p in (LABEL, ALIAS) and not name:
                     (words if p == LABEL else also).setdefault(s, []).append(o)
@@ -517,7 +542,7 @@ def holds_anew(old: Rows, said: Rows, gone: Rows, came: Rows, called: Mapping[st
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    touched = {*gone.column("now").to_pylist()}
+    touched = {*_now(gone).to_pylist()}
     names = {*renamed, *(n for pair in renamed.values() for n in pair)}
     moved = among(said.column("id"), set(came.column("id").to_pylist()))
     if names:
@@ -530,24 +555,27 @@ def holds_anew(old: Rows, said: Rows, gone: Rows, came: Rows, called: Mapping[st
         ):
             moved = pc.or_(moved, mask)
     index = np.flatnonzero(moved.to_numpy())
-    ids, were = (said.column(n).take(pa.array(index)).to_pylist() for n in ("id", "now"))
-    first = dict(
-        zip(reversed(ids), reversed(index.tolist()), strict=True)
-    )  # what is said often is called alike each time
-    called_now = [
-        _called(s, called).id for s in said.take(np.array([*first.values()], dtype=np.int64)).statements(proof=False)
-    ]
+    some = said.take(index)
+    ids, were = some.column("id").to_pylist(), _now(some).to_pylist()
+    first: dict[str, int] = {}  # what is said often is called alike each time
+    for i, given in enumerate(ids):
+        first.setdefault(given, i)
+    once = some.take(np.array([*first.values()], dtype=np.int64)).statements(proof=False)
+    called_now = [_called(s, called).id for s in once]
     place = dict(zip(first, called_now, strict=True))
     now = [place[i] for i in ids]
     touched.update(were, now)
     column = pc.replace_with_mask(
-        said.column("now").combine_chunks(), moved.combine_chunks(), pa.array(now, type=pa.string())
+        said.column("now").combine_chunks(),
+        moved.combine_chunks(),
+        pa.array([_other(n, i) for n, i in zip(now, ids, strict=True)], type=pa.string()),
     )
     table = said.table.set_column(said.table.schema.get_field_index("now"), "now", column)
     said = Rows(table, said.proof, said.counts)
-    concerned = said.take(np.flatnonzero(among(said.column("now"), touched).to_numpy()))
+    own = pc.and_(pc.is_null(said.column("now")), among(said.column("id"), touched))
+    concerned = said.take(np.flatnonzero(pc.or_(own, among(said.column("now"), touched)).to_numpy()))
     parts: dict[str, list[tuple[str, int, Statement]]] = {}
-    for i, (s, name) in enumerate(zip(concerned.statements(), concerned.column("now").to_pylist(), strict=True)):
+    for i, (s, name) in enumerate(zip(concerned.statements(), _now(concerned).to_pylist(), strict=True)):
         parts.setdefault(name, []).append((s.id, i, s))
     made = sorted(
         (combined([_called(s, called) for _, _, s in sorted(p, key=lambda x: x[:2])]) for p in parts.values()),
@@ -651,7 +679,7 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
         statements += [s.checked() for s in found]
     if any(s.status == "withdrawn" for s in statements):
         raise InterfuseError("run.failed", "a build says nothing that is withdrawn", where=call.method.id)
-    votes = rows_of([_vote(assembler, *v) for v in assembler.votes], lambda s: hash_of(to_json(s)))
+    votes = _vote_rows(assembler)
     said, direct, votes, gone, came = said_anew(kept, change.order, new, _said_rows(statements), votes, assembler)
     links = kept.links
     renamed: dict[str, tuple[str, str]] = {}

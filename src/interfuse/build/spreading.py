@@ -14,7 +14,6 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from interfuse.build.keeping import Kept
@@ -119,7 +118,7 @@ class Reading:
 
 def _file(row: Sequence[Any]) -> File:
     name, digest, size, path, text = row
-    return File(name, digest, size, Path(path) if path else None, text)
+    return File(name, digest, size, path or None, text)
 
 
 def pieces(files: Sequence[File]) -> list[list[File]]:

@@ -106,8 +106,13 @@ class File:
     name: str
     sha256: str
     size: int
-    path: Path | None = field(default=None, compare=False)
+    place: str | None = field(default=None, compare=False)
     text: str | None = field(default=None, repr=False)
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is."""
+        return None if self.place is None else Path(self.place)
 
 
 @dataclass
@@ -148,20 +153,17 @@ class Corpus:
         try:
             for file in self.files if files is None else files:
                 found: Iterable[Document | Skipped]
-                if file.path is None:
+                path = file.path
+                if path is None:
                     found = read(file.name, (file.text or "").encode("utf-8", "replace"), self.limits)
-                elif (blocked := self._blocked(file)) is not None:
+                elif (blocked := self._blocked(file, path)) is not None:
                     found = [blocked]
                 else:
-                    head = file.path.open("rb")
+                    head = path.open("rb")
                     with head:
                         start = head.read(8192)
                     plain = not start.startswith((b"PK", b"%PDF")) and _plain(file.name, start, sniff)
-                    found = (
-                        read(file.name, file.path.read_bytes(), self.limits)
-                        if plain
-                        else reader.read(file.name, file.path)
-                    )
+                    found = read(file.name, path.read_bytes(), self.limits) if plain else reader.read(file.name, path)
                 for item in found:
                     if isinstance(item, Document) and item.id in seen:
                         item = Skipped(item.name, "input.duplicate", f"the same bytes as {seen[item.id]}", item.id)
@@ -173,14 +175,10 @@ class Corpus:
         finally:
             reader.close()
 
-    def _blocked(self, file: File) -> Skipped | None:
+    def _blocked(self, file: File, path: Path) -> Skipped | None:
         if file.size > self.limits.bytes:
             return Skipped(file.name, "input.limit", f"the file is larger than {self.limits.bytes} bytes")
-        return (
-            None
-            if file.path is not None and file.path.is_file()
-            else Skipped(file.name, "input.missing", "the file is gone")
-        )
+        return None if path.is_file() else Skipped(file.name, "input.missing", "the file is gone")
 
 
 def _plain(name: str, start: bytes, sniff: Any) -> bool:
@@ -295,7 +293,7 @@ def _file(path: str, name: str, limits: Any) -> File:
         digest = hashlib.sha256(data).hexdigest()
     else:  # large, or it grew meanwhile
         digest = file_sha256(path)
-    return File(name, digest, size, Path(path))
+    return File(name, digest, size, path)
 
 
 def _corpus(name: str, files: Sequence[File], limits: Any) -> Corpus:

@@ -23,6 +23,8 @@ from interfuse.data.statements import STATUSES, TYPE, Evidence, Statement, term_
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: columns of statements that :func:`coded` codes
+CODED = ("subject", "predicate", "object")
 #: in more pieces than these a table is put together before rows are taken from it
 _PIECES = 16
 #: columns of evidence that are no field of it
@@ -79,7 +81,8 @@ class Rows:
             *values, premises = (self.proof.column(f.name).to_pylist() for f in fields(Evidence))
             proofs = [Evidence(*row, tuple(p or ())) for *row, p in zip(*values, premises, strict=True)]
         rest = ("confidence", "kind", "status", "valid_from", "valid_to", "recorded_at", "retracted_at")
-        columns = {n: self.table.column(n).to_pylist() for n in ("subject", "predicate", "object", "qualifiers", *rest)}
+        columns = {n: words_of(self.table.column(n)) for n in CODED}
+        columns.update({n: self.table.column(n).to_pylist() for n in ("qualifiers", *rest)})
         starts = self.starts.tolist()
         return [
             Statement(columns["subject"][i], columns["predicate"][i], term_of(columns["object"][i]),
@@ -103,6 +106,47 @@ def _taken(table: Any, index: NDArray[np.int64]) -> Any:
             parts.append(batch.take(pa.array(index[low:high] - at)))
         at += batch.num_rows
     return pa.Table.from_batches(parts, schema=table.schema)
+
+
+def words_of(column: Any) -> list[str]:
+    """The words of a column, plain or coded."""
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return list(column.to_pylist())
+    found: list[str] = []
+    for chunk in column.chunks:
+        codes, places = np.unique(chunk.indices.to_numpy(), return_inverse=True)
+        words = chunk.dictionary.take(pa.array(codes)).to_pylist()
+        found += [words[i] for i in places.tolist()]
+    return found
+
+
+def coded(rows: Rows) -> Rows:
+    """The same rows, their subjects, predicates and objects as numbers of words: most occur many times."""
+    import pyarrow as pa
+
+    table = rows.table
+    for name in CODED:
+        place = table.schema.get_field_index(name)
+        if not pa.types.is_dictionary(table.schema.field(place).type):
+            table = table.set_column(place, name, table.column(place).dictionary_encode())
+    return Rows(table, rows.proof, rows.counts)
+
+
+def packed(table: Any) -> Any:
+    """A table in one piece, without words that no row has any more where these are the most."""
+    import pyarrow as pa
+
+    table = table.combine_chunks()
+    for place, field in enumerate(table.schema):
+        if not pa.types.is_dictionary(field.type) or not table.num_rows:
+            continue
+        column = table.column(place).combine_chunks()
+        size = len(column.dictionary)
+        if 2 * np.count_nonzero(np.bincount(column.indices.to_numpy(), minlength=size)) < size:
+            table = table.set_column(place, field.name, column.cast(pa.string()).dictionary_encode())
+    return table
 
 
 def rows_of(statements: Sequence[Statement], hashed: Callable[[Statement], bytes], **more: Sequence[Any]) -> Rows:
@@ -192,9 +236,8 @@ def write_rows(statements: Path, evidence: Path, rows: Rows, op: int) -> None:
             table, proof = part.table.combine_chunks(), part.proof.combine_chunks()
             place = np.repeat(np.arange(len(part)), part.counts)
             given = {"op": pa.array(np.full(len(part), op, dtype=np.int32))}
-            out.write_table(
-                pa.table({n: given[n] if n in given else table.column(n) for n in schema.names}, schema=schema)
-            )
+            plain = {n: given[n] if n in given else table.column(n).cast(schema.field(n).type) for n in schema.names}
+            out.write_table(pa.table(plain, schema=schema))
             told = {"statement": table.column("id").take(pa.array(place)), "row": pa.array(place + start)}
             proof_out.write_table(
                 pa.table(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interfuse.data.graph_rows import words_of
 from interfuse.data.ontology import Ontology
 from interfuse.kit.linking import (
     Group,
@@ -150,20 +151,6 @@ def among(column: Any, values: Iterable[str]) -> Any:
             [pc.is_in(c.dictionary, wanted).take(c.indices) for c in column.chunks], type=pa.bool_()
         )
     return pc.is_in(column, wanted)
-
-
-def words_of(column: Any) -> list[str]:
-    """The words of a column, plain or coded."""
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(column.type):
-        return list(column.to_pylist())
-    found: list[str] = []
-    for chunk in column.chunks:
-        codes, places = np.unique(chunk.indices.to_numpy(), return_inverse=True)
-        words = chunk.dictionary.take(pa.array(codes)).to_pylist()
-        found += [words[i] for i in places.tolist()]
-    return found
 
 
 def _without(table: Any, column: str, values: Iterable[str]) -> Any:
