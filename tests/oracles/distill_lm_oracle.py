@@ -132,25 +132,43 @@ def _transport(a: Array, b: Array, power: float, steps: int = 0) -> float:
 def infigfusion_loss(seen: Seen, *, uld: float, gld_share: float, top_k: int, power: float, **params: Any) -> Said:
     assert seen.labels is not None
     counts = seen.labels != -100
-    mine = []
-    for b, t in zip(*np.nonzero(counts), strict=True):
-        best = np.argsort(-seen.student[b, t])[:top_k]
-        mine.append(dict(zip(best.tolist(), _standardised(seen.student[b, t][best]).tolist(), strict=True)))
-    ulds, glds = np.zeros(counts.shape), []
-    for said, graph in zip(seen.extra["said"], seen.extra["graphs"], strict=True):
-        theirs = [
+    places = list(zip(*np.nonzero(counts), strict=True))
+    best = [np.argsort(-seen.student[b, t])[:top_k] for b, t in places]
+    theirs = [
+        [
             dict(zip(ids.tolist(), _standardised(z).tolist(), strict=True))
             for ids, z in zip(graph["ids"], graph["logits"], strict=True)
         ]
-        glds.append(_transport(_graph(mine), _graph(theirs), power))
+        for graph in seen.extra["graphs"]
+    ]
+
+    def graphs_differ(student: Array) -> float:
+        rows = [_standardised(student[b, t][top]) for (b, t), top in zip(places, best, strict=True)]
+        mine = _graph([dict(zip(top.tolist(), row.tolist(), strict=True)) for top, row in zip(best, rows, strict=True)])
+        return float(np.mean([_transport(mine, _graph(other), power) for other in theirs]))
+
+    ulds = np.zeros(counts.shape)
+    for said in seen.extra["said"]:
         for b, t in np.ndindex(*counts.shape):
             if said["valid"][b, t]:
                 z = np.sort(seen.student[b, t])[::-1][:top_k]
                 p = np.sort(_softmax((said["logp"][b, t] - said["logp"][b, t].mean()) / said["logp"][b, t].std()))[::-1]
                 q = np.sort(_softmax((z - z.mean()) / z.std()))[::-1]
                 ulds[b, t] += np.abs(p - q).sum() / len(seen.extra["said"])
-    ce, gld = _ce(seen), float(np.mean(glds))
-    scale = gld_share * ce.sum() / counts.sum() / gld
+    ce, gld = _ce(seen), graphs_differ(seen.student)
+    pulls: list[list[float]] = [[], []]  # of the cross entropy, exactly; of the graph term, by differences
+    for (b, t), top in zip(places, best, strict=True):
+        p = _softmax(seen.student[b, t])
+        p[seen.labels[b, t]] -= 1
+        pulls[0] += (p / len(places)).tolist()
+        for i in top:
+            sides = []
+            for h in (1e-5, -1e-5):
+                moved = seen.student.copy()
+                moved[b, t, i] += h
+                sides.append(graphs_differ(moved))
+            pulls[1].append((sides[0] - sides[1]) / 2e-5)
+    scale = gld_share * float(np.linalg.norm(pulls[0]) / np.linalg.norm(pulls[1]))
     return {"ce": ce, "uld": uld * ulds, "gld": np.where(counts, scale * gld, 0.0)}
 
 

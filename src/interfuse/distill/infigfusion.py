@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -29,10 +29,12 @@ class InfiGFusion(Hooks):
     uld: Annotated[float, Field(ge=0, description="weight of the token-level term")] = 0.5
     gld: Annotated[
         float | Literal["auto"],
-        Field(description="weight of the graph term; auto makes it gld_share of the cross entropy at the first step"),
+        Field(
+            description="weight of the graph term; auto makes its pull on the logits gld_share of the cross entropy's at the first step"
+        ),
     ] = "auto"
     gld_share: Annotated[
-        float, Field(gt=0, le=1, description="of the cross entropy at the first step, for gld: auto")
+        float, Field(gt=0, le=1, description="of the norm of the cross entropy's gradient, for gld: auto")
     ] = 0.1
     top_k: Annotated[int, Field(ge=2, description="logits kept per position")] = 10
     scale: Annotated[
@@ -90,19 +92,14 @@ class InfiGFusion(Hooks):
         assert labels is not None, "a causal language model has targets"
         counts = labels != IGNORE
         sources = len(extra["said"])
-        width = min(self.top_k, views.student.shape[-1])
-        top = views.student.topk(width, dim=-1)
-        ours = Kept(top.indices[counts], top.values[counts])
         terms = {"ce": hard_loss(views)}
         if self.uld:
-            terms["uld"] = torch.stack([self._uld(views, said, top.values) for said in extra["said"]]).sum(0) / sources
+            top = views.student.topk(min(self.top_k, views.student.shape[-1]), dim=-1).values
+            terms["uld"] = torch.stack([self._uld(views, said, top) for said in extra["said"]]).sum(0) / sources
         if self.gld:
-            size = views.student.shape[-1]
-            each = [self._gld(ours, size, graph) for graph in extra["graphs"]]
-            value = torch.stack(each).mean()
-            terms["gld"] = value.expand(labels.shape).masked_fill(~counts, 0.0)
+            terms["gld"] = self._gld(views).expand(labels.shape).masked_fill(~counts, 0.0)
             if self.gld == "auto" and "gld_scale" not in run.tensors:
-                run.tensors["gld_scale"] = self._first_scale(terms["ce"].detach(), value.detach(), int(counts.sum()))
+                run.tensors["gld_scale"] = self._first_scale(views, int(counts.sum()))
         return terms
 
     def _uld(self, views: Views, said: dict[str, torch.Tensor], mine: torch.Tensor) -> torch.Tensor:
@@ -113,16 +110,32 @@ class InfiGFusion(Hooks):
         out[valid] = standardised_uld(mine[valid], said["logp"][valid]).to(out.dtype)
         return out
 
-    def _gld(self, ours: Kept, size: int, graph: dict[str, Any]) -> torch.Tensor:
-        theirs = Kept(graph["ids"], graph["logits"])
-        return gld_loss(ours, theirs, size, graph["size"], scale=self.scale, nodes=self.nodes, power=self.power, mismatch=self.mismatch,
-                        budget=self.graph_memory * 2**20)  # fmt: skip
+    def _gld(self, views: Views) -> torch.Tensor:
+        """How far the student's graph is from those of the sources, on average."""
+        assert views.labels is not None
+        size, counts = views.student.shape[-1], views.labels != IGNORE
+        top = views.student.topk(min(self.top_k, size), dim=-1)
+        ours = Kept(top.indices[counts], top.values[counts])
+        each = []
+        for graph in views.batch.extra["graphs"]:
+            theirs = Kept(graph["ids"], graph["logits"])
+            each.append(gld_loss(ours, theirs, size, graph["size"], scale=self.scale, nodes=self.nodes, power=self.power,
+                                 mismatch=self.mismatch, budget=self.graph_memory * 2**20))  # fmt: skip
+        return torch.stack(each).mean()
 
-    def _first_scale(self, ce: torch.Tensor, value: torch.Tensor, count: int) -> torch.Tensor:
-        """The weight at which the graph term is ``gld_share`` of the cross entropy; 0 where the graphs already agree."""
-        mean = float(ce.sum()) / max(count, 1)
-        scale = self.gld_share * mean / float(value) if float(value) > 1e-12 else 0.0
-        return torch.tensor(scale, dtype=torch.float64)
+    def _first_scale(self, views: Views, count: int) -> torch.Tensor:
+        """The weight at which the graph term pulls at the logits ``gld_share`` as much as the cross entropy; 0 where the graphs agree.
+
+        Values do not compare: at a tenth of the cross entropy's value the graph term pulls two to four times as much.
+        """
+        logits = views.student.detach().requires_grad_()
+        with torch.enable_grad():
+            apart = replace(views, student=logits)
+            ce, gld = (
+                float(torch.autograd.grad(x, logits)[0].norm())
+                for x in (hard_loss(apart).sum() / count, self._gld(apart))
+            )
+        return torch.tensor(self.gld_share * ce / gld if gld > 1e-12 else 0.0, dtype=torch.float64)
 
     def on_epoch_end(self, run: Run) -> None:
         if "gld_scale" in run.tensors:
