@@ -6,7 +6,7 @@ kind; five seeds. ``tiny``: three tiny models with tokenizers and skills of thei
 five seeds. ``digits`` and ``texts``: KnFu and its baselines under Dirichlet splits; five seeds. ``speed``: ratios of one run. Everything is
 scaled-down; seeds share splits between conditions, and comparisons are paired.
 
-    python benchmarks/distill_lm.py [real] [terms] [tiny] [digits] [texts] [speed]
+    python benchmarks/distill_lm.py [real] [terms] [tiny] [digits] [texts] [speed] [SEED ...]
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def compared(baseline: Sequence[float], candidate: Sequence[float], what: str = 
     """The mean paired difference, candidate minus baseline, with a 95 % bootstrap interval and a sign-flip p."""
     rng = np.random.Generator(np.random.Philox(7))
     if len(baseline) < 2:
-        return {"difference": float(np.mean(candidate - baseline)), "n": len(baseline), "of": of}
+        return {"difference": float(np.mean(np.subtract(candidate, baseline))), "n": len(baseline), "of": what}
     found = paired_bootstrap(baseline, candidate, rng)
     out = {"difference": found.estimate, "low": found.low, "high": found.high, "n": found.n, "of": what}
     return out | ({"p": sign_flip(baseline, candidate, rng).p} if len(baseline) <= 30 else {})
@@ -656,7 +656,7 @@ def speed() -> None:
 
 
 if __name__ == "__main__":
-    parts: dict[str, Callable[[], None]] = {
+    parts: dict[str, Callable[..., None]] = {
         "digits": digits,
         "texts": texts,
         "tiny": tiny,
@@ -664,5 +664,6 @@ if __name__ == "__main__":
         "real": real,
         "terms": terms,
     }
-    for word in sys.argv[1:] or list(parts):
-        parts[word]()
+    numbers = {"seeds": [int(w) for w in sys.argv[1:] if w.isdigit()]} if any(w.isdigit() for w in sys.argv) else {}
+    for word in [w for w in sys.argv[1:] if not w.isdigit()] or list(parts):
+        parts[word](**numbers)
