@@ -253,6 +253,7 @@ TINY: dict[str, Any] = {
     "lm weight": 0.9,
     "held out": 150,
     "rates": [3e-3, 1e-3],
+    "graph term": "auto, a tenth of the pull on the logits",
 }
 
 
