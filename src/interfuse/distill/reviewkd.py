@@ -13,15 +13,15 @@ from torch.autograd.function import once_differentiable
 
 from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss, per_position
-from interfuse.kit.enlarged_conv import conv_enlarged
 from interfuse.kit.losses import full_precision
+from interfuse.kit.mixed_conv import Kernels, conv_mixed
 from interfuse.kit.nets import as_map, check_places, width_of
 from interfuse.kit.taps import AUTO, PENULTIMATE
 
 #: sides of the averaged copies that a map is compared at, beside its own size (section 3.3)
 PYRAMID = (4, 2, 1)
-#: places of a map from which on its normalisation is computed ahead of its convolution; below, the additional operations cost more
-LARGE = 256
+#: places of a map from which on it is fused without being built wide; below, the additional operations cost more
+LARGE = 512
 
 
 @method()
@@ -143,9 +143,9 @@ class _Context(torch.autograd.Function):
 class Fusion(nn.Module):
     """Attention-based fusion (section 3.3): a stage and the residual of the deeper ones, mixed by two maps of weights per place.
 
-    Where the stage is large and narrower than the fusion, as shallow ones are, no more is computed at its size than must be: the
+    Where the last stage is large and narrower than the fusion, as the shallowest is, no more is computed at its size than must be: the
     1 x 1 convolution and the normalisation over the batch that follows it are one affine map whose statistics are read off the
-    stage's own covariance, and where nothing comes after, the 3 x 3 convolution runs on the narrow stage as well.
+    stage's own covariance, and the 3 x 3 convolution runs on the narrow stage and on the residual of the deeper ones before it is enlarged.
     """
 
     def __init__(self, inner: int, middle: int, outer: int, *, fuse: bool, kernel: int = 3) -> None:
@@ -170,45 +170,77 @@ class Fusion(nn.Module):
         """
         convolution, norm = _parts(self.expand)
         here = feature.shape[2:]
-        feature = feature.contiguous(memory_format=torch.channels_last)
-        large = self.inner < self.middle and here[0] * here[1] >= LARGE
-        if large:  # the stage beside a channel of ones, so that an affine map is a convolution
-            first = self._folded(feature)
-            feature = F.pad(feature, (0, 0, 0, 0, 0, 1), value=1.0)
-        x: Tensor = feature if large else self.reduce(feature)
-        if self.attention is not None and deeper is not None:
+        feature = _channels_last(feature)
+        if self.attention is None or deeper is None:
+            x = self.reduce(feature)
+        else:
             # the 1 x 1 convolution of [x, y] in two halves: that of y runs before y is enlarged, which changes nothing
             mine, theirs = self.attention.weight[:, : self.middle], self.attention.weight[:, self.middle :]
-            there, bias = _enlarged(F.conv2d(deeper, theirs), here), self.attention.get_parameter("bias")
-            share = torch.sigmoid(F.conv2d(x, _after(mine, first) if large else mine, bias) + there)  # [B, 2, H, W]
+            bias = self.attention.get_parameter("bias")
+            narrow = self.inner < self.middle and here[0] * here[1] >= LARGE
             twice = tuple(here) == size == tuple(2 * n for n in deeper.shape[2:])
-            x = share[:, :1] * x
-            if large and last and twice and convolution.kernel_size == (3, 3):
-                narrow = F.conv2d(x, _after(convolution.weight, first), padding=1)
-                return norm(narrow.add_(conv_enlarged(deeper, share[:, 1:], convolution.weight))), None
-            x = F.conv2d(x, first) if large else x
-            x = torch.addcmul(x, share[:, 1:], _enlarged(deeper, here))
-        elif large:
-            x = F.conv2d(x, first)
+            if narrow and last and twice and convolution.kernel_size == (3, 3):
+                first = self._folded(feature)
+                told, theirs = mine[:, :, 0, 0] @ first, theirs[:, :, 0, 0]
+                after = torch.einsum("omyx,mi->oiyx", convolution.weight, first)
+                kernels = Kernels(after, convolution.weight, told[:, :-1], theirs, bias + told[:, -1])
+                return norm(conv_mixed(feature, deeper, kernels)), None
+            x = self.reduce(feature)
+            there = _enlarged(F.conv2d(deeper, theirs), here)
+            share = torch.sigmoid(F.conv2d(x, mine, bias) + there)  # [B, 2, H, W]
+            x = torch.addcmul(share[:, :1] * x, share[:, 1:], _enlarged(deeper, here))
         if x.shape[2:] != size:
             x = F.interpolate(x, size=size, mode="nearest")
         return norm(_convolved(x, convolution)), x
 
     def _folded(self, feature: Tensor) -> Tensor:
-        """Convolution and normalisation together for this batch, bias last: ``[middle, inner + 1, 1, 1]``.
+        """Convolution and normalisation together for this batch, bias last: ``[middle, inner + 1]``.
 
         The variance of ``w . f`` over all places is ``w . Cov(f) w``.
         """
         convolution, norm = _parts(self.reduce)
         with torch.autocast(feature.device.type, enabled=False):
-            rows = full_precision(feature).permute(0, 2, 3, 1).flatten(0, 2)  # [places, inner]
-            mean = rows.mean(dim=0)
-            centred = rows - mean.detach()  # has mean 0, so its gradient needs no mean's
-            covariance = (centred.T @ centred) / len(rows)
-            weight = convolution.weight.to(rows.dtype)[:, :, 0, 0]
+            mean, covariance = _Moments.apply(full_precision(feature).permute(0, 2, 3, 1).flatten(0, 2))  # type: ignore[no-untyped-call]
+            weight = convolution.weight.to(mean.dtype)[:, :, 0, 0]
             variance = ((weight @ covariance) * weight).sum(dim=1)
             weight = weight * (norm.weight * torch.rsqrt(variance + norm.eps))[:, None]
-            return torch.cat([weight, (norm.bias - weight @ mean)[:, None]], dim=1)[:, :, None, None]
+            return torch.cat([weight, (norm.bias - weight @ mean)[:, None]], dim=1)
+
+
+class _Moments(torch.autograd.Function):
+    """Mean ``[D]`` and covariance ``[D, D]`` of rows ``[N, D]``."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+        mean = rows.mean(dim=0)
+        centred = rows - mean
+        ctx.save_for_backward(centred)
+        return mean, (centred.T @ centred) / len(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+        (centred,) = ctx.saved_tensors  # of mean 0, so the covariance's gradient needs no mean's
+        return torch.addmm(of_mean / len(centred), centred, (of_covariance + of_covariance.T) / len(centred))
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """A map with channels last; its gradient comes back in the map's own order, as the network's other gradients have it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.plain = x.is_contiguous()
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous() if ctx.plain else gradient
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    found: Tensor = _ChannelsLast.apply(x)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _parts(block: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -216,11 +248,6 @@ def _parts(block: nn.Sequential) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     assert isinstance(convolution, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     return convolution, norm
-
-
-def _after(kernel: Tensor, first: Tensor) -> Tensor:
-    """The kernel ``[O, I, k, k]`` of a convolution with ``kernel [O, M, k, k]`` after a 1 x 1 one with ``first [M, I, 1, 1]``."""
-    return torch.einsum("omyx,mi->oiyx", kernel, first[:, :, 0, 0])
 
 
 def _convolved(x: Tensor, convolution: nn.Conv2d) -> Tensor:
