@@ -145,7 +145,8 @@ def test_the_two_ways_to_score_a_memory_agree() -> None:
     crd: Any = importlib.import_module("interfuse.distill.crd")
     bank, anchor = wave(0.9, 6, 4), wave(0.7, 3, 4)
     few = torch.tensor([[1, 2, 4], [0, 1, 5], [2, 2, 4]])
-    close((crd._similarity(anchor, bank, few) - crd._similarity(anchor, bank, few.repeat(1, 3))[:, :3]).abs().max(), 0.0, 1e-14)  # fmt: skip
+    anchors, banks = torch.stack([anchor, 2 - anchor]), (bank, 1 - bank)
+    close((crd._similarity(anchors, *banks, few) - crd._similarity(anchors, *banks, few.repeat(1, 3))[..., :3]).abs().max(), 0.0, 1e-14)  # fmt: skip
 
 
 def test_crd_in_the_batch_is_info_nce_both_ways() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -78,13 +79,14 @@ class CRD(Hooks):
 
     def terms(self, run: Run, views: Views) -> dict[str, Tensor]:
         student, teacher = views.pair(*self._pair(run))
-        s, t = (
-            F.normalize(full_precision(run.modules[name](feature)), dim=1)
-            for name, feature in (("embed_student", student), ("embed_teacher", teacher))
-        )
+        embedded = [
+            full_precision(run.modules[f"embed_{k}"](x)) for k, x in (("student", student), ("teacher", teacher))
+        ]
+        both = F.normalize(torch.stack(embedded), dim=2)
         if self.negatives == "memory":
-            loss = self._nce(run, views, s, t)
+            loss = self._nce(run, views, both)
         else:
+            s, t = both.unbind()
             classes = views.labels if views.labels is not None and views.labels.ndim == 1 else None
             loss = info_nce(s, t, tau=self.tau, classes=classes) + info_nce(t, s, tau=self.tau, classes=classes)
         terms = {"crd": per_position(loss, views)}
@@ -103,22 +105,19 @@ class CRD(Hooks):
             raise InterfuseError("param.value", f"{len(pairs)} pairs of layers are named, crd takes one", where="student_layers")  # fmt: skip
         return pairs[0]
 
-    def _nce(self, run: Run, views: Views, s: Tensor, t: Tensor) -> Tensor:
+    def _nce(self, run: Run, views: Views, anchors: Tensor) -> Tensor:
         memory = _memory(run)
-        rows = torch.from_numpy(views.batch.positions).to(s.device)
+        rows = torch.from_numpy(views.batch.positions).to(anchors.device)
         index = torch.cat(
-            [rows[:, None], views.batch.extra["negatives"].to(s.device)], dim=1
+            [rows[:, None], views.batch.extra["negatives"].to(anchors.device)], dim=1
         )  # [B, 1 + m], positive first
-        total: Tensor = s.new_zeros(())
-        for side, (anchor, bank) in enumerate(((s, memory.teacher), (t, memory.student))):
-            exponents = _similarity(anchor / self.tau, bank, index)
-            constant = float(memory.constants[side])
-            if constant <= 0:  # Z is set once, from the first batch
-                memory.constants[side] = exponents.detach().exp().mean() * len(bank)
-                constant = float(memory.constants[side])
-            total = total + nce(exponents, constant, len(bank))
-        memory.pending.append((rows, s.detach(), t.detach()))
-        return total
+        exponents = _similarity(anchors / self.tau, memory.teacher, memory.student, index)  # [2, B, 1 + m]
+        constants = memory.constants.tolist()
+        if min(constants) <= 0:  # Z is set once, from the first batch
+            memory.constants.copy_(exponents.detach().exp().mean(dim=(1, 2)) * len(memory.student))
+            constants = memory.constants.tolist()
+        memory.pending.append((rows, anchors.detach()))
+        return nce(exponents, constants, len(memory.student)).sum(dim=0)
 
 
 def _memory(run: Run) -> Memory:
@@ -127,36 +126,38 @@ def _memory(run: Run) -> Memory:
     return memory
 
 
-def nce(exponents: Tensor, constant: float, rows: int) -> Tensor:
+def nce(exponents: Tensor, constants: Sequence[float], rows: int) -> Tensor:
     """Noise-contrastive estimation (equation 18): the positive against m draws from the uniform noise ``1 / rows``.
 
     With scores ``p = exp(exponent) / Z`` and ``n = m / rows`` that is ``-log p_0 / (p_0 + n) - sum_j log n / (p_j + n)``, which is
     ``sum over all of log(1 + p / n)`` but for what depends on the positive alone.
 
     Args:
-        exponents: ``[B, 1 + m]``, similarity / tau, the positive first.
-        constant: Z.
+        exponents: ``[S, B, 1 + m]``, similarity / tau by side, the positive first.
+        constants: Z by side.
         rows: size of the memory.
 
     Returns:
-        ``[B]``.
+        ``[S, B]``.
     """
-    count = exponents.shape[1]
+    count = exponents.shape[2]
     noise = (count - 1) / rows
-    own, little = math.log(constant) + math.log(noise), math.log1p(EPS / noise)
-    against = F.softplus(exponents - (own + little), threshold=80).sum(
-        dim=1
-    )  # of log(1 + EPS / n + p / n), less `little` each
-    return against - exponents[:, 0] + (own + count * little)
+    little = math.log1p(EPS / noise)
+    own = exponents.new_tensor([[math.log(z) + math.log(noise)] for z in constants])  # [S, 1]
+    # of log(1 + EPS / n + p / n), less `little` each
+    against = F.softplus(exponents - (own + little).unsqueeze(2), threshold=80).sum(dim=2)
+    return against - exponents[:, :, 0] + (own + count * little)
 
 
-def _similarity(anchor: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    """Inner products of anchors [B, D] with the rows ``index`` [B, M] of a bank [N, D], in full precision."""
-    with torch.autocast(anchor.device.type, enabled=False):
-        bank = bank.to(anchor.dtype)
-        if len(bank) <= index.shape[1]:
-            return (anchor @ bank.T).gather(1, index)
-        return torch.einsum("bd,bmd->bm", anchor, bank[index])
+def _similarity(anchors: Tensor, first: Tensor, second: Tensor, index: Tensor) -> Tensor:
+    """Inner products of anchors [2, B, D] with the rows ``index`` [B, M] of a bank [N, D] each, in full precision: [2, B, M]."""
+    banks = [bank.to(anchors.dtype) for bank in (first, second)]
+    with torch.autocast(anchors.device.type, enabled=False):
+        if len(first) <= index.shape[1]:
+            return torch.bmm(anchors, torch.stack(banks).transpose(1, 2)).gather(2, index.expand(2, *index.shape))
+        return torch.stack(
+            [torch.einsum("bd,bmd->bm", anchor, bank[index]) for anchor, bank in zip(anchors, banks, strict=True)]
+        )
 
 
 class Memory(nn.Module):
@@ -167,7 +168,7 @@ class Memory(nn.Module):
     constants: Tensor
     order: Tensor
     begin: Tensor
-    same: Tensor
+    others: Tensor
 
     def __init__(self, classes: Tensor, dim: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -176,27 +177,29 @@ class Memory(nn.Module):
         for side in ("student", "teacher"):
             self.register_buffer(side, (2 * torch.rand(rows, dim, generator=generator) - 1) * bound)
         self.register_buffer("constants", torch.zeros(2))
-        # rows sorted by class; for every row, where its class begins in that order and how many it has
+        # rows sorted by class, twice over; for every row, where the other classes begin in that order and how many rows they have
         _, inverse, counts = torch.unique(classes, return_inverse=True, return_counts=True)
         if len(counts) < 2:
             raise InterfuseError("input.shape", "every example has the same class, so there is nothing to tell apart",
                                  fix="Use examples of at least two classes.")  # fmt: skip
-        self.register_buffer("order", torch.argsort(classes, stable=True), persistent=False)
-        self.register_buffer("begin", (counts.cumsum(0) - counts)[inverse], persistent=False)
-        self.register_buffer("same", counts[inverse], persistent=False)
-        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.register_buffer("order", torch.argsort(classes, stable=True).repeat(2), persistent=False)
+        self.register_buffer("begin", counts.cumsum(0)[inverse], persistent=False)
+        self.register_buffer("others", (rows - counts)[inverse], persistent=False)
+        self.pending: list[tuple[Tensor, Tensor]] = []  # rows [B] and both sides' embeddings [2, B, D]
 
     def draw(self, rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Rows of other classes, uniformly with replacement: ``[B] -> [B, min(count, N)]``."""
-        order, begin, same = self.order.cpu(), self.begin.cpu()[rows][:, None], self.same.cpu()[rows][:, None]
-        total = len(order)
-        chance = torch.rand(len(rows), min(count, total), generator=generator, dtype=torch.float64)
-        drawn = (chance * (total - same)).long()
-        return order[torch.where(drawn >= begin, drawn + same, drawn)]
+        order, begin, others = self.order.cpu(), self.begin.cpu()[rows][:, None], self.others.cpu()[rows][:, None]
+        size = len(rows), min(count, len(order) // 2)
+        chance = torch.rand(size, generator=generator, dtype=torch.float64)
+        drawn = chance.mul_(others).long().add_(begin)
+        return order.expand(len(rows), -1).gather(1, drawn)
 
     def write(self, momentum: float) -> None:
         """Moves the rows seen since the last call towards their new embeddings and renormalises them."""
-        for rows, student, teacher in self.pending:
-            for bank, new in ((self.student, student), (self.teacher, teacher)):
-                bank[rows] = F.normalize(torch.lerp(new.to(bank.dtype), bank[rows], momentum), dim=1)
+        for rows, new in self.pending:
+            old = torch.stack([bank.index_select(0, rows) for bank in (self.student, self.teacher)])
+            moved = F.normalize(torch.lerp(new.to(old.dtype), old, momentum), dim=2)
+            for bank, values in zip((self.student, self.teacher), moved, strict=True):
+                bank.index_copy_(0, rows, values)
         self.pending.clear()

@@ -78,6 +78,8 @@ class DHKD(Hooks):
         u, t = views.student, views.teachers[0]
         if "auxiliary" in run.modules:
             h = views.features[PENULTIMATE]
+            if self.align == "features":  # under a name of its own, by which what comes down this head is told apart
+                h = run.held[AUX] = h.view_as(h)
             if u.ndim == 3:  # of a language model, the positions that have a next token
                 h = h[:, : u.shape[1]]
                 u = run.modules["auxiliary"](h.flatten(0, -2)).unflatten(0, h.shape[:-1])
@@ -113,23 +115,31 @@ class DHKD(Hooks):
         run.accelerator.backward(parts[CE])
 
     def _backward_through_features(self, run: Run, loss: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
-        """The labels' gradient is taken at the features, through their head alone; what comes down to them is turned on its way.
+        """The teacher's gradient is met at the features on its way down from its head, and turned before it goes on into the backbone.
 
         What is aligned bounds what would be: the backbone's gradients are these two times one Jacobian (Sener & Koltun 2018, section 3.3).
+        Both may carry the scale of half precision: turning does not depend on it.
         """
         assert run.student_taps is not None
         h = run.student_taps.features[PENULTIMATE]
-        (label,) = torch.autograd.grad(parts[CE], h, retain_graph=True)
-        scale = run.accelerator.scaler.get_scale() if run.accelerator.scaler is not None else 1.0
+        seen: list[torch.Tensor] = []
+        if AUX in run.held:
+            handles = [run.held.pop(AUX).register_hook(seen.append)]
+        else:  # both come down one head
+            scale = run.accelerator.scaler.get_scale() if run.accelerator.scaler is not None else 1.0
+            (label,) = torch.autograd.grad(parts[CE], h, retain_graph=True)
+            handles = [h.register_hook(lambda both: seen.append(both - scale * label))]  # type: ignore[no-untyped-call]
 
         def aligned(both: torch.Tensor) -> torch.Tensor:
-            teacher = both / scale - label
+            (teacher,) = seen
+            label = both - teacher
             (kept,) = align([teacher], [label])
-            return both if kept is teacher else scale * (label + kept)
+            return both if kept is teacher else label + kept
 
-        handle = h.register_hook(aligned)  # type: ignore[no-untyped-call]
+        handles.append(h.register_hook(aligned))  # type: ignore[no-untyped-call]
         run.accelerator.backward(loss)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
     def before_step(self, run: Run) -> None:
         if self.align in ("none", "features"):

@@ -14,7 +14,7 @@ from pydantic import Field
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
-from interfuse.kit.losses import cross_entropy, entropy, forward_kl, standardise_logits
+from interfuse.kit.losses import cross_entropy, entropy, forward_kl, kl_and_cross_entropy, standardise_logits
 
 
 @method()
@@ -70,12 +70,12 @@ class MixKD(Hooks):
         if self.rescale == "std":
             # unbiased deviation of each sample's own logits, with gradient; no tau^2
             s, t = standardise_logits(s), standardise_logits(t)
-            kd = forward_kl(s, t)
+            kd, ce = kl_and_cross_entropy(s, t, soft)
         else:
-            kd = forward_kl(s, t, tau=self.tau)
+            kd, ce = forward_kl(s, t, tau=self.tau), cross_entropy(s, soft)
         # smoothness of both, watched and not trained on
         both = entropy(torch.stack([views.teachers[0].to(views.student.dtype), views.student.detach()]))
-        return {"kd": kd, "ce": cross_entropy(s, soft), "teacher_entropy": both[0], "student_entropy": both[1]}
+        return {"kd": kd, "ce": ce, "teacher_entropy": both[0], "student_entropy": both[1]}
 
     def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:
         return {"kd": self.alpha, "ce": self.gamma, "teacher_entropy": 0.0, "student_entropy": 0.0}
@@ -109,7 +109,7 @@ def plan(
 def mix(x: torch.Tensor, share: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """``share x[first] + (1 - share) x[second]`` for ``x`` [B, ...] and one share per sample [B]."""
     lam = share.to(x.dtype).reshape(-1, *([1] * (x.ndim - 1)))
-    return torch.lerp(x[second], x[first], lam)
+    return torch.lerp(x.index_select(0, second), x.index_select(0, first), lam)
 
 
 def _alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

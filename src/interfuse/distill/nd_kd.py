@@ -15,8 +15,8 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.encode import forward
-from interfuse.kit.feature_losses import norm_direction_parts
-from interfuse.kit.losses import dist, dkd, forward_kl
+from interfuse.kit.feature_losses import cosine_distance, norm_direction_watched
+from interfuse.kit.losses import dist, dkd, forward_kl, full_precision
 from interfuse.kit.taps import PENULTIMATE, as_vector
 
 
@@ -88,19 +88,22 @@ class NDKD(Hooks):
         s, t = (as_vector(x) for x in views.pair(PENULTIMATE, PENULTIMATE))
         if "projection" in run.modules:
             s = run.modules["projection"](s)
-        centre = run.tensors["class_means"].to(s.device, s.dtype)[views.labels]  # of the label, not of the prediction
-        loss, norm, cosine = norm_direction_parts(s, t.to(s.dtype), centre)
+        s = full_precision(s)
+        direction = (
+            _directions(run).to(s.device, s.dtype).index_select(0, views.labels)
+        )  # of the label, not of the prediction
+        loss, norm, cosine = norm_direction_watched(s, t.to(s.dtype), direction)
         if self.form == "direction":
-            loss = 1 - cosine
+            loss = cosine_distance(s, direction)
         elif self.form == "norm":
-            loss = (norm - (norm.detach() + self.norm_step)).square()
+            loss = (s.norm(dim=-1) - (norm + self.norm_step)).square()
         if self.missing == "skip":
-            loss = loss.masked_fill((centre == 0).all(dim=-1), 0.0)
+            loss = loss.masked_fill((direction == 0).all(dim=-1), 0.0)
         terms = {"ce": hard_loss(views), "nd": loss}
         if self.base != "none":
             terms["base"] = self._base(views)
         # watched, not trained on
-        return terms | {"norm": norm.detach(), "cosine": cosine.detach()}
+        return terms | {"norm": norm, "cosine": cosine}
 
     def _base(self, views: Views) -> torch.Tensor:
         s, t = views.student, views.teachers[0]
@@ -119,6 +122,15 @@ class NDKD(Hooks):
         import safetensors.torch
 
         safetensors.torch.save_file({"class_means": run.tensors["class_means"]}, folder / "class_means.safetensors")
+
+
+def _directions(run: Run) -> torch.Tensor:
+    """The class means brought to length 1 [K, D], once for all steps; 0 stays 0."""
+    means = run.tensors["class_means"]
+    if run.held.get("class_means") is not means:
+        run.held |= {"class_means": means, "directions": nn.functional.normalize(means, dim=1)}
+    found: torch.Tensor = run.held["directions"]
+    return found
 
 
 @torch.no_grad()

@@ -56,18 +56,49 @@ def norm_direction(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
         teacher: ``[B, D]``.
         centre: ``[B, D]``, the teacher's class mean of each sample's *label*, for instance ``means[labels]``.
     """
-    return norm_direction_parts(student, teacher, centre)[0]
+    return norm_direction_watched(student, teacher, _unit(full_precision(centre)))[0]
 
 
-def norm_direction_parts(student: Tensor, teacher: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of :func:`norm_direction`, the student's length ``||s||`` and its cosine ``<s, e> / ||s||``, each ``[B]``."""
+def norm_direction_watched(student: Tensor, teacher: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of :func:`norm_direction`, and without gradient the student's length ``||s||`` and cosine ``<s, e> / ||s||``: each ``[B]``.
+
+    Args:
+        student, teacher: ``[B, D]``. direction: ``[B, D]``, the unit vector e of each sample; no gradient is given to it.
+    """
     _check_same(student, teacher)
-    _check_same(student, centre, "student", "centre")
-    s, t = full_precision(student), full_precision(teacher)
-    along, length = (s * _unit(full_precision(centre))).sum(dim=-1), s.norm(dim=-1)
-    tiny = torch.finfo(length.dtype).tiny
-    loss = 1 - along / torch.maximum(length, t.norm(dim=-1)).clamp_min(tiny)
-    return loss, length, along / length.clamp_min(tiny)
+    _check_same(student, direction, "student", "centre")
+    found: tuple[Tensor, Tensor, Tensor] = _NormDirection.apply(  # type: ignore[no-untyped-call]
+        full_precision(student), full_precision(teacher), full_precision(direction)
+    )
+    return found
+
+
+class _NormDirection(torch.autograd.Function):
+    """:func:`norm_direction_watched`, in the few operations its gradient needs when it is written out."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, t: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        along, own, theirs = torch.linalg.vecdot(s, direction), *(torch.linalg.vector_norm(x, dim=-1) for x in (s, t))
+        tiny = torch.finfo(own.dtype).tiny
+        longest, length = torch.maximum(own, theirs).clamp_min(tiny), own.clamp_min(tiny)
+        share = along / longest
+        ctx.save_for_backward(s, t, direction, own, theirs, longest, share)
+        ctx.mark_non_differentiable(own, found := along / length)
+        return 1 - share, own, found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        s, t, direction, own, theirs, longest, share = ctx.saved_tensors
+        per, tiny = gradient / longest, torch.finfo(own.dtype).tiny
+        pull = per * share  # of the longer of both; of each half where they are equal
+        first = (torch.sign(own - theirs) + 1) / 2
+        of_s = torch.addcmul(
+            (pull * first / own.clamp_min(tiny)).unsqueeze(-1) * s, per.unsqueeze(-1), direction, value=-1
+        )
+        if not ctx.needs_input_grad[1]:
+            return of_s, None, None
+        return of_s, (pull * (1 - first) / theirs.clamp_min(tiny)).unsqueeze(-1) * t, None
 
 
 def attention_transfer(student: Tensor, teacher: Tensor, *, p: float = 2.0) -> Tensor:

@@ -20,7 +20,7 @@ Wrong shapes and parameters raise :class:`~interfuse.core.errors.InterfuseError`
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -283,6 +283,17 @@ def forward_kl(
     return rescale(_kl(lp, lq), tau, scaled)
 
 
+def kl_and_cross_entropy(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`forward_kl` and :func:`cross_entropy` with soft targets, at one temperature of 1, of which the student's half is the same.
+
+    Args:
+        student, teacher: logits ``[..., K]``. target: probabilities ``[..., K]``.
+    """
+    _check_same(student, target, "student", "target")
+    lp, lq = _both(student, teacher, 1.0, "logits")
+    return _kl(lp, lq), -_dot(full_precision(target), lq)
+
+
 def reverse_kl(
     student: Tensor, teacher: Tensor, *, tau: float = 1.0, targets: Targets = "logits", scaled: bool = True
 ) -> Tensor:
@@ -431,8 +442,24 @@ def log_cosh_logits(student: Tensor, teacher: Tensor, *, tau: float = 2.0) -> Te
     """
     _check_same(student, teacher)
     _check_tau(tau)
-    x = (full_precision(student) - full_precision(teacher)) / (2 * tau)
-    return rescale((x + F.softplus(-2 * x) - math.log(2)).sum(dim=-1), tau)
+    found: Tensor = _LogCosh.apply(full_precision(student) - full_precision(teacher), tau)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _LogCosh(torch.autograd.Function):
+    """``tau^2 sum log cosh(x / (2 tau))`` over the last dimension; its gradient is ``tau / 2 tanh(x / (2 tau))``."""
+
+    @staticmethod
+    def forward(ctx: Any, difference: Tensor, tau: float) -> Tensor:
+        ctx.save_for_backward(difference)
+        ctx.tau = tau
+        x = difference / (2 * tau)
+        return rescale((x + F.softplus(-2 * x) - math.log(2)).sum(dim=-1), tau)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return torch.tanh(difference / (2 * ctx.tau)) * (gradient * (ctx.tau / 2)).unsqueeze(-1), None
 
 
 def binary_kl(student: Tensor, teacher: Tensor, *, tau: float = 2.0) -> Tensor:
