@@ -369,17 +369,18 @@ class _Basic(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Three stages of basic blocks, 16, 32 and 64 channels, for 32 x 32 pictures."""
+    """Three stages of basic blocks for 32 x 32 pictures: 16, 32 and 64 channels, or others after the stem's."""
 
-    def __init__(self, depths: tuple[int, ...], classes: int = 100) -> None:
+    def __init__(
+        self, depths: tuple[int, ...], classes: int = 100, widths: tuple[int, int, int, int] = (16, 16, 32, 64)
+    ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        widths = (16, 16, 32, 64)
+        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.stages = nn.ModuleList(
             nn.Sequential(*(_Basic(widths[i] if j == 0 else widths[i + 1], widths[i + 1], 2 if i and j == 0 else 1) for j in range(n)))
             for i, n in enumerate(depths)
         )  # fmt: skip
-        self.fc = nn.Linear(64, classes)
+        self.fc = nn.Linear(widths[-1], classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
