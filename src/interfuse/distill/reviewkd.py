@@ -188,7 +188,8 @@ class Fusion(nn.Module):
             x = self.reduce(feature)
             there = _enlarged(F.conv2d(deeper, theirs), here)
             share = torch.sigmoid(F.conv2d(x, mine, bias) + there)  # [B, 2, H, W]
-            x = torch.addcmul(share[:, :1] * x, share[:, 1:], _enlarged(deeper, here))
+            own, other = share.split(1, dim=1)
+            x = torch.addcmul(own * x, other, _enlarged(deeper, here))
         if x.shape[2:] != size:
             x = F.interpolate(x, size=size, mode="nearest")
         return norm(_convolved(x, convolution)), x
@@ -260,4 +261,5 @@ def _convolved(x: Tensor, convolution: nn.Conv2d) -> Tensor:
 
 
 def _enlarged(x: Tensor, size: torch.Size) -> Tensor:
-    return x if x.shape[2:] == size else F.interpolate(x, size=size, mode="nearest")
+    """Enlarged by repetition; a single place stands for all as it is."""
+    return x if x.shape[2:] in (size, (1, 1)) else F.interpolate(x, size=size, mode="nearest")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -48,36 +47,35 @@ def conv_mixed(fine: Tensor, coarse: Tensor, kernels: Kernels) -> Tensor:
 
 
 class _Step(NamedTuple):
-    """A column of the kernel as it falls on a quarter (by parity of row and column) of the result.
+    """A column of the kernel as it falls on quarters (by parity of row and column) of the result, by one shift.
 
     Attributes:
-        quarter, column: which. pair: the quarter of the shares it meets, and the shift, rows and columns, to the coarse place it reads.
-        first: whether it is the first one for its quarter, and for its column.
+        column: which. quarters: of the result, slices by row and column. others: of the shares it meets, in the same order.
+        shift: rows and columns to the coarse place it reads.
     """
 
-    quarter: int
     column: int
-    pair: tuple[int, tuple[int, int]]
-    first: tuple[bool, bool]
+    quarters: tuple[slice, slice]
+    others: tuple[slice, slice]
+    shift: tuple[int, int]
 
 
-def _steps() -> Iterator[_Step]:
-    """All 36, by shift and those first that reach every place of the result."""
+def _steps() -> tuple[_Step, ...]:
+    """All 25, the one that reaches every place of the result first."""
     found = []
-    for column in (4, 0, 1, 2, 3, 5, 6, 7, 8):  # the middle first
-        for quarter in range(4):
-            row, rest = quarter // 2 + column // 3 - 1, quarter % 2 + column % 3 - 1
-            found.append((quarter, column, (2 * (row % 2) + rest % 2, (row // 2, rest // 2))))
-    quarters, columns = set(range(4)), set(range(9))
-    for quarter, column, pair in sorted(found, key=lambda step: (step[2][1] != (0, 0), step[2])):
-        yield _Step(quarter, column, pair, (quarter in quarters, column in columns))
-        quarters.discard(quarter)
-        columns.discard(column)
+    #: by the column's offset along one axis: quarters, the shares' quarters, shift
+    along = {-1: ((1, 0, 0), (0, 1, -1)), 0: ((slice(None), slice(None), 0),), 1: ((0, 1, 0), (1, 0, 1))}
+    for row in (0, -1, 1):
+        for rest in (0, -1, 1):
+            for q, o, down in along[row]:
+                for r, p, right in along[rest]:
+                    pick = [k if isinstance(k, slice) else slice(k, k + 1) for k in (q, r, o, p)]
+                    found.append(_Step(3 * row + rest + 4, (pick[0], pick[1]), (pick[2], pick[3]), (down, right)))
+    return tuple(found)
 
 
-STEPS = tuple(_steps())
-#: the steps' pairs in order, each once, with its steps
-PAIRS = {pair: tuple(s for s in STEPS if s.pair == pair) for pair in dict.fromkeys(s.pair for s in STEPS)}
+STEPS = _steps()
+SHIFTS = tuple(dict.fromkeys(step.shift for step in STEPS))
 
 
 class _Mixed(torch.autograd.Function):
@@ -110,14 +108,14 @@ class _Mixed(torch.autograd.Function):
             own = _together(shares[:, :1], grid)  # [B, 2h, 2w, 1]
             mixed = torch.cat([flat * own, own], dim=3).permute(0, 3, 1, 2)
             found = F.conv2d(mixed, narrow, padding=1)
-        parts = columns[:-2].unflatten(0, (9, -1))  # [9, O, N]
-        total, weights = parts.new_empty(4, *parts.shape[1:]), _weights(shares[:, 1], grid)
-        for quarter, column, pair, (first, _) in STEPS:
-            put, take = _reach(pair[1], grid)
-            _add(total[quarter][:, put], parts[column][:, take], weights[pair][take], first)
+        parts = columns[:-2].unflatten(0, (9, -1)).unbind()  # nine of [O, N]
+        total, weights = parts[0].new_empty(2, 2, *parts[0].shape), _weights(shares[:, 1], grid)
+        for number, (column, quarters, others, shift) in enumerate(STEPS):
+            put, take = _reach(shift, grid)
+            _add(total[quarters][..., put], parts[column][:, take], weights[shift][others][..., take], number == 0)
         whole = found.permute(0, 2, 3, 1)
         for k in range(4):  # turned first: adding what lies the other way round would take twice as long
-            whole[:, k // 2 :: 2, k % 2 :: 2].add_(total[k].T.contiguous().unflatten(0, grid))
+            whole[:, k // 2 :: 2, k % 2 :: 2].add_(total[k // 2, k % 2].T.contiguous().unflatten(0, grid))
         ctx.save_for_backward(fine, rows, weight, narrow, mine, columns, shares, own, mixed)
         ctx.grid = grid
         return found
@@ -129,29 +127,29 @@ class _Mixed(torch.autograd.Function):
         grid, flat = ctx.grid, fine.permute(0, 2, 3, 1)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         # the fine map's half
-        of_mixed, of_narrow, _ = torch.ops.aten.convolution_backward(
-            gradient, mixed, narrow, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+        back = gradient.permute(0, 2, 3, 1)  # [B, 2h, 2w, O]
+        *_, of_narrow, _ = torch.ops.aten.convolution_backward(
+            gradient, mixed, narrow, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
         )
-        of_mixed = of_mixed.permute(0, 2, 3, 1)
-        of_fine = of_mixed[..., :-1] * own
-        of_own = torch.linalg.vecdot(of_mixed[..., :-1], flat).add_(of_mixed[..., -1])
+        turned = narrow.flip(2, 3).transpose(0, 1)  # [I + 1, O, 3, 3]
+        of_mixed = F.conv2d(gradient, turned[:-1], padding=1).permute(0, 2, 3, 1)
+        of_own = torch.linalg.vecdot(of_mixed, flat).add_(_single(back, turned[-1]))
+        of_fine = of_mixed.mul_(own)
         # the coarse map's
-        parts, back = columns[:-2].unflatten(0, (9, -1)), _apart(gradient.permute(0, 2, 3, 1), grid)
+        parts, back = columns[:-2].unflatten(0, (9, -1)).unbind(), _apart(back, grid).unflatten(0, (2, 2))
         of_columns, of_shares = torch.empty_like(columns), torch.empty_like(shares)
-        of_parts, product = of_columns[:-2].unflatten(0, (9, -1)), torch.empty_like(parts[0])
-        of_other, weights, inside = (
-            torch.zeros_like(shares[:, 1]),
-            _weights(shares[:, 1], grid),
-            _inside(*grid, shares.dtype, shares.device),
-        )
-        for pair, steps in PAIRS.items():
-            put, take = _reach(pair[1], grid)
-            for k, (quarter, column, _, (_, first)) in enumerate(steps):
-                _add(of_parts[column][:, take], back[quarter][:, put], weights[pair][take], first)
-                _add(product[:, take], back[quarter][:, put], parts[column][:, take], k == 0)
-            of_other[pair[0]][take].addcmul_(product[:, take].sum(dim=0), inside[pair[1]][take])
+        of_parts = of_columns[:-2].unflatten(0, (9, -1)).unbind()
+        product, inside = torch.empty_like(back), _inside(*grid, shares.dtype, shares.device)
+        of_other, weights = torch.zeros_like(shares[:, 1]).unflatten(0, (2, 2)), _weights(shares[:, 1], grid)
+        for column, quarters, others, shift in STEPS:
+            put, take = _reach(shift, grid)
+            here, there = back[quarters][..., put], weights[shift][others][..., take]
+            for k, (one, share) in enumerate(zip(here.flatten(0, 1), there.flatten(0, 1), strict=True)):
+                _add(of_parts[column][:, take], one, share, k == 0 and not any(shift))
+            seen = torch.mul(here, parts[column][:, take], out=product[quarters][..., take]).sum(dim=2)
+            of_other[others][..., take].addcmul_(seen, inside[shift][take])
         # the shares
-        of_shares[:, 0], of_shares[:, 1] = _apart(of_own.unsqueeze(3), grid)[:, 0], of_other
+        of_shares[:, 0], of_shares[:, 1] = _apart(of_own.unsqueeze(3), grid)[:, 0], of_other.flatten(0, 1)
         of_logits = torch.ops.aten.sigmoid_backward(of_shares, shares)
         torch.sum(of_logits, dim=0, out=of_columns[-2:])
         fine_logits = _together(of_logits, grid).flatten(0, 2)  # [4 N, 2]
@@ -188,12 +186,21 @@ def _together(parts: Tensor, grid: tuple[int, int, int]) -> Tensor:
     )
 
 
-def _weights(shares: Tensor, grid: tuple[int, int, int]) -> dict[tuple[int, tuple[int, int]], Tensor]:
-    """The shares [4, N] of every pair, 0 where its shift leaves the map."""
-    inside = _inside(*grid, shares.dtype, shares.device)
-    return {
-        (quarter, shift): shares[quarter] * inside[shift] if any(shift) else shares[quarter] for quarter, shift in PAIRS
-    }
+def _single(x: Tensor, kernel: Tensor) -> Tensor:
+    """A 3 x 3 convolution of [B, H, W, C] with a kernel [C, 3, 3] of one result: [B, H, W]."""
+    columns = F.pad(
+        (kernel.flatten(1).T @ x.flatten(0, 2).T).unflatten(1, x.shape[:3]), (1, 1, 1, 1)
+    )  # [9, B, H + 2, W + 2]
+    found = columns[0, :, :-2, :-2].clone()
+    for k in range(1, 9):
+        found += columns[k, :, k // 3 : k // 3 + x.shape[1], k % 3 : k % 3 + x.shape[2]]
+    return found
+
+
+def _weights(shares: Tensor, grid: tuple[int, int, int]) -> dict[tuple[int, int], Tensor]:
+    """By shift: the shares [4, N] as [2, 2, 1, N], 0 where it leaves the map."""
+    inside, shares = _inside(*grid, shares.dtype, shares.device), shares.unflatten(0, (2, 2)).unsqueeze(2)
+    return {shift: shares * inside[shift] if any(shift) else shares for shift in SHIFTS}
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,70 @@
+"""``make bench``: every figure the pages name is kept, and a script of the folder writes it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "src").rglob("*.md"))]
+#: letters that must stand in a name put together by a script, so that a pattern does not fit everything
+LEAST = 5
+
+
+def written(tree: ast.AST) -> Iterator[str]:
+    """Patterns of the names that a script may give its results: its strings, and those it puts together."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield re.escape(node.value.removesuffix(".json"))
+        elif isinstance(node, ast.JoinedStr):
+            parts = [v.value if isinstance(v, ast.Constant) else None for v in node.values]
+            if sum(len(str(p)) for p in parts if p is not None) >= LEAST:
+                yield "".join("[a-z0-9_-]*" if p is None else re.escape(str(p)) for p in parts)
+
+
+def test_every_result_that_a_page_names_is_kept() -> None:
+    kept = {p.name for p in RESULTS}
+    named = [(n, p) for p in PAGES for n in re.findall(r"benchmarks/results/([\w-]+\.json)", p.read_text("utf-8"))]
+    assert named
+    assert not [f"{page.relative_to(ROOT)}: {name}" for name, page in named if name not in kept]
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda p: p.stem)
+def test_every_result_is_written_by_a_script(result: Path, patterns: list[str]) -> None:
+    assert any(re.fullmatch(p, result.stem) for p in patterns), "no script of benchmarks/ writes this file"
+
+
+@pytest.fixture(scope="module")
+def patterns() -> list[str]:
+    return sorted({p for s in SCRIPTS for p in written(ast.parse(s.read_text("utf-8")))})
+
+
+def asked(node: ast.AST) -> bool:
+    return isinstance(node, ast.If | ast.IfExp) and "sys.argv" in ast.unparse(node.test)
+
+
+def unasked(node: ast.AST) -> Iterator[int]:
+    """Lines that take one word of ``sys.argv`` outside of everything that looks whether there is one."""
+    if asked(node):
+        return
+    if (
+        isinstance(node, ast.Subscript)
+        and ast.unparse(node.value) == "sys.argv"
+        and not isinstance(node.slice, ast.Slice)
+    ):
+        yield node.lineno
+    for child in ast.iter_child_nodes(node):
+        yield from unasked(child)
+
+
+def test_every_script_begins_without_arguments() -> None:
+    """``make bench`` gives none."""
+    bare = [f"{s.name}: line {n}" for s in SCRIPTS for n in unasked(ast.parse(s.read_text("utf-8")))]
+    assert not bare
+    assert list(unasked(ast.parse("a = sys.argv[1]\nb = sys.argv[2] if len(sys.argv) > 2 else 3"))) == [1]
