@@ -188,7 +188,7 @@ class Fusion(nn.Module):
             x = self.reduce(feature)
             there = _enlarged(F.conv2d(deeper, theirs), here)
             share = torch.sigmoid(F.conv2d(x, mine, bias) + there)  # [B, 2, H, W]
-            own, other = share.split(1, dim=1)
+            own, other = torch.split(share, 1, dim=1)
             x = torch.addcmul(own * x, other, _enlarged(deeper, here))
         if x.shape[2:] != size:
             x = F.interpolate(x, size=size, mode="nearest")

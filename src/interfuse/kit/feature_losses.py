@@ -67,7 +67,7 @@ def norm_direction_watched(student: Tensor, teacher: Tensor, direction: Tensor) 
     """
     _check_same(student, teacher)
     _check_same(student, direction, "student", "centre")
-    found: tuple[Tensor, Tensor, Tensor] = _NormDirection.apply(  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor, Tensor] = _NormDirection.apply(
         full_precision(student), full_precision(teacher), full_precision(direction)
     )
     return found

@@ -442,7 +442,7 @@ def log_cosh_logits(student: Tensor, teacher: Tensor, *, tau: float = 2.0) -> Te
     """
     _check_same(student, teacher)
     _check_tau(tau)
-    found: Tensor = _LogCosh.apply(full_precision(student) - full_precision(teacher), tau)  # type: ignore[no-untyped-call]
+    found: Tensor = _LogCosh.apply(full_precision(student) - full_precision(teacher), tau)
     return found
 
 

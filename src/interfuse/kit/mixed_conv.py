@@ -42,7 +42,7 @@ def conv_mixed(fine: Tensor, coarse: Tensor, kernels: Kernels) -> Tensor:
     """
     device = fine.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fine.dtype
-    found: Tensor = _Mixed.apply(*(x.to(dtype) for x in (fine, coarse, *kernels)))  # type: ignore[no-untyped-call]
+    found: Tensor = _Mixed.apply(*(x.to(dtype) for x in (fine, coarse, *kernels)))
     return found
 
 
@@ -64,7 +64,11 @@ def _steps() -> tuple[_Step, ...]:
     """All 25, the one that reaches every place of the result first."""
     found = []
     #: by the column's offset along one axis: quarters, the shares' quarters, shift
-    along = {-1: ((1, 0, 0), (0, 1, -1)), 0: ((slice(None), slice(None), 0),), 1: ((0, 1, 0), (1, 0, 1))}
+    along: dict[int, tuple[tuple[int | slice, int | slice, int], ...]] = {
+        -1: ((1, 0, 0), (0, 1, -1)),
+        0: ((slice(None), slice(None), 0),),
+        1: ((0, 1, 0), (1, 0, 1)),
+    }
     for row in (0, -1, 1):
         for rest in (0, -1, 1):
             for q, o, down in along[row]:
