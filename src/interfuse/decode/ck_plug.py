@@ -56,7 +56,7 @@ def ck_plug(
     """``F = alpha log p + (1 - alpha) (log r - log p)`` on the candidates where the confidence gain ``H(p) - H(r)`` is below the gate
     (equations 3 to 6), else ``r``; ``p`` is read without the context, ``r`` with it. auto: ``alpha = H(r) / (H(p) + H(r))`` (equation 7)."""
     r, p = step.model, step.need_plain()  # logits: the candidates do not depend on their constants
-    places = torch.cat([leaders(x, k, relative_top) for x in (r, p)]).unique()  # a few of the vocabulary
+    places = torch.unique(torch.cat([leaders(x, k, relative_top) for x in (r, p)]))  # a few of the vocabulary
     sides = [x[:, places] for x in (r, p)]  # [B, C]
     chosen, logs = torch.zeros_like(sides[0], dtype=torch.bool), []
     for side in sides:  # the authors' relative_top_filter
