@@ -27,7 +27,10 @@ from interfuse.data.weights import Weights
 from interfuse.kit.merging import Computed
 from interfuse.kit.reductions import Difference, gram, magnitude_thresholds
 
-STEP = 1 << 18
+#: elements looked at together: their arrays come from memory that was used before
+STEP = 1 << 14
+#: elements that a factor is taken from
+MANY = 1 << 20
 #: float32's rounding of a product and a sum, relative to the terms
 FLOAT32 = 2.0**-22
 Array = NDArray[Any]
@@ -242,7 +245,8 @@ def _judge(account: Account, mine: Array, other: Array, found: Array, causes: di
 
 
 def _variance(changes: list[torch.Tensor]) -> torch.Tensor:
-    return torch.var(torch.stack(changes), dim=0, unbiased=False)
+    """As ``torch.var(torch.stack(changes), dim=0, unbiased=False)``, which sums in float64."""
+    return (changes[0].double() - changes[1].double()).square_().mul_(0.25).float()
 
 
 def _quarter(changes: list[torch.Tensor]) -> torch.Tensor:
@@ -351,7 +355,7 @@ def _factors(sides: Sides, name: str, result: Weights) -> list[float]:
     change can have given. First roughly (elements that one model alone changed, or of a small tensor the factors that fit most values)."""
     parts = []
     for start, stored in sides.pieces(name, sides.base, sides.a, sides.b, result):
-        if start < 4 * STEP:
+        if start < MANY:
             parts.append(stored)
     base, a, b, out = (np.concatenate(p) for p in zip(*parts, strict=True))
     under, key = floats(base), keys(out)

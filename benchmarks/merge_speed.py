@@ -9,6 +9,7 @@ gives when it computes in float32 and rounds at the end, as Interfuse does.
     python benchmarks/merge_speed.py                                  all parts at 1.3 GB
     python benchmarks/merge_speed.py --part speed --methods linear,slerp --gigabytes 3 --threads 1 --cold
     python benchmarks/merge_speed.py --part memory                    peak private memory, and a hard limit of 1 GB
+    python benchmarks/merge_speed.py --part equality                  every difference to mergekit in float32, by its cause
     python benchmarks/merge_speed.py --part plan                      planning 50,000 tensors
     python benchmarks/merge_speed.py --part svd                       decompositions beside the machine's matrix peak
 
@@ -34,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from merge_equality import explain
+from merge_equality import EXPLAINED, explain
 from record import RESULTS, save
 
 HIDDEN, FFN, VOCAB = 2048, 5632, 32000
@@ -289,13 +290,38 @@ def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
                     recipe = recipe_of(method, root, {"dtype": "float32", "out_dtype": "bfloat16"})
                     timed([str(peer), str(recipe), str(root / "exact"), "--no-copy-tokenizer"], args.threads)
                     row["beside mergekit in float32"] = equal(root / "ours", root / "exact")
-                    if (causes := explain(method, root, root / "ours", root / "exact")) is not None:
-                        row["why values differ from mergekit's in float32"] = causes
+                    account(found, args.gigabytes, method, root)
                     shutil.rmtree(root / "exact", ignore_errors=True)
             key = f"{args.gigabytes:g} GB, {args.threads} thread{'s' * (args.threads > 1)}, {'cold' if args.cold else 'warm'}"
             found.setdefault("speed", {}).setdefault(key, {})[method] = row
             save("merge-speed", found)
             print(key, method, json.dumps(row), flush=True)
+
+
+def account(found: dict[str, Any], gigabytes: float, method: str, root: Path) -> None:
+    """Every difference between ``ours`` and ``exact`` by its cause, where there is a rule for the method."""
+    began = time.perf_counter()
+    if (causes := explain(method, root, root / "ours", root / "exact")) is not None:
+        found.setdefault("equality in float32", {}).setdefault(f"{gigabytes:g} GB", {})[method] = causes
+        print(method, json.dumps(causes), f"{time.perf_counter() - began:.0f} s", flush=True)
+
+
+def equality(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Both results, mergekit computing in float32, and why they differ; no times."""
+    peer = mergekit_command(args.mergekit)
+    if peer is None:
+        print("mergekit is not here (MERGEKIT or --mergekit names its command): there is nothing to compare with")
+        return
+    with sources(args.gigabytes, args.keep) as root:
+        for method in (args.methods or ",".join(EXPLAINED)).split(","):
+            for old in ("ours", "exact"):
+                shutil.rmtree(root / old, ignore_errors=True)
+            recipe = recipe_of(method, root, {"dtype": "float32", "out_dtype": "bfloat16"})
+            timed([peer, str(recipe), str(root / "exact"), "--no-copy-tokenizer"], args.threads)
+            timed(ours_command(method, root, root / "ours", []), args.threads)
+            account(found, args.gigabytes, method, root)
+            save("merge-speed", found)
+            shutil.rmtree(root / "exact", ignore_errors=True)
 
 
 def memory(args: argparse.Namespace, found: dict[str, Any]) -> None:
@@ -420,14 +446,12 @@ def goals(key: str, rows: dict[str, Any]) -> str:
 
 def causes(found: dict[str, Any]) -> list[str]:
     """Why values differ from mergekit's where both compute in float32, as lines of the page."""
-    told = {}
-    for key, rows in found.get("speed", {}).items():
-        for method, row in rows.items():
-            if why := row.get("why values differ from mergekit's in float32"):
-                told[f"{method}, {key.split(',')[0]}"] = why
+    told = {
+        f"{n}, {size}": why for size, rows in found.get("equality in float32", {}).items() for n, why in rows.items()
+    }
     if not told:
         return []
-    lines = ["**Every difference to mergekit in float32, by its cause** (`--exact`; `benchmarks/merge_equality.py` says how causes are found)", "",
+    lines = ["**Every difference to mergekit in float32, by its cause** (`--part equality`; `benchmarks/merge_equality.py` says how causes are found)", "",
              "| merge | values | different | cause | values with this cause | without a cause |", "|---|---|---|---|---|---|"]  # fmt: skip
     for name, why in told.items():
         first, left = f"| {name} | {why['elements']:,} | {why['different']:,} ", f"{why['unexplained']:,}"
@@ -506,7 +530,7 @@ def write_page(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", choices=["all", "speed", "memory", "plan", "svd", "page"], default="all")
+    parser.add_argument("--part", choices=["all", "speed", "equality", "memory", "plan", "svd", "page"], default="all")
     parser.add_argument("--gigabytes", type=float, default=1.3)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument(
@@ -524,7 +548,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     found = {k: v for k, v in found.items() if k not in ("machine", "commit")}
     found["what"] = "wall seconds of whole processes, start-up included"
-    for name, part in (("svd", svd), ("plan", plan), ("memory", memory), ("speed", speed)):
+    for name, part in (("svd", svd), ("plan", plan), ("memory", memory), ("speed", speed), ("equality", equality)):
         if args.part in ("all", name):
             part(args, found)
             save("merge-speed", found)
