@@ -493,13 +493,16 @@ def page(found: dict[str, Any]) -> str:
         lines += ["", goals(key, rows), ""]
     lines += causes(found)
     for key, rows in found.get("memory", {}).items():
-        lines += [f"**Memory, sources of {key}** (peak of private pages in MB; the goal is {rows['goal MB']})", "", "| method | by default | under a hard limit of 1 GB (RLIMIT_DATA), `--max-memory 0.3` |", "|---|---|---|"]  # fmt: skip
+        whole = [n for n in rows["default"] if EVERY.get(n, {}).get("whole")]
+        usual = f"the goal is {rows['goal MB']}"
+        goal = "these decompose whole matrices: the peak follows the largest, [32000, 2048] here, whatever the model's size, and is asked for by `--max-memory 8`"
+        lines += [f"**Memory, sources of {key}** (peak of private pages in MB; {goal if whole else usual})", "", "| method | by default | under a hard limit of 1 GB (RLIMIT_DATA), `--max-memory 0.3` |", "|---|---|---|"]  # fmt: skip
         for method, peak in rows["default"].items():
             tight = rows["limit of 1 GB"][method]
             words = (
                 f"{tight['peak private MB']:.0f} MB, {tight['seconds']:.1f} s"
                 if "seconds" in tight
-                else "failed: " + tight["failed"].strip().splitlines()[-1]
+                else "refused: " + tight["failed"].strip().splitlines()[0]
             )
             lines.append(f"| {method} | {peak:.0f} | {words} |")
         lines.append("")

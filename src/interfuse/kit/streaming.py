@@ -520,10 +520,7 @@ class _Run:
 
     def _reserve(self, task: _Task) -> None:
         """Memory for the sources of a task that reads them several times, where there is plenty of it."""
-        stored = [s for s in task.sources if _stored(s)]
-        if all(s.weights.maps(s.info) for s in stored):
-            return  # the system's cache holds them
-        needed = sum(s.info.nbytes for s in stored)
+        needed = sum(s.info.nbytes for s in task.sources if _stored(s))
         if needed <= min(_HELD, self.spare):
             task.held = needed
             self.spare -= needed
