@@ -404,7 +404,8 @@ def _spelling(names: Sequence[str], others: Sequence[str], settings: LinkSetting
     sorted_ratio, winkler_of, cpdist = _rapidfuzz()
     words = cpdist(names, others, scorer=sorted_ratio, dtype=np.float32) / 100.0
     ranked = np.flatnonzero(words >= settings.grey - 0.1)
-    names, others = [names[k] for k in ranked], [others[k] for k in ranked]
+    places = ranked.tolist()
+    names, others = [names[k] for k in places], [others[k] for k in places]
     ordered = {key: " ".join(sorted(key.split())) for key in dict.fromkeys((*names, *others))}
     winkler = cpdist(names, others, scorer=winkler_of, dtype=np.float32)
     turned = cpdist([ordered[n] for n in names], [ordered[n] for n in others], scorer=winkler_of, dtype=np.float32)

@@ -79,9 +79,8 @@ def state_of(parts: Parts, merges: Iterable[tuple[str, str]], settings: LinkSett
 
     names = [g.ids[0] for g in parts.groups]
     spelt = [pair in parts.spelt for pair in parts.weights]
-    pairs = _coded_pairs(
-        names, *([pair[i] for pair in parts.weights] for i in (0, 1)), list(parts.weights.values()), spelt
-    )
+    left, right = ([pair[i] for pair in parts.weights] for i in (0, 1))
+    pairs = _coded_pairs(names, left, right, list(parts.weights.values()), spelt)
     word = pa.string()
     joined = list(merges)
     return LinkState(
@@ -117,11 +116,10 @@ def _block_rows(groups: Iterable[Group], settings: LinkSettings) -> list[tuple[s
 
 
 def _pairs_table(rows: Sequence[tuple[str, str, float, bool]]) -> pa.Table:
-    names = sorted({n for row in rows for n in row[:2]})
+    names = sorted({n for a, b, _, _ in rows for n in (a, b)})
     place = {n: i for i, n in enumerate(names)}
-    return _coded_pairs(
-        names, *([place[row[i]] for row in rows] for i in (0, 1)), *([row[i] for row in rows] for i in (2, 3))
-    )
+    left, right = [place[a] for a, _, _, _ in rows], [place[b] for _, b, _, _ in rows]
+    return _coded_pairs(names, left, right, [w for _, _, w, _ in rows], [spelt for _, _, _, spelt in rows])
 
 
 def _coded_pairs(names: Sequence[str], a: Any, b: Any, weights: Any, spelt: Any) -> pa.Table:
@@ -289,8 +287,8 @@ class _Change:
         names = [row[1] for row in staying]
         ends = []
         for ranked, reach in ((old, before), (rows, after)):
-            at = np.array([bisect.bisect_left(ranked, row) for row in staying], dtype=np.int64)
-            ends.append(np.searchsorted(at, at + reach, side="right").tolist())
+            places = np.array([bisect.bisect_left(ranked, row) for row in staying], dtype=np.int64)
+            ends.append(np.searchsorted(places, places + reach, side="right").tolist())
         for i, (stop, last) in enumerate(zip(*ends, strict=True)):
             for j in range(min(stop, last), max(stop, last)):
                 pair = (min(names[i], names[j]), max(names[i], names[j]))
