@@ -1,7 +1,8 @@
 """Tokens per second of processor time from files to a saved graph, on prose (Text2KGBench's test sentences as documents), and what one
 changed document out of a thousand costs.
 
-Run: ``python -m benchmarks.build_speed`` for both, or with ``again`` for the second alone (some six minutes on an idle machine).
+Run: ``python -m benchmarks.build_speed`` for both, or with ``again`` for the second alone (some six minutes on an idle machine);
+``again short spacy`` for one kind of documents and one parser.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from interfuse.core.ctx import Ctx
 from interfuse.data.chunks import token_count
 from interfuse.kit.language import open_parser
 from tests.shared_data import PLACE
+
+KINDS = (("short", "spacy"), ("prose", "spacy"), ("short", "rules"), ("prose", "rules"))
 
 
 def sentences() -> list[str]:
@@ -102,12 +106,13 @@ def again(kind: str, parser: str, root: Path, times: int = 3) -> dict[str, Any]:
     return made
 
 
-def changes() -> None:
-    """Adds what one changed document costs to the figures that are there."""
+def changes(kinds: Sequence[tuple[str, str]]) -> None:
+    """Adds what one changed document costs, by kind of documents and parser, to the figures that are there."""
     path = RESULTS / "build_speed.json"
     figures = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("machine", "commit")}
-    rows = figures["one document of 1,000 changed"] = {"what": "medians; shares are of the first build in the process"}
-    for kind, parser in (("short", "spacy"), ("prose", "spacy"), ("short", "rules"), ("prose", "rules")):
+    rows = figures.setdefault("one document of 1,000 changed", {})
+    rows["what"] = "medians; shares are of the first build in the process"
+    for kind, parser in kinds:
         with tempfile.TemporaryDirectory() as place:
             found = rows[f"{kind}, {parser}"] = again(kind, parser, Path(place))
         for where in ("in the process", "from the shell"):
@@ -151,8 +156,11 @@ def main() -> None:
             figures[kind] = {"tokens": tokens, **parts}
             print(kind, figures[kind], flush=True)
     save("build_speed", figures)
-    changes()
+    changes(KINDS)
 
 
 if __name__ == "__main__":
-    changes() if sys.argv[1:] == ["again"] else main()
+    if sys.argv[1:2] == ["again"]:
+        changes([tuple(sys.argv[2:4])] if len(sys.argv) == 4 else KINDS)  # type: ignore[list-item]
+    else:
+        main()

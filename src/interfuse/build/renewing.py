@@ -51,6 +51,7 @@ from interfuse.data.graph_rows import (
     counts_of,
     joined,
     packed,
+    plain,
     read_rows,
     rows_of,
     spliced,
@@ -445,7 +446,8 @@ def said_anew(kept: Kept, order: Sequence[tuple[str, str]], new: Mapping[str, So
     drop = np.flatnonzero(among(guessed.column("subject"), voted).to_numpy())
     subjects = words_of(guessed.column("subject"))
     made = _said_rows(guesses)
-    guessed_now = spliced(guessed, drop, made, [bisect.bisect_left(subjects, s.subject) for s in guesses])
+    places_of = [bisect.bisect_left(subjects, s.subject) for s in guesses]
+    guessed_now = coded(spliced(plain(guessed), drop, plain(made), places_of).together())
     documents = joined(said_parts)
     return (joined([documents, guessed_now]), len(documents), all_votes, joined([*gone, guessed.take(drop)]),
             joined([rows, made]))  # fmt: skip

@@ -134,6 +134,17 @@ def coded(rows: Rows) -> Rows:
     return Rows(table, rows.proof, rows.counts)
 
 
+def plain(rows: Rows) -> Rows:
+    """The inverse of :func:`coded`: many pieces of coded columns are slow to join, as each brings all the words."""
+    import pyarrow as pa
+
+    table = rows.table
+    for name in CODED:
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, table.column(place).cast(pa.string()))
+    return Rows(table, rows.proof, rows.counts)
+
+
 def packed(table: Any) -> Any:
     """A table in one piece, without words that no row has any more where these are the most."""
     import pyarrow as pa
