@@ -392,11 +392,18 @@ def kth_smallest_of(parts: Callable[[], Iterator[NDArray[np.float64]]], ranks: S
         if shift == 0:
             return [float(np.int64(places[rank][0]).view(np.float64)) for rank in ranks]
         if sum(held.values()) <= _HELD:
-            kept: dict[int, list[NDArray[np.int64]]] = {lead: [] for lead in held}
+            # each into one piece of memory: many small ones would keep what is freed between them from being used again
+            whole, filled = (
+                {lead: np.empty(size, dtype=np.int64) for lead, size in held.items()},
+                dict.fromkeys(held, 0),
+            )
             for key in keys():
-                for lead, pieces in kept.items():
-                    pieces.append(key[(key >> shift) == lead])
-            whole = {lead: np.sort(np.concatenate(pieces)) for lead, pieces in kept.items()}
+                for lead, kept in whole.items():
+                    found = key[(key >> shift) == lead]
+                    kept[filled[lead] : filled[lead] + len(found)] = found
+                    filled[lead] += len(found)
+            for kept in whole.values():
+                kept.sort()
             return [float(whole[lead][place].view(np.float64)) for lead, place in (places[rank] for rank in ranks)]
 
 

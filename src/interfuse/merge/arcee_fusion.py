@@ -53,7 +53,11 @@ def _facts(whole: Whole, **_: Any) -> _Facts:
     size = math.prod(whole.shape)
     if not size:
         return _Facts(torch.empty(0, 1, dtype=torch.float64), 0.0)
-    divergence = torch.cat([_divergence(a, b) for _, a, b in _rows(whole)])
+    divergence = torch.empty(size // (whole.shape[-1] if whole.shape else 1), 1, dtype=torch.float64)
+    for first, a, b in _rows(
+        whole
+    ):  # into one piece of memory: many small ones would keep what is freed between them from being used
+        divergence[first : first + len(a)] = _divergence(a, b)
 
     def importances() -> Iterator[NDArray[np.float64]]:
         for first, a, b in _rows(whole):
