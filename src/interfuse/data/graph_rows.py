@@ -79,9 +79,9 @@ class Rows:
         proofs: list[Evidence] = []
         if proof:
             *values, premises = (self.proof.column(f.name).to_pylist() for f in fields(Evidence))
-            proofs = [Evidence(*row, tuple(p or ())) for *row, p in zip(*values, premises, strict=True)]
+            proofs = [Evidence(*[*row, tuple(p or ())]) for *row, p in zip(*values, premises, strict=True)]
         rest = ("confidence", "kind", "status", "valid_from", "valid_to", "recorded_at", "retracted_at")
-        columns = {n: words_of(self.table.column(n)) for n in CODED}
+        columns: dict[str, list[Any]] = {n: words_of(self.table.column(n)) for n in CODED}
         columns.update({n: self.table.column(n).to_pylist() for n in ("qualifiers", *rest)})
         starts = self.starts.tolist()
         return [
