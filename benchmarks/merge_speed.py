@@ -502,7 +502,8 @@ def page(found: dict[str, Any]) -> str:
             words = (
                 f"{tight['peak private MB']:.0f} MB, {tight['seconds']:.1f} s"
                 if "seconds" in tight
-                else "refused: " + tight["failed"].strip().splitlines()[0]
+                else ("refused: " if "input.limit" in tight["failed"] else "failed: ")
+                + tight["failed"].strip().splitlines()[0][:100]
             )
             lines.append(f"| {method} | {peak:.0f} | {words} |")
         lines.append("")

@@ -588,8 +588,8 @@ class _Hand:
         )
         block = Block(job.name, start, stop, task.shape, task.facts)
         if job.arrays and job.function is not None and task.code in PLAIN:
-            values = [read_array(s, start, stop, slot) for s, slot in zip(task.sources, slots, strict=True)]
-            result = job.function(values, block)
+            arrays = [read_array(s, start, stop, slot) for s, slot in zip(task.sources, slots, strict=True)]
+            result = job.function(arrays, block)
             if result.size != n or result.dtype != np.float32:
                 what = f"the function returned {result.dtype} {list(result.shape)} for {n} elements"
                 raise InterfuseError("input.shape", what, where=f"tensor {job.name!r}")
