@@ -224,10 +224,10 @@ def test_planning_grows_with_the_number_of_tensors():
         models = [Overlay(None, {n: (Shaped(), torch.bfloat16) for n in names}) for _ in range(2)]
         best = 1e9
         for _ in range(3):
-            began = time.perf_counter()
+            began = time.process_time()
             parts = read_slices(None, 2, False, own, ("weight",), linear.params)
             assert len(plan_outputs(models, None, parts, {"weight": 1.0}, ["a", "b"])) == len(names)
-            best = min(best, time.perf_counter() - began)
+            best = min(best, time.process_time() - began)
         return best
 
     assert seconds(200) < 11 * seconds(50)  # quadratic would be 16

@@ -63,7 +63,7 @@ def norm_direction_watched(student: Tensor, teacher: Tensor, direction: Tensor) 
     """The loss of :func:`norm_direction`, and without gradient the student's length ``||s||`` and cosine ``<s, e> / ||s||``: each ``[B]``.
 
     Args:
-        student, teacher: ``[B, D]``. direction: ``[B, D]``, the unit vector e of each sample; no gradient is given to it.
+        student, teacher: ``[B, D]``. direction: ``[B, D]``, the unit vector e of each sample.
     """
     _check_same(student, teacher)
     _check_same(student, direction, "student", "centre")
@@ -88,7 +88,7 @@ class _NormDirection(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         s, t, direction, own, theirs, longest, share = ctx.saved_tensors
         per, tiny = gradient / longest, torch.finfo(own.dtype).tiny
         pull = per * share  # of the longer of both; of each half where they are equal
@@ -96,9 +96,9 @@ class _NormDirection(torch.autograd.Function):
         of_s = torch.addcmul(
             (pull * first / own.clamp_min(tiny)).unsqueeze(-1) * s, per.unsqueeze(-1), direction, value=-1
         )
-        if not ctx.needs_input_grad[1]:
-            return of_s, None, None
-        return of_s, (pull * (1 - first) / theirs.clamp_min(tiny)).unsqueeze(-1) * t, None
+        _, second, third = ctx.needs_input_grad
+        of_t = (pull * (1 - first) / theirs.clamp_min(tiny)).unsqueeze(-1) * t if second else None
+        return of_s, of_t, -per.unsqueeze(-1) * s if third else None
 
 
 def attention_transfer(student: Tensor, teacher: Tensor, *, p: float = 2.0) -> Tensor:
