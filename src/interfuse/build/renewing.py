@@ -520,7 +520,9 @@ class Mentions:
                     near.setdefault(s, {})[name] = None
                     near.setdefault(name, {})[s] = None
             for i in sorted(wanted):
-                labels = {_value(o): n for o, n in Counter(words.get(i, ())).items()}
+                labels = Counter[str]()  # literals of several languages may have one value
+                for o, n in Counter(words.get(i, ())).items():
+                    labels[_value(o)] += n
                 self.known[i] = None if not labels else Mention(
                     i, most_said(labels), tuple(sorted({*labels, *(_value(o) for o in also.get(i, ()))})), tuple(sorted(types.get(i, ()))),
                     tuple(sorted(near.get(i, ()))), sum(labels.values()))  # fmt: skip
