@@ -176,7 +176,10 @@ def two_prompts() -> None:
             **{k: spread(v) for k, v in rows.items()},
         }
         print(label, {k: round(spread(v)["median"], 4) for k, v in rows.items()}, flush=True)
-    save("decode-speed-prompts", {**WHAT, "what": "CK-PLUG, one thread, one text", **figures})
+    save(
+        "decode-speed-prompts",
+        {"what": "CK-PLUG, one thread, one text", "steps": STEPS, "rounds": 2 * ROUNDS, **figures},
+    )
 
 
 def main() -> None:

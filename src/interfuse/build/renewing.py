@@ -16,7 +16,6 @@ import bisect
 import contextlib
 import dataclasses
 import functools
-import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -36,6 +35,7 @@ import numpy as np
 from interfuse.build.assembling import Assembler, guesses_of
 from interfuse.build.keeping import key_of_work
 from interfuse.build.room import Work, own_params, settings_of
+from interfuse.core.bulk import bulk
 from interfuse.core.errors import InterfuseError
 from interfuse.core.lazy import kept_out
 from interfuse.core.rooms import Call
@@ -655,19 +655,7 @@ def nodes_anew(old: pa.Table, holds: Rows, names: Sequence[str]) -> pa.Table:
     return pa.concat_tables([*parts, kept.slice(at)])
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Python does not look for circles of objects meanwhile: many small objects are made that are in none, and looking through all
-    objects of the process (a parser alone brings a million) takes longer than the work."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
+@bulk()
 def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read: Iterable[tuple[Source, list[Statement]]],
           assembler: Assembler) -> dict[str, Any]:  # fmt: skip
     """Writes the graph as it is after a change, and keeps its state.

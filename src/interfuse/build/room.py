@@ -299,7 +299,7 @@ def _sources(texts: Sequence[tuple[str, str, str]], found: Mapping[str, Source_]
 def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:
     """The graph of an earlier build brought up to date; None when there is none, or too much has changed."""
     from interfuse.build.assembling import Assembler
-    from interfuse.build.renewing import changed, open_kept, place_of, renew, renewable, uncollected
+    from interfuse.build.renewing import changed, open_kept, place_of, renew, renewable
 
     if not renewable(call):
         return None
@@ -317,8 +317,7 @@ def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:
     found = {name: (source, statements) for name, source, statements in _assembled(items, work, settings, assembler)}
     read = [(source, found[source.id][1] if source.id in found else [])
             for source in _sources(texts, {k: v[0] for k, v in found.items()}, work)]  # fmt: skip
-    with uncollected():
-        facts = renew(call, work, folder, kept, change, read, assembler)
+    facts = renew(call, work, folder, kept, change, read, assembler)
     count = int(work.tally.get("chunks", 0))
     call.ctx.log(f"resuming: {count - work.asked} of {count} chunks were read before")
     return facts

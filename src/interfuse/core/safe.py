@@ -30,7 +30,7 @@ MAX_DEPTH = 100
 #: bytes mapped at a time: few calls, as each call may wait for the interpreter while a library is imported
 _SPAN = 1 << 27
 #: files of fewer bytes are read at once
-_SMALL = 1 << 18
+_SMALL = 1 << 20
 #: so many characters count as one more value, so that an alias of a long text is not free
 CHARS_PER_NODE = 128
 
@@ -280,10 +280,12 @@ def fingerprint(value: Any) -> str:
 def file_sha256(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with open(path, "rb", buffering=0) as file:
-        start = file.read(_SMALL)
-        if len(start) < _SMALL:
-            return hashlib.sha256(start + file.read()).hexdigest()
-        file.seek(0)
+        size = os.fstat(file.fileno()).st_size
+        if size < _SMALL:
+            data = file.read(size + 1)
+            if len(data) == size:
+                return hashlib.sha256(data).hexdigest()
+            file.seek(0)  # it grew meanwhile
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

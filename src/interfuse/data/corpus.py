@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 KEYS = ("documents", "include", "exclude", "max_files", "max_bytes", "max_seconds", "texts", "reader")
 MAX_FILES = 1_000_000
-#: files of fewer bytes are looked at in one go
-_SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -281,18 +279,8 @@ def _walk(place: Path) -> Iterator[tuple[str, str]]:
 
 
 def _file(path: str, name: str, limits: Any) -> File:
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-    try:
-        size = os.fstat(handle).st_size
-        data = os.read(handle, size + 1) if size < _SMALL else b""
-    finally:
-        os.close(handle)
-    if size > limits.bytes:
-        digest = fingerprint(["too large", size])
-    elif len(data) == size < _SMALL:
-        digest = hashlib.sha256(data).hexdigest()
-    else:  # large, or it grew meanwhile
-        digest = file_sha256(path)
+    size = os.stat(path).st_size
+    digest = file_sha256(path) if size <= limits.bytes else fingerprint(["too large", size])
     return File(name, digest, size, path)
 
 

@@ -93,11 +93,11 @@ class InfiGFusion(Hooks):
         counts = labels != IGNORE
         sources = len(extra["said"])
         terms = {"ce": hard_loss(views)}
+        kept = self._kept(views.student)
         if self.uld:
-            top = views.student.topk(min(self.top_k, views.student.shape[-1]), dim=-1).values
-            terms["uld"] = torch.stack([self._uld(views, said, top) for said in extra["said"]]).sum(0) / sources
+            terms["uld"] = torch.stack([self._uld(views, said, kept.values) for said in extra["said"]]).sum(0) / sources
         if self.gld:
-            terms["gld"] = self._gld(views).expand(labels.shape).masked_fill(~counts, 0.0)
+            terms["gld"] = self._gld(views, kept).expand(labels.shape).masked_fill(~counts, 0.0)
             if self.gld == "auto" and "gld_scale" not in run.tensors:
                 run.tensors["gld_scale"] = self._first_scale(views, int(counts.sum()))
         return terms
@@ -110,12 +110,16 @@ class InfiGFusion(Hooks):
         out[valid] = standardised_uld(mine[valid], said["logp"][valid]).to(out.dtype)
         return out
 
-    def _gld(self, views: Views) -> torch.Tensor:
+    def _kept(self, logits: torch.Tensor) -> Kept:
+        """The largest logits of every position, [B, L, k]."""
+        top = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1)
+        return Kept(top.indices, top.values)
+
+    def _gld(self, views: Views, kept: Kept) -> torch.Tensor:
         """How far the student's graph is from those of the sources, on average."""
         assert views.labels is not None
         size, counts = views.student.shape[-1], views.labels != IGNORE
-        top = views.student.topk(min(self.top_k, size), dim=-1)
-        ours = Kept(top.indices[counts], top.values[counts])
+        ours = Kept(kept.ids[counts], kept.values[counts])
         each = []
         for graph in views.batch.extra["graphs"]:
             theirs = Kept(graph["ids"], graph["logits"])
@@ -133,7 +137,7 @@ class InfiGFusion(Hooks):
             apart = replace(views, student=logits)
             ce, gld = (
                 float(torch.autograd.grad(x, logits)[0].norm())
-                for x in (hard_loss(apart).sum() / count, self._gld(apart))
+                for x in (hard_loss(apart).sum() / count, self._gld(apart, self._kept(logits)))
             )
         return torch.tensor(self.gld_share * ce / gld if gld > 1e-12 else 0.0, dtype=torch.float64)
 

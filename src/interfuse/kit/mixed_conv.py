@@ -107,7 +107,7 @@ class _Mixed(torch.autograd.Function):
             rows = coarse.permute(0, 2, 3, 1).flatten(0, 2)  # [N, C]
             weight = torch.cat([kernel.permute(2, 3, 0, 1).flatten(0, 2), theirs])  # [9 O + 2, C]
             columns = weight @ rows.T
-            logits = _apart(F.linear(flat, mine, bias), grid)  # [4, 2, N]
+            logits = _apart(F.linear(flat, mine, bias))  # [4, 2, N]
             shares = torch.sigmoid(logits.add_(columns[-2:]))
             own = _together(shares[:, :1], grid)  # [B, 2h, 2w, 1]
             mixed = torch.cat([flat * own, own], dim=3).permute(0, 3, 1, 2)
@@ -140,7 +140,7 @@ class _Mixed(torch.autograd.Function):
         of_own = torch.linalg.vecdot(of_mixed, flat).add_(_single(back, turned[-1]))
         of_fine = of_mixed.mul_(own)
         # the coarse map's
-        parts, back = columns[:-2].unflatten(0, (9, -1)).unbind(), _apart(back, grid).unflatten(0, (2, 2))
+        parts, back = columns[:-2].unflatten(0, (9, -1)).unbind(), _apart(back).unflatten(0, (2, 2))
         of_columns, of_shares = torch.empty_like(columns), torch.empty_like(shares)
         of_parts = of_columns[:-2].unflatten(0, (9, -1)).unbind()
         product, inside = torch.empty_like(back), _inside(*grid, shares.dtype, shares.device)
@@ -153,7 +153,7 @@ class _Mixed(torch.autograd.Function):
             seen = torch.mul(here, parts[column][:, take], out=product[quarters][..., take]).sum(dim=2)
             of_other[others][..., take].addcmul_(seen, inside[shift][take])
         # the shares
-        of_shares[:, 0], of_shares[:, 1] = _apart(of_own.unsqueeze(3), grid)[:, 0], of_other.flatten(0, 1)
+        of_shares[:, 0], of_shares[:, 1] = _apart(of_own.unsqueeze(3))[:, 0], of_other.flatten(0, 1)
         of_logits = torch.ops.aten.sigmoid_backward(of_shares, shares)
         torch.sum(of_logits, dim=0, out=of_columns[-2:])
         fine_logits = _together(of_logits, grid).flatten(0, 2)  # [4 N, 2]
@@ -173,14 +173,10 @@ def _add(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
         total.addcmul_(a, b)
 
 
-def _quarters(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """A view of a fine map [B, 2h, 2w, C] by quarters: [2, 2, C, B, h, w]."""
-    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(2, 4, 5, 0, 1, 3)
-
-
-def _apart(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+def _apart(x: Tensor) -> Tensor:
     """A fine map [B, 2h, 2w, C] by quarters: [4, C, N]."""
-    return _quarters(x, grid).flatten(3, 5).flatten(0, 1).contiguous()
+    quarters = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(2, 4, 5, 0, 1, 3)  # [2, 2, C, B, h, w]
+    return quarters.flatten(3, 5).flatten(0, 1).contiguous()
 
 
 def _together(parts: Tensor, grid: tuple[int, int, int]) -> Tensor:
