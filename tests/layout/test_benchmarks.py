@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,3 +70,18 @@ def test_every_script_begins_without_arguments() -> None:
     bare = [f"{s.name}: line {n}" for s in SCRIPTS for n in unasked(ast.parse(s.read_text("utf-8")))]
     assert not bare
     assert list(unasked(ast.parse("a = sys.argv[1]\nb = sys.argv[2] if len(sys.argv) > 2 else 3"))) == [1]
+
+
+def test_the_page_of_speed_holds_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables are those of the results, and a race is counted only where both programs are shown to write the same numbers."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    speed = importlib.import_module("merge_speed")
+    found = json.loads((ROOT / "benchmarks" / "results" / "merge-speed.json").read_text("utf-8"))
+    assert speed.page(found).rstrip() in (ROOT / "docs" / "speed.md").read_text("utf-8")
+    row = {"mergekit over ours": 99.0, "ours over copy": 3.0, "beside mergekit in float32": {"equal": 0.99}}
+    rows = {"ties": row, "linear": {**row, "ours over copy": 1.5, "beside mergekit in float32": {"equal": 1.0}}}
+    known = speed.shown_equal({"speed": {"9 GB, warm": rows}}, "9 GB")
+    assert known == ["linear"]
+    assert speed.goals(rows, known).startswith("All 2 goals of this table hold. Not counted")
+    accounted = {"speed": {"9 GB, warm": rows}, "equality in float32": {"9 GB": {"ties": {"unexplained": 0}}}}
+    assert speed.shown_equal(accounted, "9 GB") == ["linear", "ties"]
