@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -349,6 +352,73 @@ def test_a_reply_beyond_all_measure_is_refused(address: str) -> None:
     ]
     with pytest.raises(InterfuseError, match=r"endpoint\.failed"):
         EndpointLM(address, "m").generate(["one"])
+
+
+class Slow(BaseHTTPRequestHandler):
+    """A server that answers as its ``way`` says: whole, late, in drips of body or head, half, endless or too long."""
+
+    way: ClassVar[str] = ""
+    seen: ClassVar[int] = 0
+
+    def do_POST(self) -> None:
+        Slow.seen += 1
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data, way = json.dumps(chat(body)).encode(), Slow.way
+        with contextlib.suppress(OSError):
+            if way == "late":
+                time.sleep(1)
+            if way == "head in drips":
+                for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 30:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.1)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            if way in ("", "half", "drips"):
+                self.send_header("Content-Length", str(len(data)))
+            if way == "packed":
+                self.send_header("Content-Encoding", "gzip")
+                data = gzip.compress(b" " * 40_000_000)
+            self.end_headers()
+            if way == "drips":
+                for byte in data[:40]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.1)
+            elif way in ("endless", "10 MB"):
+                for _ in range(160 if way == "10 MB" else 10_000):
+                    self.wfile.write(b" " * 65_536)
+            else:
+                self.wfile.write(data[: len(data) // 2] if way.startswith("half") else data)
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("way", "tries"), [
+    ("late", 2), ("drips", 2), ("head in drips", 2), ("half", 2), ("half, of no said length", 1), ("endless", 1), ("10 MB", 1), ("packed", 1),
+])  # fmt: skip
+def test_a_try_ends_in_time_however_a_server_answers(slow: str, way: str, tries: int) -> None:
+    Slow.way, Slow.seen = way, 0
+    lm = EndpointLM(slow, "m", timeout=0.4 if tries == 2 else 5, retries=tries - 1)
+    start = time.monotonic()
+    with pytest.raises(InterfuseError) as error:
+        lm.generate(["one"])
+    assert error.value.code == "endpoint.failed"
+    assert ("longer than" in error.value.what) == (way in ("endless", "10 MB", "packed"))
+    assert time.monotonic() - start < 4  # two tries and a pause before the second
+    assert Slow.seen == tries
+    Slow.way = ""
+    assert EndpointLM(slow, "m").generate(["one"])[0][0].text == "ONE 0"
 
 
 def test_addresses_and_keys_are_checked_before_anything_is_sent(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,10 @@ reply are bounded.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -21,6 +24,64 @@ from interfuse.data.lm import Prompt, Reply, Scored, check_prompts, estimated_to
 T = TypeVar("T")
 #: the longest reply that is taken, in characters
 LONGEST_REPLY = 2_000_000
+#: the most bytes of an answer that are read: those characters, and what stands around them
+MOST_BYTES = 4 * LONGEST_REPLY
+
+
+def bounded(base: Any, seconds: float, most: int) -> Any:
+    """A client that has each whole answer within a time and a size, however its server sends it.
+
+    A client's own timeout starts anew with every byte that comes, and an answer is read before anyone looks at its length.
+
+    Args:
+        base: the class of a client of ``httpx`` or ``httpx2`` (which one, the package ``openai`` decides).
+        seconds: from the request to the last byte. most: bytes of an answer, unpacked.
+
+    Returns:
+        the client. Too late is its module's ``ReadTimeout``, as a failure that may pass; too much is ``endpoint.failed``.
+    """
+    module = sys.modules[next(c.__module__.split(".")[0] for c in base.__mro__ if c.__module__.startswith("httpx"))]
+
+    class Bounded(base):  # type: ignore[misc]
+        def send(self, request: Any, **options: Any) -> Any:
+            done, late = threading.Event(), threading.Event()
+            made: list[Any] = []
+
+            def read() -> None:
+                try:
+                    made.append(self._whole(request, options, late))
+                except BaseException as error:  # it is raised where the answer is waited for
+                    made.append(error)
+                done.set()
+
+            # what a server that sends its head byte by byte keeps waiting is this thread alone, and no exit waits for it
+            threading.Thread(target=read, daemon=True).start()
+            if not done.wait(seconds):
+                late.set()
+                raise module.ReadTimeout(f"no whole answer within {seconds:g} s", request=request)
+            if isinstance(made[0], BaseException):
+                raise made[0]
+            return made[0]
+
+        def _whole(self, request: Any, options: Mapping[str, Any], late: threading.Event) -> Any:
+            answer = super().send(request, **{**options, "stream": True})
+            parts, size = list[bytes](), 0
+            with contextlib.closing(answer):
+                for part in answer.iter_bytes(65_536):
+                    size += len(part)
+                    if late.is_set() or size > most:
+                        raise InterfuseError("endpoint.failed", f"an answer is longer than {most:,} bytes",
+                                             where=str(request.url.host), fix="Lower max_tokens, or look at what the server sends.")  # fmt: skip
+                    parts.append(part)
+            head = [(k, v) for k, v in answer.headers.multi_items()
+                    if k.lower() not in ("content-encoding", "content-length", "transfer-encoding")]  # fmt: skip
+            return type(answer)(answer.status_code, headers=head, content=b"".join(parts), request=request)
+
+        def __del__(self) -> None:
+            with contextlib.suppress(Exception):
+                self.close()
+
+    return Bounded()
 
 
 class EndpointLM:
@@ -30,7 +91,8 @@ class EndpointLM:
         endpoint: the base address, such as ``http://localhost:8000/v1``. model: the name its server knows.
         key_env: the environment variable that holds the key, where the server asks for one.
         api: ``chat`` (a string is one message of the user) or ``completions`` (a string is continued as it stands).
-        timeout: seconds per call. retries: further tries after a failure that may pass. workers: calls at a time.
+        timeout: seconds of one try, up to the last byte of its answer. retries: further tries after a failure that may pass.
+        workers: calls at a time.
 
     Raises:
         InterfuseError: ``unsafe.address`` or ``param.value`` at once; ``needs.package`` when the client is not installed.
@@ -54,7 +116,7 @@ class EndpointLM:
     @cached_property
     def _client(self) -> Any:
         try:
-            from openai import OpenAI
+            from openai import DefaultHttpxClient, OpenAI
         except ImportError as error:
             raise InterfuseError(
                 "needs.package", "endpoints need the package openai", fix="pip install 'interfuse[endpoint]'"
@@ -63,7 +125,8 @@ class EndpointLM:
         if not key:
             raise InterfuseError("needs.capability", f"the environment variable {self.key_env} holds no key", where=self.name,
                                  fix=f"export {self.key_env}=...")  # fmt: skip
-        return OpenAI(base_url=self.endpoint, api_key=key, timeout=self.timeout, max_retries=self.retries)
+        return OpenAI(base_url=self.endpoint, api_key=key, timeout=self.timeout, max_retries=self.retries,
+                      http_client=bounded(DefaultHttpxClient, self.timeout, MOST_BYTES))  # fmt: skip
 
     def _asked(self, call: Callable[[], T]) -> T:
         """The answer of one call, its failures under our codes (a key that a server echoes is not passed on)."""
