@@ -11,10 +11,13 @@ import yaml
 from click.testing import CliRunner
 
 from interfuse.cli.main import app
+from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
+from interfuse.core.method import load
+from interfuse.core.rooms import load_room, prepare
 from interfuse.data.models import Model
 from interfuse.data.tables import Table
-from interfuse.distill.verbs import _recipe, _space, compare
+from interfuse.distill.verbs import _recipe, _said, _space, compare, step_memory
 from tests.distill_bars import CNN, made
 from tests.distill_bars import data as data
 from tests.distill_bars import teacher as teacher
@@ -66,7 +69,8 @@ def test_a_space_may_stand_in_a_file(tmp_path: Path) -> None:
 
 
 def test_compare_counts_what_is_lost_and_does_not_call_chance_better(data: Table, teacher: Model) -> None:
-    methods = [_recipe(m) for m in ("none", "none:lr=1e-9", "kd:alpha=0.5,tau=2")]
+    both = """compose:{"parts": [{"use": "kd"}, {"use": "sp", "weight": 0.1}]}"""
+    methods = [_recipe(m) for m in ("none", "none:lr=1e-9", "kd:alpha=0.5,tau=2", both)]
     rows = compare(
         methods,
         [teacher],
@@ -77,16 +81,17 @@ def test_compare_counts_what_is_lost_and_does_not_call_chance_better(data: Table
         baseline="none",
         common={"epochs": 6, "lr": 0.02, "batch_size": 16},
     )
-    base, untrained, kd = rows
+    base, untrained, kd, added = rows
     assert base["said"] == "baseline"
     assert base["difference"] is None
     assert base["negative_flips"] == 0
-    for row in (untrained, kd):
+    for row in (untrained, kd, added):
         apart = row["difference"]
         assert apart["estimate"] == pytest.approx(row["accuracy"] - base["accuracy"])
         assert apart["estimate"] == pytest.approx(row["positive_flips"] - row["negative_flips"])
-        assert ("better" in row["said"]) == (apart["low"] > 0)
+        assert ("better" in row["said"]) == (apart["low"] > 0 and apart["p"] <= 0.05)
         assert row["step_ms"] > 0
+        assert 0.1 < row["step_ratio"] < 20
         assert row["memory_mb"] > 0
     assert untrained["said"] == "worse"
     assert kd["memory_mb"] > base["memory_mb"], "the teacher takes no room"
@@ -95,7 +100,7 @@ def test_compare_counts_what_is_lost_and_does_not_call_chance_better(data: Table
 def test_compare_of_a_method_with_itself_shows_nothing(data: Table) -> None:
     twice = [("a", "none", {}), ("b", "none", {})]
     rows = compare(twice, [], made(CNN, 1), data, data, seeds=2, baseline="a", common={"epochs": 1})
-    assert rows[1]["difference"] == {"estimate": 0, "low": 0, "high": 0}
+    assert rows[1]["difference"] == {"estimate": 0, "low": 0, "high": 0, "p": 1}
     assert rows[1]["said"].startswith("no difference shown")
 
 
@@ -107,7 +112,33 @@ def test_compare_refuses(data: Table) -> None:
         assert caught.value.code == "param.value"
 
 
-def test_compare_reads_recipes() -> None:
+def test_compare_reads_recipes(tmp_path: Path) -> None:
     assert _recipe("kd:tau=2,form=code") == ("kd:tau=2,form=code", "kd", {"tau": 2, "form": "code"})
-    with pytest.raises(InterfuseError):
-        _recipe("kd:tau")
+    assert _recipe('ofa-kd:{"eps": [1.0, 1.2]}')[1:] == ("ofa-kd", {"eps": [1.0, 1.2]})
+    file = tmp_path / "both.yaml"
+    file.write_text("parts:\n  - {use: kd}\n  - {use: sp, weight: 2}\n")
+    assert _recipe(f"compose:{file}")[1:] == ("compose", {"parts": [{"use": "kd"}, {"use": "sp", "weight": 2}]})
+    for text in ("kd:tau", 'kd:{"tau": 2', f"kd:{tmp_path}/none.yaml"):
+        with pytest.raises(InterfuseError):
+            _recipe(text)
+
+
+def test_many_comparisons_make_a_small_p_a_thing_of_chance() -> None:
+    assert _said("better", 0.01, 5) == "better"
+    assert _said("worse", 0.06, 5) == "no difference shown: p is 0.060 for one of 5 comparisons"
+
+
+def test_memory_of_a_step_counts_buffers_and_what_the_method_stores(data: Table, teacher: Model) -> None:
+    from interfuse.distill.room import _hooks, start
+
+    def held(slug: str, **given: Any) -> float:
+        call = prepare(load_room("distill"), load(f"distill/{slug}"), {"teacher": [teacher], "student": made(CNN, 1), "data": data, **given}, Ctx())  # fmt: skip
+        return step_memory(start(call, _hooks(call)), lambda: None)
+
+    rows = 4 * len(data) * len(data.classes)
+    assert held("kd") - held("kd", teacher_cache="off") == pytest.approx(rows / 1e6, rel=0.01)
+    memory = 4 * 2 * len(data)  # one number on both sides, for every example
+    grown = held("crd", dim=32) - held("crd", dim=16)
+    assert grown > memory * 16 / 1e6
+    without = held("crd", dim=32, negatives="in-batch") - held("crd", dim=16, negatives="in-batch")
+    assert grown - without == pytest.approx(memory * 16 / 1e6, rel=0.01)

@@ -327,16 +327,46 @@ def test_runs_by_items_separates_the_spreads() -> None:
     assert math.isnan(resample.runs_by_items(table[:1]).sd_runs)
 
 
-def test_compare_runs_averages_seeds_then_draws_items() -> None:
+def test_compare_runs_with_one_run_each_is_a_t_test_over_items() -> None:
     generator = rng(12)
-    difficulty = generator.normal(size=60)
-    before = difficulty + generator.normal(size=(1, 60)) * 0.1
-    after = difficulty + 0.2 + generator.normal(size=(5, 60)) * 0.1
-    got = resample.compare_runs(before, after, rng(13))
-    alone = resample.paired_bootstrap(before[0], np.sort(after, axis=0).mean(axis=0), rng(13))
-    assert got.delta == alone
-    assert (got.baseline.runs, got.candidate.runs) == (1, 5)
-    assert stats.verdict(got.delta.low, got.delta.high) == "better"
+    before, after = generator.normal(size=(2, 1, 60))
+    got = resample.compare_runs(before, after)
+    t = stats.paired_t(before[0], after[0])
+    assert (got.delta.estimate, got.delta.low, got.delta.high, got.p) == pytest.approx((t.delta, t.low, t.high, t.p))
+    clusters = np.arange(60) // 3
+    got = resample.compare_runs(before, after, clusters=clusters)
+    t = stats.paired_t(before[0], after[0], clusters=clusters)
+    assert (got.delta.low, got.delta.high, got.p) == pytest.approx((t.low, t.high, t.p))
+
+
+def test_compare_runs_allows_for_other_seeds_as_for_other_items() -> None:
+    generator = rng(12)
+    before = np.zeros((5, 400))
+    items, runs = generator.normal(size=(1, 400)) * 0.3, generator.normal(size=(5, 1)) * 0.3
+    runs -= runs.mean()
+    steady = resample.compare_runs(before, before + items + 0.2)
+    shaken = resample.compare_runs(before, before + items + runs + 0.2)
+    over_items = stats.paired_t(before[0], items[0] + 0.2)
+    assert (steady.delta.low, steady.delta.high) == pytest.approx((over_items.low, over_items.high))
+    over_runs = stats.paired_t(before[:, 0], runs[:, 0] + 0.2 + items.mean())
+    assert shaken.delta.high - shaken.delta.low == pytest.approx(over_runs.high - over_runs.low, rel=0.02)
+    assert (steady.baseline.runs, steady.candidate.runs) == (5, 5)
+    assert stats.verdict(steady.delta.low, steady.delta.high) == "better"
+    assert stats.verdict(shaken.delta.low, shaken.delta.high).startswith("no difference")
+    # seeds of two systems that are not paired spread apart
+    alone = resample.compare_runs(before[:4], before + items + runs + 0.2)
+    assert alone.delta.high - alone.delta.low == pytest.approx(over_runs.high - over_runs.low, rel=0.02)
+
+
+def test_intervals_of_runs_hold_the_truth_as_often_as_they_say() -> None:
+    generator = rng(14)
+    missed = 0
+    for _ in range(400):
+        runs, items = generator.normal(size=(5, 1)) * 0.1, generator.normal(size=(1, 100)) * 0.5
+        d = runs + items + generator.normal(size=(5, 100))
+        delta = resample.compare_runs(np.zeros_like(d), d).delta
+        missed += not delta.low <= 0.0 <= delta.high
+    assert 4 <= missed <= 32  # of 20 expected
 
 
 # words
@@ -419,8 +449,8 @@ def test_bad_pairs_are_refused(
         (lambda: resample.paired_bootstrap([1.0], [2.0], rng()), "input.empty"),
         (lambda: resample.paired_bootstrap([1.0, 1], [2.0, 1], rng(), draws=0), "param.value"),
         (lambda: resample.sign_flip([1.0], [2.0], rng(), draws=0), "param.value"),
-        (lambda: resample.compare_runs([[1.0, 2.0]], [[1.0]], rng()), "input.shape"),
-        (lambda: resample.compare_runs([[1.0, 2.0]], [[1.0, math.nan]], rng()), "input.nan"),
+        (lambda: resample.compare_runs([[1.0, 2.0]], [[1.0]]), "input.shape"),
+        (lambda: resample.compare_runs([[1.0, 2.0]], [[1.0, math.nan]]), "input.nan"),
         (lambda: resample.runs_by_items([]), "input.empty"),
         (lambda: resample.rank_intervals([[1.0], [2.0]], rng()), "input.empty"),
     ],

@@ -26,6 +26,8 @@ from interfuse.kit.stats import (
     differences,
     mean_of,
     probability,
+    ratio,
+    standard_error,
     two_or_more,
 )
 
@@ -60,11 +62,12 @@ class RunsByItems:
 
 @dataclass(frozen=True, slots=True)
 class RunsDifference:
-    """Two systems, several runs each, the same items: both summaries and the interval of the mean difference."""
+    """Two systems, several runs each, the same items: both summaries, the interval of the mean difference, its two-sided ``p``."""
 
     baseline: RunsByItems
     candidate: RunsByItems
     delta: Interval
+    p: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,25 +220,20 @@ def runs_by_items(scores: ArrayLike) -> RunsByItems:
 
 
 def compare_runs(
-    baseline: ArrayLike,
-    candidate: ArrayLike,
-    rng: np.random.Generator,
-    *,
-    clusters: ArrayLike | None = None,
-    draws: int = 5000,
-    level: float = 0.95,
+    baseline: ArrayLike, candidate: ArrayLike, *, clusters: ArrayLike | None = None, level: float = 0.95
 ) -> RunsDifference:
-    """Difference of two systems, each run with several seeds on the same items.
+    """Difference of two systems, each run with several seeds on the same items: for other items *and* other seeds.
 
-    Every item's score is averaged over the seeds, then items (or clusters of items) are drawn. The interval speaks of
-    other items under these seeds; how much the seeds matter is ``sd_runs`` of either side.
+    Runs and items are crossed random effects. The variance of the mean difference is that of the runs' means plus that of
+    the items' means minus what both hold of the residual (never less than the larger one); the interval and ``p`` are Student's, with
+    Satterthwaite's degrees of freedom, because five runs are far too few for a percentile (Satterthwaite 1946; Clark 1973
+    for items and subjects crossed).
 
     Args:
         baseline: scores ``[runs, items]``.
-        candidate: scores ``[other runs, items]``; the number of runs may differ, one run is allowed.
-        rng: generator for the draws.
+        candidate: scores ``[other runs, items]``. With equally many runs, run ``k`` of both is one seed and they are paired;
+            otherwise the runs are independent. A single run says nothing about seeds: its spread counts as none.
         clusters: labels ``[items]``.
-        draws: number of resamples.
         level: confidence.
 
     Raises:
@@ -245,9 +243,42 @@ def compare_runs(
     before = checked_array(baseline, "baseline", ndim=2)
     after = checked_array(candidate, "candidate", ndim=2)
     checked_same_length(before.T, after.T, "items of baseline and candidate")
+    quantile = (1 + probability(level, "level")) / 2
+    paired = len(before) == len(after)
+    tables = [after - before] if paired else [before, after]
     d = np.sort(after, axis=0).mean(axis=0) - np.sort(before, axis=0).mean(axis=0)
-    delta = _bootstrap_mean(d, rng, clusters, draws, level)
-    return RunsDifference(runs_by_items(before), runs_by_items(after), delta)
+    items = standard_error(d, clusters)
+    two_or_more(items[1] + 1, "an interval")
+    parts = [(items[0] ** 2, items[1])]  # (variance of the mean difference, degrees of freedom)
+    residual = []
+    for table in tables:
+        runs = len(table)
+        if runs > 1:
+            parts.append((runs_by_items(table).sd_runs ** 2 / runs, runs - 1))
+            if clusters is None:
+                residual.append((_residual(table) / table.size, (runs - 1) * (table.shape[1] - 1)))
+    sums = sum(v for v, _ in parts)
+    variance = max(*(v for v, _ in parts), sums - sum(v for v, _ in residual), 0.0) if len(parts) > 1 else sums
+    spread = sum(v**2 / df for v, df in parts + residual)
+    delta = mean_of(d).mean
+    nought = 1e-12 * float(np.abs(d).max())
+    delta = 0.0 if abs(delta) <= nought else delta  # 0 but for rounding
+    df = variance**2 / spread if spread > 0.0 else 1.0
+    se = math.sqrt(variance)
+    half = float(special.stdtrit(df, quantile)) * se
+    p = 2.0 * float(special.stdtr(df, -abs(ratio(delta, se))))
+    return RunsDifference(
+        runs_by_items(before), runs_by_items(after), Interval(len(d), delta, delta - half, delta + half, level), p
+    )
+
+
+def _residual(table: Floats) -> float:
+    """Mean square of what is left of ``[runs, items]`` after the runs' and the items' means."""
+    runs, items = table.shape
+    by_item = np.sort(table, axis=0).mean(axis=0)
+    by_run = np.sort(table, axis=1).mean(axis=1)
+    left = np.square(table - by_item - by_run[:, None] + mean_of(by_item).mean)
+    return float(np.sort(left, axis=None).sum()) / ((runs - 1) * (items - 1))
 
 
 def rank_intervals(

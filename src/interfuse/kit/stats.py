@@ -237,10 +237,10 @@ def clustered_se(values: ArrayLike, clusters: ArrayLike) -> float:
     Raises:
         InterfuseError: as :func:`checked_array`; ``input.shape`` when the labels do not fit.
     """
-    return _standard_error(checked_array(values, "values"), clusters)[0]
+    return standard_error(checked_array(values, "values"), clusters)[0]
 
 
-def _standard_error(values: Floats, clusters: ArrayLike | None) -> tuple[float, int]:
+def standard_error(values: Floats, clusters: ArrayLike | None) -> tuple[float, int]:
     """Standard error of the mean and its degrees of freedom (clusters - 1)."""
     sums, sizes = cluster_sums(values - mean_of(values).mean, clusters)
     g = len(sums)
@@ -379,16 +379,16 @@ def paired_t(
             ``param.value``.
     """
     d = differences(baseline, candidate)
-    se, df = _standard_error(d, clusters)
+    se, df = standard_error(d, clusters)
     two_or_more(df + 1, "a t test")
     delta = mean_of(d).mean
-    t = _ratio(delta, se)
+    t = ratio(delta, se)
     half = float(special.stdtrit(df, (1 + probability(level, "level")) / 2)) * se
     p = 2.0 * float(special.stdtr(df, -abs(t)))
     return PairedT(len(d), delta, se, t, df, p, delta - half, delta + half, level)
 
 
-def _ratio(delta: float, se: float) -> float:
+def ratio(delta: float, se: float) -> float:
     """``delta / se``, where no spread at all makes any difference infinitely many standard errors."""
     if se > 0.0:
         return delta / se
@@ -436,10 +436,10 @@ def tost(
         p_not_better = float(special.ndtr(_tango(gained, lost, len(d), margin)))
     else:
         test = "t"
-        se, df = _standard_error(d, clusters)
+        se, df = standard_error(d, clusters)
         two_or_more(df + 1, "a t test")
-        p_not_worse = float(special.stdtr(df, -_ratio(delta + margin, se)))
-        p_not_better = float(special.stdtr(df, _ratio(delta - margin, se)))
+        p_not_worse = float(special.stdtr(df, -ratio(delta + margin, se)))
+        p_not_better = float(special.stdtr(df, ratio(delta - margin, se)))
     p = max(p_not_worse, p_not_better)
     return Equivalence(
         len(d), delta, margin, alpha, p_not_worse, p_not_better, p, p_not_worse <= alpha, p <= alpha, test
