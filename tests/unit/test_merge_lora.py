@@ -13,6 +13,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source
 from interfuse.data.models import build, open_model
 from interfuse.data.overlay import whole
+from interfuse.merge.inspect import explain, verify_merge
 from tests.tiny_models import adapter, tiny
 
 peft = pytest.importorskip("peft")
@@ -130,3 +131,160 @@ def test_an_adapter_with_more_tokens_than_its_base(tmp_path):
     with pytest.raises(InterfuseError) as caught:
         interfuse.merge.task_arithmetic([model], base=str(base), out=tmp_path / "no")
     assert caught.value.code == "input.vocabulary"
+
+
+@pytest.fixture
+def pair_of_adapters(tmp_path):
+    """A base and two adapters on it, of different ranks and layers."""
+    base = tiny(tmp_path, "llama")
+    adapter(base, tmp_path / "one", r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"])
+    adapter(base, tmp_path / "two", r=2, lora_alpha=3, use_rslora=True, target_modules=["q_proj", "v_proj"])
+    return base, [f"{base}+{tmp_path / 'one'}", f"{base}+{tmp_path / 'two'}"]
+
+
+def loaded_by_peft(base, folder):
+    from transformers import AutoModelForCausalLM
+
+    return peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+
+
+def same_as_whole(method, models, base, tmp_path, *, atol=1e-6, given=None, **params):
+    """The adapter as peft merges it beside the whole merged model; the adapter's model and facts."""
+    import interfuse
+    from interfuse.core.artifact import open_artifact
+
+    apply = getattr(interfuse.merge, method)
+    given = {} if given is None else {"base": given}
+    whole_model = apply(models, out=tmp_path / "whole", **given, **params)
+    made = apply(models, out=tmp_path / "lora", output="lora", **given, **params)
+    expected = load_file(whole_model.path / "model.safetensors")
+    got = loaded_by_peft(base, tmp_path / "lora").merge_and_unload().state_dict()
+    assert set(expected) == set(got)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor, rtol=0, atol=atol, msg=name)
+    with made.computed.open() as tensors:
+        for name, tensor in expected.items():
+            torch.testing.assert_close(whole(tensors.source(name)), tensor, rtol=0, atol=atol)
+    return made, open_artifact(tmp_path / "lora").manifest["facts"]
+
+
+def test_sums_of_adapters_are_an_adapter(pair_of_adapters, tmp_path):
+    base, models = pair_of_adapters
+    made, facts = same_as_whole("linear", models, base, tmp_path, weight=[3, 1])
+    assert facts == {"matrices": 12, "whole tensors": 0, "rank": 5, "share": 1.0}
+    assert {p.name for p in (tmp_path / "lora").iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "interfuse.json", "merge.json"}  # fmt: skip
+    assert "library_name: peft" in (tmp_path / "lora/README.md").read_text()
+    ranks = {n: t.shape[0] for n, t in load_file(tmp_path / "lora/adapter_model.safetensors").items() if "lora_A" in n}
+    assert sorted(set(ranks.values())) == [2, 3, 5]  # those of q_proj add up
+    assert verify_merge(tmp_path / "lora")["generated"] is not None
+    numbers = explain(tmp_path / "lora", "layers.1.self_attn.q_proj.weight", models=models, base=base)["numbers"]
+    assert numbers["norm of the result"] > 0
+    again = open_model(Source(str(tmp_path / "lora")), Ctx())
+    assert again.computed.base == base
+    other = [models[1], models[0]]
+    import interfuse
+
+    turned = interfuse.merge.linear(other, out=tmp_path / "turned", output="lora", weight=[1, 3])
+    file = "adapter_model.safetensors"
+    assert (turned.computed.adapter / file).read_bytes() == (made.computed.adapter / file).read_bytes()
+
+
+def test_task_vectors_by_layer_are_an_adapter(pair_of_adapters, tmp_path):
+    base, models = pair_of_adapters
+    weight = [{"gradient": [0.2, 1.5]}, -0.4]
+    _, facts = same_as_whole("task_arithmetic", models, base, tmp_path, given=str(base), weight=weight, scale=0.7)
+    assert facts["share"] == 1.0
+
+
+def test_what_is_no_sum_is_decomposed(pair_of_adapters, tmp_path):
+    base, models = pair_of_adapters
+    _, facts = same_as_whole("ties", models, base, tmp_path, given=str(base), density=0.5, lora_rank=99)
+    assert facts["share"] == pytest.approx(1.0, abs=1e-12)
+    import interfuse
+    from interfuse.core.artifact import open_artifact
+
+    shares = []
+    for rank in (1, 3):
+        made = interfuse.merge.ties(
+            models, base=str(base), density=0.5, output="lora", lora_rank=rank, out=tmp_path / f"r{rank}"
+        )
+        shares.append(open_artifact(made.computed.adapter).manifest["facts"]["share"])
+        held = load_file(made.computed.adapter / "adapter_model.safetensors")
+        assert max(t.shape[0] for n, t in held.items() if "lora_A" in n) == rank
+    assert 0 < shares[0] < shares[1] < 1
+
+
+def test_fewer_ranks_are_the_best_approximation(pair_of_adapters, tmp_path):
+    """The product of the matrices side by side is never multiplied out, and decomposed as if it were."""
+    import interfuse
+
+    base, models = pair_of_adapters
+    folder = interfuse.merge.linear(models, out=tmp_path / "whole").path
+    made = interfuse.merge.linear(models, output="lora", lora_rank=2, out=tmp_path / "small")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    change = (load_file(folder / "model.safetensors")[name] - load_file(base / "model.safetensors")[name]).double()
+    u, s, v = torch.linalg.svd(change, full_matrices=False)
+    with made.computed.open() as tensors:
+        got = whole(tensors.source(name)) - load_file(base / "model.safetensors")[name]
+    torch.testing.assert_close(got.double(), (u[:, :2] * s[:2]) @ v[:2], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["dora", "embedding", "whole tensors", "transposed"])
+def test_adapters_of_every_kind_merge_to_one(case, tmp_path):
+    base = tiny(tmp_path, "gpt2" if case == "transposed" else "llama")
+    adapter(base, tmp_path / "one", **SETTINGS[case])
+    adapter(base, tmp_path / "two", **{**SETTINGS[case], "r": 3})
+    models = [f"{base}+{tmp_path / n}" for n in ("one", "two")]
+    same_as_whole("linear", models, base, tmp_path, weight=[1, 2], lora_rank=99)
+
+
+def test_what_makes_no_adapter_is_refused(pair_of_adapters, tmp_path):
+    import interfuse
+
+    base, models = pair_of_adapters
+    other = tiny(tmp_path, "llama", "x")
+    adapter(other, tmp_path / "three", **SETTINGS["plain"])
+    strange = f"{other}+{tmp_path / 'three'}"
+
+    def refused(code, match, method="linear", given=None, **params):
+        with pytest.raises(InterfuseError, match=match) as caught:
+            getattr(interfuse.merge, method)(given or models, out=tmp_path / "no", output="lora", **params)
+        assert caught.value.code == code
+        assert not (tmp_path / "no").exists()
+
+    refused("param.value", "whole model", given=[models[0], str(other)])
+    refused("param.value", "one base", given=[models[0], strange])
+    refused("param.value", "one base", method="task_arithmetic", base=str(other))
+    refused("param.value", "weights sum to 2", weight=1.0, normalize=False)
+    refused("param.value", "no adapter touches", method="passthrough", given=models[:1], scale=0.5)
+    refused("param.unknown", "no place for chat_template", chat_template="auto")
+    refused("param.value", "lora_rank", lora_rank=0)
+    copied = tmp_path / "copy"  # the same bytes elsewhere are the same base
+    copied.mkdir()
+    for file in base.iterdir():
+        (copied / file.name).write_bytes(file.read_bytes())
+    interfuse.merge.linear([models[0], f"{copied}+{tmp_path / 'two'}"], output="lora", out=tmp_path / "yes")
+
+
+def test_recipes_and_commands_merge_adapters(pair_of_adapters, tmp_path):
+    from click.testing import CliRunner
+
+    import interfuse
+    from interfuse.cli.main import app
+
+    base, models = pair_of_adapters
+    said = CliRunner().invoke(app, ["merge", "linear", *models, "--output", "lora", "-o", str(tmp_path / "cli")])
+    assert said.exit_code == 0, said.output
+    (tmp_path / "recipe.yaml").write_text(
+        "interfuse: 1\nsources:\n" + "".join(f"  {n}: {m}\n" for n, m in zip("abc", [*models, base], strict=True))
+        + "steps:\n  small: {use: merge/linear, models: [a, b], output: lora}\n"
+        + "  more: {use: merge/task-arithmetic, models: [small, a], base: c, output: lora}\n"
+        + "  whole: {use: merge/passthrough, models: [more]}\n"
+    )  # fmt: skip
+    made = interfuse.run(tmp_path / "recipe.yaml", tmp_path / "run")
+    file = "adapter_model.safetensors"
+    assert (made["small"] / file).read_bytes() == (tmp_path / "cli" / file).read_bytes()
+    expected = loaded_by_peft(base, made["more"]).merge_and_unload().state_dict()
+    got = load_file(made["whole"] / "model.safetensors")
+    torch.testing.assert_close(got, {n: expected[n] for n in got}, rtol=0, atol=1e-6)

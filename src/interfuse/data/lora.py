@@ -181,6 +181,43 @@ def apply_adapter(base: Tensors, adapter: Adapter) -> Overlay:
     return Overlay(base, flats)
 
 
+@dataclass(frozen=True)
+class Change:
+    """How an adapter changes one tensor.
+
+    Attributes:
+        module: the layer, as the adapter names it.
+        pair: A [r, in] and B [out, r] of a change ``factor B A`` and nothing else; None for any other change.
+        factor: what their product is multiplied by. turned: the tensor is stored [in, out].
+        whole: the adapter replaces the tensor, or changes an embedding: there is no pair of a linear layer to be had.
+    """
+
+    module: str
+    pair: tuple[Tensor, Tensor] | None = None
+    factor: float = 1.0
+    turned: bool = False
+    whole: bool = False
+
+
+def changes_of(base: Tensors, adapter: Adapter) -> dict[str, Change]:
+    """The base's tensors that an adapter changes, and how.
+
+    Raises:
+        InterfuseError: ``input.shape`` when the adapter has a module that the base has not.
+    """
+    found: dict[str, Change] = {}
+    for module, (a, b) in adapter.pairs.items():
+        name = _find(base, f"{module}.weight", adapter.path)
+        shape = (b.shape[0], a.shape[1])
+        turned = bool(adapter.config.get("fan_in_fan_out")) and base[name].shape == shape[::-1]
+        plain = module not in adapter.magnitudes
+        factor = adapter.factor(module, a.shape[0])
+        found[name] = Change(module, (a, b) if plain else None, factor, turned, module in adapter.embeddings)
+    for plain_name in adapter.replaced:
+        found[_find(base, plain_name, adapter.path)] = Change(plain_name.rpartition(".")[0], whole=True)
+    return found
+
+
 def _find(base: Tensors, name: str, where: Path) -> str:
     """The base's name of a tensor; the outermost module's name may be missing in one of the two."""
     if name in base:

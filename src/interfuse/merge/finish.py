@@ -155,10 +155,17 @@ def finish(
         tried = try_out(folder, plan.alignment.ids, plan.alignment.rows, readers)
         report["tokenizer"] = {"source": wanted.name if wanted is not None else "", **plan.alignment.report, **tried}
         facts["tokenizer"] = {k: report["tokenizer"][k] for k in ("source", "tokens", "rows")}
-    report |= _resolved(plan.outputs, len(models))
+    write_report(call, folder, plan, models, own, report)
+    return facts
+
+
+def write_report(
+    call: Call, folder: Path, plan: Plan, models: Sequence[Model], own: Mapping[str, Any], report: Mapping[str, Any]
+) -> None:
+    """Writes what made every tensor (:data:`REPORT`), and the model card."""
+    report = {**report, **_resolved(plan.outputs, len(models))}
     (folder / REPORT).write_bytes(canonical_json(jsonable(report)))
     _write_card(call, models, folder, own)
-    return facts
 
 
 def _resolved(outputs: Sequence[Output], count: int) -> dict[str, Any]:
@@ -262,7 +269,8 @@ def _set_layers(inner: dict[str, Any], plan: Plan, layout: Mapping[str, Any], mo
 def _write_card(call: Call, models: Sequence[Model], folder: Path, own: Mapping[str, Any]) -> None:
     """The model card hubs read: which models, which method, which parameters."""
     names = [re.sub(r"[^\w./@+-]", "_", m.name) for m in models]
-    lines = ["---", "library_name: transformers", "base_model:", *(f"- {n}" for n in names), "tags:", "- merge", "- interfuse", "---",
+    library = "peft" if call.params["output"] == "lora" else "transformers"
+    lines = ["---", f"library_name: {library}", "base_model:", *(f"- {n}" for n in names), "tags:", "- merge", "- interfuse", "---",
              f"# Merged with `{call.method.id}`", "", "| input | model |", "|---|---|"]  # fmt: skip
     lines += [
         f"| {'base' if call.inputs['base'] is m else 'model'} | {n} |" for m, n in zip(models, names, strict=True)

@@ -18,12 +18,14 @@ from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Call, Source
 from interfuse.core.safe import read_text
 from interfuse.data.formats.safetensors import KINDS
+from interfuse.data.lora import MODEL as ADAPTER
 from interfuse.data.lora import write_adapter
 from interfuse.data.models import Model, build, make_config, open_model
 from interfuse.data.overlay import Tensors, whole
 from interfuse.data.vocabulary import rows_of, vocabulary_tensors
 from interfuse.data.weights import Flat, Weights
 from interfuse.kit.reductions import Difference, gram, sums
+from interfuse.merge.adapters import best_pair
 from interfuse.merge.finish import REPORT
 from interfuse.merge.plan import layer_of
 from interfuse.merge.prepare import everyone, prepared, weights_of
@@ -158,7 +160,7 @@ def _numbers(
         raise InterfuseError("param.value", f"{len(opened)} models are given, the merge has more", where="--model",
                              fix="Give them all, in the order of the merge.")  # fmt: skip
     picked: list[Flat] = [opened[i].source(o) for i, o in zip(made["sources"], origins, strict=False)]
-    result: Flat = Weights.open(out).source(name)
+    result: Flat = weights_of(open_model(Source(str(out)), Ctx())).source(name)
     if base is not None:
         under = weights_of(open_model(Source(str(base)), Ctx())).source(origins[-1])
         picked, result = [Difference(p, under) for p in picked], Difference(result, under)
@@ -189,7 +191,8 @@ def verify_merge(out: Path, *, generate: bool = True) -> dict[str, Any]:
         InterfuseError: ``artifact.damaged``, ``input.nan`` or ``input.format``.
     """
     artifact: Artifact = verify(out)
-    weights = Weights.open(out)
+    adapted = not (out / "config.json").is_file() and (out / ADAPTER).is_file()  # a merge of LoRA adapters
+    weights = Weights.open(out / ADAPTER if adapted else out)
     for name in weights:
         if not weights[name].dtype.is_floating_point:
             continue
@@ -245,12 +248,7 @@ def extract_lora(
             continue
         kept = 0.0
         if name in modules:
-            change = change.T if turned else change
-            u, s, v = torch.linalg.svd(change, full_matrices=False)
-            r = min(rank, int((s > s[0] * 1e-12).sum()))
-            root = s[:r].sqrt()
-            pairs[modules[name]] = ((root[:, None] * v[:r]).float(), (u[:, :r] * root).float())
-            kept = float(s[:r].square().sum())
+            pairs[modules[name]], kept = best_pair(change.T if turned else change, rank)
         elif save_rest:
             rest[name] = whole(theirs.source(name)).to(mine[name].dtype)
             kept = size

@@ -10,7 +10,11 @@ from interfuse.core.method import method
 from interfuse.merge.room import Array, Part, PerModel, per_model, shares, weighted_sum
 
 
-@method(scope="element", arrays=True, base="none", temporaries=0)
+def _coefficients(count: int, *, weight: PerModel, normalize: bool) -> list[float]:
+    return shares(per_model(weight, count, "weight"), normalize)
+
+
+@method(scope="element", arrays=True, base="none", temporaries=0, adds=_coefficients)
 def linear(
     part: Part,
     *,
@@ -22,4 +26,4 @@ def linear(
     Raises:
         InterfuseError: ``param.value`` when the weights sum to 0 and shall be normalised.
     """
-    return weighted_sum(part.models, shares(per_model(weight, len(part.models), "weight"), normalize))
+    return weighted_sum(part.models, _coefficients(len(part.models), weight=weight, normalize=normalize))

@@ -84,9 +84,22 @@ def check(call: Call) -> None:
             raise InterfuseError("input.shape", f"the architectures differ: {named[0].config.get('model_type')} and "
                                  f"{model.config.get('model_type')}", where=f"{named[0].name}, {model.name}",
                                  fix="Merging needs one architecture; distillation does not.")  # fmt: skip
-    if all(m.module is not None or m.computed is not None or (m.path is not None and m.path.is_dir()) for m in named):
+    if call.params["output"] == "lora":
+        from interfuse.merge.adapters import refuse_others
+
+        refuse_others(call)
+    if all(_is_there(m) for m in named):
         with prepared(call):
             pass
+
+
+def _is_there(model: Model) -> bool:
+    """Whether a model's tensors can be looked at: no earlier step has yet to make it."""
+    if model.computed is not None:
+        from interfuse.data.adapted import AdaptedModel
+
+        return not isinstance(model.computed, AdaptedModel) or model.computed.adapter.is_dir()
+    return model.module is not None or (model.path is not None and model.path.is_dir())
 
 
 def _check_calibration(call: Call) -> None:

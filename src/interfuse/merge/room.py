@@ -70,6 +70,19 @@ class MergeSettings:
             description="type of the numbers written (rounded to nearest even); auto is that of the base, or of the first model"
         ),
     ] = "auto"
+    output: Annotated[
+        Literal["model", "lora"],
+        Field(
+            description="lora: LoRA adapters on one base make one LoRA adapter on it, which peft opens, and no whole model"
+        ),
+    ] = "model"
+    lora_rank: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="with output lora: largest rank of a matrix's change; none is the sum of the adapters' ranks",
+        ),
+    ] = None
     max_shard: Annotated[float, Field(gt=0, description="largest weight file, in gigabytes")] = 5.0
     max_memory: Annotated[
         float, Field(gt=0, description="memory for buffers, in gigabytes, besides the mapped files")
@@ -252,6 +265,10 @@ def estimate(call: Call) -> Cost:
 def promise(call: Call, path: Path) -> Model:
     """The merged model."""
     first = leading(call)
+    if call.params["output"] == "lora":
+        from interfuse.merge.adapters import promised
+
+        return promised(call, path)
     config = read_config(path) if (path / "config.json").is_file() else first.config
     tokenizer = None if (path / "tokenizer_config.json").is_file() else first.tokenizer or tokenizer_folder(first)
     return dataclasses.replace(first, path=path, module=None, computed=None, config=config, tokenizer=tokenizer)
@@ -259,6 +276,10 @@ def promise(call: Call, path: Path) -> Model:
 
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Streams the merge into ``folder`` as an ordinary model folder."""
+    if call.params["output"] == "lora":
+        from interfuse.merge.adapters import run as run_adapters
+
+        return run_adapters(call, folder)
     settings = _settings(call)
     work = call.ctx.scratch or folder
     with contextlib.ExitStack() as stack:
@@ -335,7 +356,7 @@ def _bytes(layout: Mapping[str, Any]) -> int:
     return sum(math.prod(shape) * KINDS[code].itemsize for code, shape in layout.values())
 
 
-def _ordered(call: Call, output: Output, labels: Sequence[str]) -> tuple[list[int], dict[str, Any]]:
+def in_order(call: Call, output: Output, labels: Sequence[str]) -> tuple[list[int], dict[str, Any]]:
     """Sources in the order of their fingerprints, so that the order they are named in never changes a bit; with the
     per-model parameters in that order. Methods whose trait is ``ordered`` keep the order given."""
     own, count = dict(output.own), len(output.sources)
@@ -357,7 +378,7 @@ def make_job(call: Call, plan: Prepared, output: Output, labels: Sequence[str], 
     if not output.info.kind.floating:  # not knowledge: the base's or the first model's are kept
         index, name = output.base or output.sources[0]
         return Job(output.name, (plan.weights[index].source(name),))
-    order, own = _ordered(call, output, labels)
+    order, own = in_order(call, output, labels)
     named = [*([output.base] if output.base else []), *(output.sources[i] for i in order)]
     sources = tuple(plan.weights[index].source(name) for index, name in named)
     mine = [labels[output.sources[i][0]] for i in order]

@@ -10,7 +10,11 @@ from interfuse.core.method import method
 from interfuse.merge.room import Array, Part, PerModel, from_base, per_model, shares, weighted_sum
 
 
-@method(scope="element", arrays=True, base="required", temporaries=0)
+def _coefficients(count: int, *, weight: PerModel, scale: float, normalize: bool) -> list[float]:
+    return [scale * share for share in shares(per_model(weight, count, "weight"), normalize)]
+
+
+@method(scope="element", arrays=True, base="required", temporaries=0, adds=_coefficients)
 def task_arithmetic(
     part: Part,
     *,
