@@ -1,25 +1,31 @@
 """Comparisons out of a small real language model: constrained search and filters against plain beams and sampling.
 
-    python benchmarks/build_neurocomparatives.py [PAIRS]
+    INTERFUSE_SHARED_DATA=... python benchmarks/build_neurocomparatives.py [PAIRS OF EACH KIND]
 
-Animals with their usual adult masses in kilograms (common reference values, rounded) are the gold: a statement that uses a word of size or
-weight is right or wrong by them; others are counted as comparisons but not judged. All systems make ten continuations per prompt, and say how
-many tokens the model computed for them. The critic judges each pair after learning from the statements of other pairs. Intervals of
-differences are drawn over pairs. What is measured of one pair is kept: a run that was stopped goes on.
+Animals with their usual adult masses in kilograms (common reference values, rounded), atoms of elements with their weights and radii, and bars of
+metals with their densities (package mendeleev, fetched with pip unless it is installed) are the gold: a statement that uses a word of size or
+weight is right or wrong by them; others are counted as comparisons but not judged. Pairs of the authors' own list of things (shared data) have no
+gold: they show forms and diversity. All systems make ten continuations per prompt, and say how many tokens the model computed for them. The critic
+judges each pair after learning from the statements of other pairs. Intervals of differences are drawn over pairs. What is measured of one pair is
+kept: a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from build_bertnet import package
 from real_models import smollm2
 from record import part, save
 
@@ -32,20 +38,61 @@ from interfuse.kit.critics import train_critic
 from interfuse.kit.stats import wilson_interval
 from interfuse.kit.token_models import CausalStepper
 
+PLACE = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 MASS = {"elephant": 5000, "rhinoceros": 2000, "hippopotamus": 1500, "giraffe": 1000, "bison": 800, "horse": 500, "cow": 600, "camel": 500, "bear": 300,
         "lion": 180, "tiger": 200, "gorilla": 160, "pig": 150, "sheep": 70, "wolf": 40, "goat": 50, "dog": 30, "monkey": 8, "fox": 6, "cat": 4, "rabbit": 2,
         "squirrel": 0.5, "rat": 0.3, "hamster": 0.1, "mouse": 0.02, "ant": 0.000003, "bee": 0.0001, "whale": 100000, "dolphin": 200, "sparrow": 0.03}  # fmt: skip
-MORE = ("heavier", "larger", "bigger", "taller", "bulkier", "stronger")
-LESS = ("lighter", "smaller", "littler", "shorter", "slimmer", "weaker")
-#: a pair is judged when one is at least so many times as heavy as the other
-APART = 3.0
+#: word -> what it is of, and whether it says more
+SAYS = {**{w: (kind, 1) for kind, words in (("weight", ("heavier",)), ("density", ("denser",)), ("size", ("larger", "bigger")),
+                                            ("build", ("taller", "bulkier", "stronger"))) for w in words},
+        **{w: (kind, -1) for kind, words in (("weight", ("lighter",)), ("density", ("sparser",)), ("size", ("smaller", "littler")),
+                                             ("build", ("shorter", "slimmer", "weaker"))) for w in words}}  # fmt: skip
+#: elements whose atoms are compared, and metals whose bars are
+ATOMS = ("hydrogen", "helium", "lithium", "carbon", "nitrogen", "oxygen", "neon", "sodium", "magnesium", "aluminum", "chlorine", "calcium", "iron", "copper",
+         "zinc", "silver", "tin", "platinum", "gold", "mercury", "lead", "uranium")  # fmt: skip
+BARS = (
+    "lithium",
+    "magnesium",
+    "aluminum",
+    "titanium",
+    "zinc",
+    "tin",
+    "iron",
+    "nickel",
+    "copper",
+    "silver",
+    "lead",
+    "tungsten",
+    "gold",
+    "platinum",
+)
+#: kind of pairs -> a pair is taken when one is at least so many times as heavy as the other
+APART = {"animals": 3.0, "atoms": 3.0, "bars of metal": 1.5}
+#: a word is judged when one is at least so many times what it is of as the other
+JUDGED_FROM = 1.2
+THINGS = "things of the authors' list"
+
+
+@cache
+def measures() -> dict[str, dict[str, dict[str, float]]]:
+    """Kind -> thing -> what is known of it."""
+    base = package("mendeleev", "1.1.0") / "elements.db"
+    with sqlite3.connect(f"file:{base}?mode=ro", uri=True) as table:
+        rows = table.execute(
+            "select lower(name), atomic_weight, covalent_radius_pyykko, density from elements"
+        ).fetchall()
+    known = {name: (weight, radius, density) for name, weight, radius, density in rows}
+    return {"animals": {a: {"weight": m, "size": m, "build": m} for a, m in MASS.items()},
+            "atoms": {f"{e} atom": {"weight": known[e][0], "size": known[e][1]} for e in ATOMS},
+            "bars of metal": {f"{e} bar": {"weight": known[e][2], "density": known[e][2]} for e in BARS}}  # fmt: skip
 
 
 def verdict(first: str, second: str, comparative: str) -> bool | None:
-    """Whether ``second is comparative than first`` agrees with the masses; None for other words."""
-    if comparative in MORE:
-        return MASS[second] > MASS[first]
-    return MASS[second] < MASS[first] if comparative in LESS else None
+    """Whether ``second is comparative than first`` agrees with what is known; None for other words and things."""
+    aspect, sign = SAYS.get(comparative, ("", 0))
+    of = next((own for own in measures().values() if first in own and second in own), {})
+    a, b = (of.get(thing, {}).get(aspect) for thing in (first, second))
+    return None if a is None or b is None or max(a, b) < JUDGED_FROM * min(a, b) else (b - a) * sign > 0
 
 
 PLAIN, SAMPLED, MADE, VOTED = (
@@ -99,7 +146,7 @@ def measured(lm: Any, pair: tuple[str, str]) -> dict[str, Any]:
 
 
 def said(row: dict[str, Any]) -> Said:
-    text = row["text"].split(",", 1)[1].strip().split(" ", 1)[1]
+    text = row["text"].removeprefix(prompt_of(row["first"], row["second"])).strip()
     return row["first"], row["second"], text, row["entailed"] - row["contradicted"] + row["logprob"] / 100
 
 
@@ -186,32 +233,53 @@ def changes(first: list[list[Said]], second: list[list[Said]]) -> dict[str, Any]
     return {n: {"pairs": int(np.isfinite(gaps[:, i]).sum()), "difference": float(np.nanmean(gaps[:, i])), "low": float(low[i]), "high": float(high[i])} for i, n in enumerate(names)}  # fmt: skip
 
 
-def pairs_of(count: int) -> list[tuple[str, str]]:
-    """Pairs of animals, one at least :data:`APART` times as heavy as the other."""
-    rng, names, found = Ctx().rng("pairs"), list(MASS), list[tuple[str, str]]()
+def pairs_of(kind: str, count: int) -> list[tuple[str, str]]:
+    """Pairs of a kind, one thing heavier than the other by what :data:`APART` says; of the authors' list, as they come."""
+    if kind == THINGS:
+        rows = [
+            line.split("\t") for line in (PLACE / "neurocomparatives" / "entity_pairs.tsv").read_text().splitlines()
+        ]
+        plain = [(a, b) for _, a, b in rows if all(re.fullmatch(r"[a-z]{3,}( [a-z]{3,})?", w) for w in (a, b))]
+        return [plain[int(i)] for i in Ctx().rng("pairs things").choice(len(plain), count, replace=False)]
+    of, rng, found = (
+        measures()[kind],
+        Ctx().rng("pairs" if kind == "animals" else f"pairs {kind}"),
+        list[tuple[str, str]](),
+    )
+    names = list(of)
     while len(found) < count:
         a, b = (names[int(i)] for i in rng.choice(len(names), 2, replace=False))
-        apart = max(MASS[a], MASS[b]) >= APART * min(MASS[a], MASS[b])
-        if apart and (a, b) not in found and (b, a) not in found:
+        weights = of[a]["weight"], of[b]["weight"]
+        if max(weights) >= APART[kind] * min(weights) and (a, b) not in found and (b, a) not in found:
             found.append((a, b))
     return found
 
 
-def main(count: int = 40) -> None:
+def main(count: int = 16) -> None:
     model = smollm2()
     if model is None:
         print("skipped: the model is not here")
         return
     lm: Any = open_lm(Source(str(model), "SmolLM2-135M-Instruct"), Ctx(dtype="bfloat16"))
-    parts = []
-    for pair in pairs_of(count):
-        parts.append(part("build-neurocomparatives", " ".join(pair), partial(measured, lm, pair)))
-        print(pair, {k: round(v["seconds"], 1) for k, v in parts[-1]["cost"].items()}, flush=True)
-    write(parts)
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for kind in [*measures(), *([THINGS] if (PLACE / "neurocomparatives").is_dir() else [])]:
+        kinds[kind] = []
+        for pair in pairs_of(kind, count):
+            kinds[kind].append(part("build-neurocomparatives", " ".join(pair), partial(measured, lm, pair)))
+            print(pair, {k: round(v["seconds"], 1) for k, v in kinds[kind][-1]["cost"].items()}, flush=True)
+        write(kinds)
 
 
-def write(parts: list[dict[str, Any]]) -> None:
-    """All pairs together."""
+def write(kinds: dict[str, list[dict[str, Any]]]) -> None:
+    """Each kind of pairs by itself, animals first, and all that are judged together."""
+    every = [p for kind in measures() for p in kinds.get(kind, [])]
+    save("build-neurocomparatives", {"model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)", **told(kinds["animals"], trained=True),
+                                     "other pairs": {k: told(p, trained=False) for k, p in kinds.items() if k != "animals"},
+                                     "animals, atoms and bars together": told(every, trained=True)})  # fmt: skip
+
+
+def told(parts: list[dict[str, Any]], *, trained: bool) -> dict[str, Any]:
+    """Some pairs in numbers, with a critic that learns from them where they are enough."""
     voted = [[r for r in p["rows"] if not r["dropped"]] for p in parts]
     both = [consistent(rows) for rows in voted]
     kept: dict[str, list[list[Said]]] = {
@@ -221,7 +289,7 @@ def write(parts: list[dict[str, Any]]) -> None:
         (MADE, [p["rows"] for p in parts]),
         (VOTED, voted),
         (CONSISTENT, both),
-        (JUDGED, critic([p["rows"] for p in parts], both)),
+        *([(JUDGED, critic([p["rows"] for p in parts], both))] if trained else []),
     ):
         kept[name] = [[said(r) for r in rows] for rows in groups]
 
@@ -232,17 +300,17 @@ def write(parts: list[dict[str, Any]]) -> None:
         name: figures([r for rows in groups for r in rows], 2 * len(parts), cost(name)) for name, groups in kept.items()
     }
     steps: tuple[tuple[str, str], ...] = ((PLAIN, MADE), (SAMPLED, MADE), (MADE, VOTED), (VOTED, CONSISTENT), (CONSISTENT, JUDGED), (SAMPLED, JUDGED))  # fmt: skip
+    wanted = [(a, b) for a, b in (*steps, *([] if trained else [(SAMPLED, CONSISTENT)])) if b in kept]
     funnel: dict[str, dict[str, int]] = {}
     for p in parts:
         for row in p["funnel"]:
             at = funnel.setdefault(row["stage"], {"in": 0, "out": 0})
             at["in"], at["out"] = at["in"] + row["in"], at["out"] + row["out"]
     sample = [r["text"] for rows in both for r in rows]
-    save("build-neurocomparatives", {"model": "SmolLM2-135M-Instruct (4-bit weights, computed in bfloat16)", "pairs": len(parts), "prompts": 2 * len(parts), "systems": table,
-                                     "paired": {f"{b} minus {a}": difference(kept[a], kept[b]) for a, b in steps},
-                                     "paired, per prompt": {f"{b} minus {a}": changes(kept[a], kept[b]) for a, b in (*steps, (PLAIN, JUDGED))}, "funnel": funnel,
-                                     "examples": sample[:: max(len(sample) // 12, 1)]})  # fmt: skip
-    print(json.dumps(table, indent=1))
+    return {"pairs": len(parts), "prompts": 2 * len(parts), "systems": table,
+            "paired": {f"{b} minus {a}": difference(kept[a], kept[b]) for a, b in wanted if table[a]["judged"] and table[b]["judged"]},
+            "paired, per prompt": {f"{b} minus {a}": changes(kept[a], kept[b]) for a, b in (*wanted, *([(PLAIN, JUDGED)] if trained else []))},
+            "funnel": funnel, "examples": sample[:: max(len(sample) // 12, 1)]}  # fmt: skip
 
 
 if __name__ == "__main__":
