@@ -1,13 +1,14 @@
 """Does global fusion help? Documents from a known graph of concepts, with aliases, wrong statements and edges that only follow; five seeds.
 
 Run: ``python -m benchmarks.build_graphusion``. Compared: the union of what documents say; with names merged; with conflicts settled; with what
-follows. Edges are compared by concept, whatever it is called.
+follows. Edges are compared by concept, whatever it is called: all of them, and those of each relation, prerequisites among them.
 """
 
 from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import interfuse
 from benchmarks.record import save
 from interfuse.core.ctx import Ctx
 from interfuse.data.statements import key_of_label
-from interfuse.kit.stats import paired_t
+from interfuse.kit.stats import paired_t, wilson_interval
 
 WORDS = ["Graph", "Neural", "Markov", "Tensor", "Kernel", "Bayesian", "Causal", "Sparse", "Latent", "Spectral", "Dynamic", "Recursive", "Modular", "Robust", "Linear",
          "Convex", "Vector", "Random", "Hidden", "Deep"]  # fmt: skip
@@ -83,10 +84,11 @@ def world(seed: int) -> tuple[dict[str, str], set[Edge], list[str]]:
     return short, edges, [" ".join(dict.fromkeys(d)) for d in documents if d]
 
 
-def figures(seed: int) -> dict[str, dict[str, float]]:
+def figures(seed: int) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[int]]]]:
+    """Of every system its figures over all edges, and of every relation how many edges are right, given and true."""
     short, edges, documents = world(seed)
     back = {key_of_label(s): n for n, s in short.items() if list(short.values()).count(s) == 1}
-    rows = {}
+    rows, counts = {}, {}
     with tempfile.TemporaryDirectory() as place:
         for name, options in SYSTEMS.items():
             graph = interfuse.build.graphusion({f"{i}.txt": d for i, d in enumerate(documents)}, out=Path(place) / name.replace(" ", "-"), concepts=80, topics=4,
@@ -110,14 +112,55 @@ def figures(seed: int) -> dict[str, dict[str, float]]:
             ]
             distinct = set(nodes)
             pairs = [tuple(sorted((a, b))) for a, _, b in ours]
+            counts[name] = {
+                relation: [
+                    len({e for e in group if e[1] == relation.casefold()}) for group in (ours & gold, ours, gold)
+                ]
+                for relation in SAY
+            }
             rows[name] = {"precision": p, "recall": r, "f1": 2 * p * r / max(p + r, 1e-9),
                           "duplicate nodes": 1 - len({concept(n) for n in distinct}) / max(len(distinct), 1),
                           "pairs with several relations": 1 - len(set(pairs)) / max(len(pairs), 1)}  # fmt: skip
-    return rows
+    return rows, counts
+
+
+def by_relation(runs: Sequence[dict[str, dict[str, list[int]]]]) -> dict[str, Any]:
+    """Every relation by itself: precision and recall over the edges of all seeds with Wilson's intervals, F1 over seeds with Student's, paired."""
+
+    def share(good: int, n: int) -> dict[str, float]:
+        made = wilson_interval(good, n)
+        return {"value": made.estimate, "low": made.low, "high": made.high, "n": n}
+
+    def f1(right: int, given: int, true: int) -> float:
+        return 2 * right / max(given + true, 1)
+
+    table: dict[str, Any] = {}
+    for relation in SAY:
+        own = {name: [f1(*r[name][relation]) for r in runs] for name in SYSTEMS}
+        table[relation] = {}
+        for name in SYSTEMS:
+            right, given, true = (sum(r[name][relation][i] for r in runs) for i in range(3))
+            over = paired_t(np.zeros(len(runs)), own[name])
+            table[relation][name] = {
+                "precision": share(right, given),
+                "recall": share(right, true),
+                "f1": {"value": over.delta, "low": over.low, "high": over.high},
+            }
+        last = list(SYSTEMS)[-1]
+        for other in list(SYSTEMS)[:-1]:
+            made = paired_t(own[other], own[last])
+            table[relation][f"{last} against {other}"] = {
+                "difference of F1": made.delta,
+                "low": made.low,
+                "high": made.high,
+                "n": len(runs),
+            }
+    return table
 
 
 def main() -> None:
-    runs = {seed: figures(seed) for seed in range(5)}
+    both = {seed: figures(seed) for seed in range(5)}
+    runs = {seed: rows for seed, (rows, _) in both.items()}
     names = list(SYSTEMS)
     mean = {n: {k: float(np.mean([r[n][k] for r in runs.values()])) for k in runs[0][n]} for n in names}
     steps: dict[str, Any] = {}
@@ -138,6 +181,7 @@ def main() -> None:
             "what": "synthetic documents from a known graph, five seeds, rules, no language model",
             "mean": mean,
             "steps": steps,
+            "relations": by_relation([counts for _, counts in both.values()]),
             "seeds": runs,
         },
     )
