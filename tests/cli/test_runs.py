@@ -13,7 +13,10 @@ def test_dry_run_prints_plan_and_cost_and_writes_nothing(fake, cli, cli_json):
     assert result.exit_code == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["total", "toys/scale", "0,1", "to", "do", "2.0", "kB", "4.0", "MB", "6", "2", "min", "30", "s"] in rows
-    assert "to do: read 4.0 kB, write 8.0 MB, 12 endpoint calls, about 5 min 0 s; output: runs/sum" in result.stdout
+    assert (
+        "to do: read 4.0 kB, write 8.0 MB, at most 12 endpoint calls, about 5 min 0 s; output: runs/sum"
+        in result.stdout
+    )
     plan = cli_json("run", "sum.yaml", "--dry-run")
     assert [row["step"] for row in plan["plan"]] == ["total", "total", "again", "again", "found"]
     assert plan["cost"]["calls"] == 12

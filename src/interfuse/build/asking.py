@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from interfuse.build.room import Candidate, Work
 from interfuse.build.tables import value_of
 from interfuse.core.rooms import Call, Cost
-from interfuse.data.chunks import Chunk, sentences
+from interfuse.data.chunks import Chunk, sentences, split
 from interfuse.data.ontology import Ontology
 from interfuse.kit.document_prompts import about_document, corrected
 from interfuse.kit.mended_replies import records
@@ -218,9 +219,50 @@ def _sentence_with(text: str, subject: str, target: str) -> tuple[int, int, floa
     return None
 
 
-def cost_of_asking(call: Call, params: Mapping[str, Any]) -> Cost:
-    """Calls that a build will make at most, from the bytes of the documents: one per chunk."""
+#: bytes of documents that are read to count what will be asked about; beyond, the rest is estimated from these
+COUNTED = 1_000_000
+#: bytes of a word or mark where nothing better is known
+BYTES = 4
+
+
+def read_by_rule(chunk: Chunk) -> bool:
+    """Whether a chunk is of a table, whose rows are read without a model."""
+    return any(chunk.columns)
+
+
+def count_chunks(call: Call, tokens: int, free: Callable[[Chunk], bool] = read_by_rule) -> int:
+    """How many chunks of the documents a model will be asked about.
+
+    They are counted, file by file, where the documents are small; of larger ones a megabyte of files from all over is read, and every
+    other file counts once, and by its bytes as often more as these did.
+
+    Args:
+        tokens: words and marks of a chunk at most. free: whether nothing is asked about a chunk.
+    """
     corpus = call.inputs["documents"]
-    size = sum(f.size for f in corpus.files) if corpus is not None else 0
-    calls = max(1, round(size / 5 / call.params["chunk_tokens"]))
-    return Cost(calls=calls, seconds=float(calls))
+    if corpus is None or not corpus.files:
+        return 0
+    total = sum(f.size for f in corpus.files)
+    share = min(1.0, COUNTED / max(total, 1))
+    count = max(1, int(len(corpus.files) * share))
+    looked = [corpus.files[i * len(corpus.files) // count] for i in range(count)] if share < 1 else list(corpus.files)
+    small, size = [], 0
+    for file in looked:
+        size += file.size
+        if size <= COUNTED:
+            small.append(file)
+    if not small:  # one file alone is too large
+        return sum(1 + f.size // (BYTES * tokens) for f in corpus.files)
+    fresh = dataclasses.replace(corpus, skipped=[])
+    found = sum(not free(c) for document in fresh.documents(small) for c in split(document, tokens))
+    seen = {f.name for f in small}
+    more = max((found - len(small)) / max(sum(f.size for f in small), 1), 1 / (BYTES * tokens))
+    return found + sum(1 + int(f.size * more) for f in corpus.files if f.name not in seen)
+
+
+def cost_of_asking(call: Call, params: Mapping[str, Any]) -> Cost:
+    """Calls that a build will make at most: one per chunk and try."""
+    chunks = count_chunks(
+        call, call.params["chunk_tokens"], read_by_rule if params.get("tables", True) else lambda c: False
+    )
+    return Cost(calls=chunks * int(params.get("tries", 2)), seconds=float(chunks))

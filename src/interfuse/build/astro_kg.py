@@ -17,6 +17,7 @@ from pydantic import Field
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.core.rooms import Call, Cost
 from interfuse.data.lm import LM, Prompt
 from interfuse.data.statements import XSD, Evidence, Literal, number
 from interfuse.kit.asking import numbered, prepared, said_to
@@ -42,9 +43,20 @@ class Papers:
     carried: tuple[tuple[int, ...], ...]
 
 
+def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
+    """A request per text, where the papers' concepts are to be taken from their texts."""
+    table = call.inputs["table"]
+    if call.inputs["lm"] is None or table is None:
+        return Cost()
+    if table.rows is not None and "concepts" in table.dataset.column_names:
+        return Cost()
+    return Cost(calls=len(table), seconds=float(len(table)))
+
+
 @method(
     per="whole",
     needs=("table",),
+    cost=_cost,
     parts=("interfuse.kit.concept_walks", "interfuse.kit.change_points", "interfuse.kit.keyphrases"),
 )
 def astro_kg(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from interfuse.build.asking import FIELDS, ask, cost_of_asking
+from interfuse.build.asking import FIELDS, ask
 from interfuse.build.reading import Memory, Names, prose
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
@@ -37,6 +37,8 @@ RELATIONS: dict[str, dict[str, Any]] = {
     "Used-for": {"words": ["used for", "used in", "use for", "applied to", "apply to", "method for", "technique for", "algorithm for", "solve", "improve", "<use"]},
     "Hyponym-Of": {"transitive": True, "words": [IS_A, "type of", "kind of", "form of", "variant of", "instance of", "example of"]},
 }  # fmt: skip
+#: times that one thing is asked at most
+TRIES = 2
 TASK = (
     "You build a graph of concepts. Given texts about the concept {seed!r}, write the relations between concepts that they state, as JSON "
     '{{"statements": [{{"subject": ..., "relation": ..., "object": ..., "quote": ...}}]}}. Relations, with their direction:\n{relations}\n'
@@ -116,7 +118,7 @@ def _told(relations: Mapping[str, Mapping[str, Any]]) -> str:
 def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
     if call.inputs["lm"] is None:
         return Cost()
-    return Cost(calls=2 * int(params["concepts"])) if cost_of_asking(call, params).calls else Cost()
+    return Cost(calls=2 * TRIES * int(params["concepts"]), seconds=2.0 * int(params["concepts"]))
 
 
 @method(per="whole", needs=("documents",), random=True, link=False, extends=True, cost=_cost)
@@ -293,7 +295,7 @@ def _by_model(work: Work, chunks: Sequence[Chunk], seeds: Sequence[str], known: 
 
     wanted = [q for q in seeds if about[q]]
     first = ask(work, {q: about_document(TASK.format(seed=q, relations=told), texts(q), after="The relations, as JSON:") for q in wanted},
-                read, max_tokens=max_tokens, tries=2)  # fmt: skip
+                read, max_tokens=max_tokens, tries=TRIES)  # fmt: skip
     prior: dict[str, list[str]] = {}
     if work.graph is not None:
         iris = {relation_id(n): n for n in known}
@@ -316,7 +318,7 @@ def _by_model(work: Work, chunks: Sequence[Chunk], seeds: Sequence[str], known: 
             fusing[q] = about_document(
                 FUSE.format(seed=q, relations=told), texts(q), before=both, after="The fused list, as JSON:"
             )
-    fused = ask(work, fusing, read, max_tokens=max_tokens, tries=2)
+    fused = ask(work, fusing, read, max_tokens=max_tokens, tries=TRIES)
     made = []
     for q in wanted:
         for row, sure in [*((r, 0.8) for r in first[q][0]), *((r, 0.6) for r in fused.get(q, ([], ""))[0])]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from interfuse.build.asking import count_chunks
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
@@ -45,6 +46,10 @@ PERSONAS = {"high": 3, "medium": 2, "low": 1}
 SCOPES, LEAST_SCOPE = 6, 100
 #: the longest reply that is asked for, in tokens
 REPLY = 1024
+#: words and marks of a piece of text that is read at once
+PIECE = 400
+#: what is expected of a panel before it is asked: personas, questions of a group of them, and repairs of the ontology
+USUAL = {"personas": 12, "questions": 10, "repairs": 3}
 
 
 @dataclass
@@ -77,9 +82,23 @@ class _Talk:
 
 
 def _cost(call: Any, params: Mapping[str, Any]) -> Cost:
-    corpus = call.inputs["documents"]
-    pieces = sum(f.size // 1600 + 1 for f in corpus.files) if corpus is not None else 0
-    return Cost(calls=int(params["epochs"]) * pieces + (20 if call.inputs["ontology"] is None else 0))
+    """Requests of a usual panel (:data:`USUAL`), and one per piece of text and epoch, each as often as it may be tried."""
+    requests = int(params["epochs"]) * count_chunks(call, PIECE, lambda chunk: False)
+    if call.inputs["ontology"] is None:
+        own = [q for q in params["questions"] or () if q.strip()]
+        questions = len(own)
+        if not own:
+            groups = -(-USUAL["personas"] // int(params["group"]))
+            requests += (
+                1 + USUAL["personas"] + 2 * groups + 1
+            )  # panel, personas, scope and questions of each group, duplicates
+            left = groups
+            while left > 1:  # scope documents merged
+                left = -(-left // SCOPES)
+                requests += left
+            questions = groups * USUAL["questions"]
+        requests += -(-questions // int(params["batch"])) + USUAL["repairs"]
+    return Cost(calls=requests * int(params["tries"]), seconds=float(requests))
 
 
 @method(per="whole", needs=("documents", "lm"), cost=_cost,
@@ -291,7 +310,7 @@ def _operation(text: str) -> Operation:
 def _triplets(talk: _Talk, concepts: Concepts, epochs: int, contracts: str) -> list[tuple[Triplet, Chunk]]:
     """Step 6: what the pieces of text say, in the ontology's words, each triplet once."""
     work = talk.work
-    pieces = [c for document in work.documents() for c in split(document)]
+    pieces = [c for document in work.documents() for c in split(document, PIECE)]
     found: dict[Triplet, Chunk] = {}
     remedies: list[dict[str, str]] = []
     known = json.dumps(concepts.as_dict(), ensure_ascii=False)

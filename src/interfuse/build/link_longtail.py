@@ -13,6 +13,8 @@ from pydantic import Field
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.core.rooms import Call, Cost
+from interfuse.data.endpoint_lm import EndpointLM
 from interfuse.data.graph import Graph
 from interfuse.data.lm import LM
 from interfuse.data.statements import Evidence, Literal, relation_id
@@ -38,7 +40,30 @@ from interfuse.kit.rule_search import (
 Floats = Any
 
 
-@method(per="whole", parts=("interfuse.kit.rule_search", "interfuse.kit.rule_asking", "interfuse.kit.asking"))
+def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
+    """What the beams allow at most: requests for values of every binding, and what critic and ranker ask of every value."""
+    lm = call.inputs["lm"]
+    if lm is None:
+        return Cost()
+    scores = not isinstance(lm, EndpointLM) or lm.api != "chat"  # others are asked each question instead
+    calls, beam = 0, params["beam"]
+    for number, spec in enumerate(params["rules"]):
+        rule, bindings = read_rule(spec, number), 1
+        for name, _ in search_order(rule):
+            variable = rule.variables[name]
+            turns = 2 if variable.factual else max(1, -(-beam // params["ask"])) + params["retries"]
+            values = bindings * (1 if variable.factual else beam)
+            asked = 4 if scores else 2
+            if params["judge"] == "likelihood" or (params["judge"] == "auto" and params["style"] == "lines"):
+                asked = 1 + len({v.type for v in rule.variables.values()})
+            calls += bindings * turns + values * (asked * params["critic"] + scores * params["ranker"])
+            bindings = min(values, 2 * beam)
+    return Cost(calls=calls, seconds=float(calls))
+
+
+@method(
+    per="whole", cost=_cost, parts=("interfuse.kit.rule_search", "interfuse.kit.rule_asking", "interfuse.kit.asking")
+)
 def link_longtail(
     work: Work, *,
     rules: Annotated[list[dict[str, Any]], Field(

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from interfuse.build.asking import count_chunks
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
+from interfuse.core.rooms import Call, Cost
 from interfuse.core.safe import fingerprint
 from interfuse.data.chunks import Chunk, sentences, split
 from interfuse.data.lm import LM
@@ -53,12 +55,22 @@ def _rows(call: Any, params: Mapping[str, Any]) -> int:
     return int(params["pairs"]) * max(size // (4 * int(params["passage"])), len(files), 1)
 
 
+def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
+    """A request for pairs and one for triples per passage, and one per topic."""
+    if call.inputs["lm"] is None:
+        return Cost()
+    passages = count_chunks(call, params["passage"], lambda chunk: not sentences(chunk.text))
+    calls = passages * (1 + (params["triples"] > 0)) + len(params["topics"])
+    return Cost(calls=calls, seconds=float(calls))
+
+
 CHATS = {"messages": "messages"}
 
 
 @method(
     per="whole",
     needs=("documents",),
+    cost=_cost,
     tables={"train": ("qa-train.jsonl", CHATS), "val": ("qa-val.jsonl", CHATS)},
     rows=_rows,
     parts=("interfuse.kit.qa_pairs", "interfuse.kit.ontological"),

@@ -200,11 +200,16 @@ def check(call: Call) -> None:
 
 
 def estimate(call: Call) -> Cost:
-    """Bytes of the documents, and what the method's trait ``cost`` says of its calls."""
+    """Bytes of the documents, and what the method's trait ``cost`` says of its calls at most: only an endpoint's are counted."""
     corpus = call.inputs["documents"]
     size = sum(f.size for f in corpus.files) if corpus is not None else 0
-    own = call.method.traits.get("cost")
-    return Cost(size, size, 0, round(size / 2e4, 1)) + (own(call, own_params(call)) if own else Cost())
+    cost, own = Cost(size, size, 0, round(size / 2e4, 1)), call.method.traits.get("cost")
+    if own is None or call.inputs.get("lm") is None:
+        return cost
+    from interfuse.data.lm import is_far
+
+    asked = own(call, own_params(call))
+    return cost + (asked if is_far(call.inputs["lm"]) else dataclasses.replace(asked, calls=0))
 
 
 def run(call: Call, folder: Path) -> Mapping[str, Any]:

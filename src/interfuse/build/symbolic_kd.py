@@ -42,8 +42,10 @@ VIEWS = 5
 
 
 def _cost(call: Any, params: Mapping[str, Any]) -> Cost:
-    requests = len(params["heads"]) * len(params["relations"]) + params["new_heads"]
-    return Cost(calls=requests)
+    """Requests for lists of ten heads, and for the tails of every head, old or new, under every relation."""
+    heads = len(params["heads"]) + params["new_heads"]
+    calls = -(-params["new_heads"] // 10) + heads * len(params["relations"])
+    return Cost(calls=calls, seconds=float(calls))
 
 
 def _rows(call: Any, params: Mapping[str, Any]) -> int:

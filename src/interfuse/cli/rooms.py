@@ -221,5 +221,6 @@ def cost_words(cost: Cost) -> str:
     """A cost in words."""
     looking = f"{cost.tokens:,} tokens through models, " if cost.tokens else ""
     looking += f"{size(cost.memory)} of memory, " if cost.memory else ""
-    return (f"read {size(cost.bytes_read)}, write {size(cost.bytes_written)}, {looking}{cost.calls} endpoint calls, "
+    calls = f"at most {cost.calls:,}" if cost.calls else "no"
+    return (f"read {size(cost.bytes_read)}, write {size(cost.bytes_written)}, {looking}{calls} endpoint calls, "
             f"about {duration(cost.seconds)}")  # fmt: skip

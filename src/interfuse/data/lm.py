@@ -264,6 +264,8 @@ class CachedLM:
         files = [self._file("score", list(pair), {}) for pair in pairs]
         missing = _first_missing(files)
         self.found += len(pairs) - len(missing)
+        if missing and is_far(self.inner):
+            self.inner.score([])  # one that cannot score says so before anything is paid
         for start in range(0, len(missing), self.batch):
             part = missing[start : start + self.batch]
             if ctx is not None:
@@ -316,6 +318,13 @@ def _kept(file: Path) -> Any:
 def cached(lm: LM, ctx: Ctx) -> CachedLM:
     """The model with its replies kept in the context's cache folder."""
     return lm if isinstance(lm, CachedLM) else CachedLM(lm, ctx.cache.expanduser() / "replies")
+
+
+def is_far(lm: Any) -> bool:
+    """Whether asking the model is a call of an endpoint."""
+    from interfuse.data.endpoint_lm import EndpointLM
+
+    return isinstance(lm.inner if isinstance(lm, CachedLM) else lm, EndpointLM)
 
 
 def open_lm(source: Source, ctx: Ctx) -> LM:

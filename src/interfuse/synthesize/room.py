@@ -20,8 +20,7 @@ from pydantic import Field
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Call, Cost, Input, Room, key_of
-from interfuse.data.endpoint_lm import EndpointLM
-from interfuse.data.lm import LM, CachedLM, Prompt, RecordedLM, Reply, estimated_tokens, open_lm
+from interfuse.data.lm import LM, Prompt, RecordedLM, Reply, estimated_tokens, is_far, open_lm
 from interfuse.data.made_tables import MadeTable, promised, write_rows
 from interfuse.data.tables import Table, open_table
 from interfuse.kit.eliciting import Account, ask, ask_records, keeping
@@ -129,10 +128,6 @@ def check(call: Call) -> None:
         traits["valid"](call)
 
 
-def _far(lm: Any) -> bool:
-    return isinstance(lm.inner if isinstance(lm, CachedLM) else lm, EndpointLM)
-
-
 def plan_of(call: Call) -> list[tuple[str, str, int, int]]:
     """What will be asked at most: (input, model, prompts, tokens of prompts and replies)."""
     rows = []
@@ -147,7 +142,7 @@ def estimate(call: Call) -> Cost:
     calls, seconds = 0, 0.0
     for name, _, prompts, tokens in plan_of(call):
         lm = call.inputs.get(name) or call.inputs["lm"]
-        if _far(lm):
+        if is_far(lm):
             calls += prompts
         seconds += 0.0 if isinstance(lm, RecordedLM) else tokens * ASSUMED_SECONDS
     return Cost(bytes_written=200 * expected(call), calls=calls, seconds=round(seconds, 1))
@@ -188,7 +183,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         InterfuseError: ``input.empty`` when no example is left, saying what they fell out for.
     """
     for name, model, prompts, tokens in plan_of(call):
-        price = "calls" if _far(call.inputs.get(name) or call.inputs["lm"]) else "prompts, nothing to pay"
+        price = "calls" if is_far(call.inputs.get(name) or call.inputs["lm"]) else "prompts, nothing to pay"
         call.ctx.log(f"{call.method.id} asks {model} at most {prompts} {price}, about {tokens} tokens in all")
     models = {n: keeping(call.inputs[n], call.ctx) if call.inputs.get(n) is not None else None for n in ("lm", "student", "verifier")}  # fmt: skip
     assert models["lm"] is not None, "the room's input lm is required"

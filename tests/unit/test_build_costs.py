@@ -1,0 +1,133 @@
+"""What a build will ask at most, told before it asks, against what it asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.method import load
+from interfuse.core.rooms import apply, load_room, prepare
+from interfuse.data.endpoint_lm import EndpointLM
+from interfuse.data.lm import LM, Reply, Scored
+from tests import documents as made
+from tests import tiny_world as world
+from tests.scripted_panel import ScriptedPanel
+from tests.unit.test_build_documents import Scripted, born
+from tests.unit.test_build_harvest import RULE, Cook, Lister, Teacher
+
+
+class Far(EndpointLM):
+    """An endpoint whose server is a script; it counts its calls."""
+
+    def __init__(self, script: LM, api: str = "chat") -> None:
+        super().__init__("http://localhost:9/v1", "m", api=api)
+        self.script, self.calls = script, 0
+
+    def each(self, prompts: Any, **options: Any) -> Iterator[list[Reply]]:
+        for prompt in prompts:
+            self.calls += 1
+            yield self.script.generate([prompt], **options)[0]
+
+    def score(self, pairs: Sequence[tuple[str, str]], *, ctx: Ctx | None = None) -> list[Scored]:
+        if self.api == "chat":
+            return super().score(pairs)
+        self.calls += len(pairs)
+        return self.script.score(pairs)
+
+
+def folder(place: Path) -> str:
+    """Twenty small files, one with many short sections, one with paragraphs beyond one chunk, one with nothing but a table."""
+    place.mkdir()
+    for i in range(17):
+        (place / f"{i:02}.txt").write_text(f"Person{i} Berg was born in Oslo.")
+    (place / "sections.md").write_text(
+        "".join(f"# Part {i}\n\nSomebody{i} Berg was born in Oslo.\n\n" for i in range(9))
+    )
+    (place / "long.txt").write_text(
+        "\n\n".join(
+            f"Longname{i} Berg was born in Oslo. " + "".join(f"It rained on day {30 * i + k}. " for k in range(30))
+            for i in range(12)
+        )
+    )
+    (place / "table.csv").write_bytes(
+        made.delimited([["City", "Population"], ["Oslo", "709037"], ["Bergen", "291940"]])
+    )
+    return str(place)
+
+
+def triples(prompt: str) -> str:
+    return json.dumps({"statements": [{"subject": "Berg", "relation": "used for", "object": "Oslo", "quote": "Berg was born in Oslo"}]})  # fmt: skip
+
+
+class Writer(Scripted):
+    """Another event, or another wish, at every asking."""
+
+    def generate(self, prompts: Any, *, n: int = 1, **options: Any) -> list[list[Reply]]:
+        self.prompts += prompts
+        return [
+            [Reply(f"PersonX bakes {7 * len(self.prompts) + i} cakes", 9, 9, "stop", -1.0) for i in range(n)]
+            for _ in prompts
+        ]
+
+
+SCHEMA = {"xWant": {"phrase": "as a result, PersonX wants", "examples": [["PersonX eats", "to drink"], ["PersonX runs", "to rest"]]},
+          "xNeed": {"phrase": "but before, PersonX needed", "examples": [["PersonX eats", "to cook"], ["PersonX runs", "shoes"]]}}  # fmt: skip
+BAD = Scripted(lambda prompt: "I cannot do that.")
+#: method, who answers, parameters, how many times the calls made the estimate may be
+CASES: dict[str, tuple[str, Any, dict[str, Any], float]] = {
+    "lm-extract": ("lm-extract", Scripted(born), {}, 2),
+    "lm-extract, no usable reply": ("lm-extract", BAD, {"tries": 3}, 1),
+    "lm-extract, tables too": ("lm-extract", BAD, {"tables": False}, 1),
+    "docs2kg": ("docs2kg", BAD, {"parser": "rules"}, 1),
+    "kag": ("kag", Scripted(born), {"parser": "rules"}, 3),
+    "graphusion": ("graphusion", Scripted(triples), {"concepts": 5, "topics": 1}, 4),
+    "mechgpt": ("mechgpt", Teacher(), {"passage": 40, "topics": ["collagen", "beam"]}, 1),
+    "mechgpt, pairs alone": ("mechgpt", Teacher(), {"passage": 40, "triples": 0}, 1),
+    "hydra": ("hydra", ScriptedPanel(), {"domain": "towns and composers", "tries": 2}, 6),
+    "hydra, own questions": ("hydra", ScriptedPanel(), {"questions": ["Who was born where?"] * 5, "tries": 2}, 3),
+    "link-longtail": ("link-longtail", Cook(), {"rules": [RULE], "beam": 4, "ask": 2, "retries": 0}, 8),
+    "link-longtail, scores": ("link-longtail", Cook(), {"rules": [RULE], "beam": 4, "ask": 2, "retries": 0}, 8),
+    "link-longtail, lines": ("link-longtail", Lister(), {"rules": [RULE], "beam": 4, "ask": 2, "style": "lines"}, 10),
+    "symbolic-kd": ("symbolic-kd", Writer(born), {"relations": SCHEMA, "heads": ["PersonX eats", "PersonX runs"], "new_heads": 12}, 2),
+    "astro-kg": ("astro-kg", Scripted(lambda prompt: "1. dark matter\n2. halo mass"), {"least_papers": 1, "most_share": 1.0, "draws": 0, "null": False}, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_no_build_asks_more_than_was_told(tmp_path: Path, name: str) -> None:
+    method, script, params, factor = CASES[name]
+    lm = Far(script, "completions" if "scores" in name or "lines" in name else "chat")
+    given = {"lm": lm, **params}
+    if method == "astro-kg":
+        rows = [
+            {"id": f"p{i}", "year": 2000 + i // 4, "references": f"p{i - 1}", "text": f"Dark matter, case {i}."}
+            for i in range(12)
+        ]
+        given["table"] = world.parquet(tmp_path / "p.parquet", rows)
+    elif method not in ("link-longtail", "symbolic-kd"):
+        given["documents"] = folder(tmp_path / "in")
+    room = load_room("build")
+    told = room.estimate(prepare(room, load(f"build/{method}"), given, Ctx())).calls
+    apply(f"build/{method}", out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache"), **given)
+    assert lm.calls <= told <= factor * lm.calls
+
+
+def test_a_model_here_costs_no_call_of_an_endpoint(tmp_path: Path) -> None:
+    room = load_room("build")
+    given = {"documents": folder(tmp_path / "in"), "lm": Scripted(born)}
+    assert room.estimate(prepare(room, load("build/lm-extract"), given, Ctx())).calls == 0
+
+
+def test_of_many_documents_some_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"documents": folder(tmp_path / "in"), "lm": Far(Scripted(born))}
+    room = load_room("build")
+    call = prepare(room, load("build/lm-extract"), given, Ctx())
+    whole = room.estimate(call).calls
+    for most in (5000, 2000, 1):
+        monkeypatch.setattr("interfuse.build.asking.COUNTED", most)
+        assert 2 * 19 <= room.estimate(call).calls <= 5 * whole
