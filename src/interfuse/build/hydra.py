@@ -5,24 +5,24 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from interfuse.build.asking import count_chunks
+from interfuse.build.panel import SCOPES, Talk
+from interfuse.build.panel import questions as panel_questions
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.core.rooms import Cost
 from interfuse.data.chunks import Chunk, split
-from interfuse.data.lm import LM
 from interfuse.data.statements import SUBCLASS, XSD, Evidence, Statement
 from interfuse.data.statements import Literal as Value
-from interfuse.kit.asking import numbered, prepared
-from interfuse.kit.contracts import Contract, Record, nothing
-from interfuse.kit.document_prompts import about_document, corrected
+from interfuse.kit.asking import prepared
+from interfuse.kit.document_prompts import about_document
 from interfuse.kit.mended_replies import json_value, records
 from interfuse.kit.ontology_growth import (
     Concepts,
@@ -40,45 +40,10 @@ from interfuse.kit.ontology_growth import (
 from interfuse.kit.ontology_questions import coverage, islands
 from interfuse.kit.typed_triplets import IS_A, Triplet, remedied, triplet_issues
 
-#: personas per group of knowledge holders, by its priority (step 1)
-PERSONAS = {"high": 3, "medium": 2, "low": 1}
-#: scope documents merged at a time, and the least characters of one (step 2)
-SCOPES, LEAST_SCOPE = 6, 100
-#: the longest reply that is asked for, in tokens
-REPLY = 1024
 #: words and marks of a piece of text that is read at once
 PIECE = 400
 #: what is expected of a panel before it is asked: personas, questions of a group of them, and repairs of the ontology
 USUAL = {"personas": 12, "questions": 10, "repairs": 3}
-
-
-@dataclass
-class _Talk:
-    """The model under contracts: what is wrong with an answer is told, and it is asked again."""
-
-    lm: LM
-    work: Work
-    tries: int
-    record: Record = field(default_factory=Record)
-
-    def ask(self, name: str, request: str | list[dict[str, str]], read: Callable[[str], Any],
-            wrong: Callable[[Any], Sequence[str]] = nothing) -> Any:  # fmt: skip
-        """What ``read`` makes of the answer, when nothing is ``wrong`` with it; None when no try passed."""
-        said: list[str] = []
-
-        def step(prompt: list[dict[str, str]]) -> Any:
-            said.append(self.lm.generate([prompt], max_tokens=REPLY, ctx=self.work.ctx)[0][0].text)
-            self.work.count("requests")
-            return read(said[-1])
-
-        def correct(first: list[dict[str, str]], made: Any, problems: tuple[str, ...]) -> list[dict[str, str]]:
-            return corrected(first, said[-1], problems)
-
-        term = Contract[list[dict[str, str]], Any](
-            name, post=lambda _, made: wrong(made), tries=self.tries, correct=correct
-        )
-        first = [{"role": "user", "content": request}] if isinstance(request, str) else request
-        return term.run(step, first, self.record).value
 
 
 def _cost(call: Any, params: Mapping[str, Any]) -> Cost:
@@ -102,7 +67,7 @@ def _cost(call: Any, params: Mapping[str, Any]) -> Cost:
 
 
 @method(per="whole", needs=("documents", "lm"), cost=_cost,
-        parts=("interfuse.kit.ontology_growth", "interfuse.kit.typed_triplets", "interfuse.kit.ontology_questions", "interfuse.kit.mended_replies"))  # fmt: skip
+        parts=("interfuse.build.panel", "interfuse.kit.ontology_growth", "interfuse.kit.typed_triplets", "interfuse.kit.ontology_questions", "interfuse.kit.mended_replies"))  # fmt: skip
 def hydra(
     work: Work, *,
     domain: Annotated[str, Field(description="what the graph is about, in a few words; may be empty with an ontology")] = "",
@@ -122,7 +87,7 @@ def hydra(
         InterfuseError: ``param.missing`` without a domain, an ontology or questions; ``run.failed`` when no ontology came about.
     """
     assert work.lm is not None
-    talk = _Talk(prepared(work.lm, work.ctx), work, tries)
+    talk = Talk(prepared(work.lm, work.ctx), work, tries)
     asked = [q.strip() for q in questions or () if q.strip()]
     if work.ontology is not None:
         concepts = concepts_of(work.ontology)
@@ -133,7 +98,7 @@ def hydra(
                 "hydra needs a domain, competency questions or an ontology",
                 fix="Say --domain 'what it is about'.",
             )
-        asked = asked or _questions(talk, domain.strip(), group)
+        asked = asked or panel_questions(talk, domain.strip(), group)
         concepts = _repaired(talk, _grown(talk, asked, batch))
         if not concepts.classes:
             raise InterfuseError("run.failed", "the model proposed no ontology that keeps its contract", where=work.lm.name,
@@ -160,91 +125,10 @@ def hydra(
         yield from _candidates(t, chunk, concepts, types, work)
 
 
-# ------------------------------------------------------------------------------------------------ panel, scope, questions
-
-
-def _questions(talk: _Talk, domain: str, group: int) -> list[str]:
-    """Steps 1 to 3: the competency questions of a panel, without duplicates."""
-    panel = _panel(talk, domain)
-    order = talk.work.ctx.rng("panel").permutation(len(panel))
-    groups = [[panel[i] for i in order[k : k + group]] for k in range(0, len(panel), group)]
-    scope = _scope(talk, domain, groups)
-    found: dict[str, None] = {}
-    for members in groups:
-        asked = talk.ask("questions", about_document(
-            f"You are {names_of(members)}. The document is the scope of the domain {domain}. Write competency questions that a knowledge graph of "
-            "this domain must answer, as a numbered list.", scope), numbered,
-            lambda q: () if q else ("no question was written as a numbered list",))  # fmt: skip
-        found.update(dict.fromkeys(q for q in asked or () if "?" in q))
-    unique = _unique(talk, sorted(found, key=lambda q: (-len(q.split()), q)))
-    for name, value in (("panel.json", panel), ("scope.json", scope), ("questions.json", unique)):
-        talk.work.save(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    return unique
-
-
-def _panel(talk: _Talk, domain: str) -> list[str]:
-    """Personas of every group of people who know the domain, more of them where the priority is higher."""
-    holders = talk.ask("panel", f"Which groups of people hold knowledge of this domain: {domain}? Answer with a JSON list of objects with the keys "
-                       '"group", "priority" (high, medium or low) and "reason".', lambda text: records(text, ("group", "priority", "reason"), needed=("group", "priority")).rows,
-                       lambda rows: () if any(_priority(r) for r in rows) else ("no object with a group and a priority of high, medium or low",))  # fmt: skip
-    panel: dict[str, None] = {}
-    for row in holders or ():
-        wanted, mine = PERSONAS.get(_priority(row), 0), dict[str, None]()
-        for _ in range(wanted):
-            more = talk.ask("personas", f"Describe {wanted} personas of the group {row['group']} in the domain {domain}, as a numbered list of one line each. "
-                            f"Already found: {names_of(mine)}.", numbered)  # fmt: skip
-            mine.update(dict.fromkeys(more or ()))
-            if len(mine) >= wanted:
-                break
-        panel.update(dict.fromkeys(list(mine)[:wanted]))
-    return list(panel) or [f"an expert of {domain}"]
-
-
-def _priority(row: Mapping[str, Any]) -> str:
-    found = str(row.get("priority", "")).casefold()
-    return found if found in PERSONAS and row.get("group") else ""
-
-
-def _scope(talk: _Talk, domain: str, groups: Sequence[Sequence[str]]) -> str:
-    """One scope document per group, merged six at a time until one is left."""
-
-    def long_enough(text: str) -> Sequence[str]:
-        return () if len(text.strip()) >= LEAST_SCOPE else (f"the document has fewer than {LEAST_SCOPE} characters",)
-
-    texts = [talk.ask("scope", f"You are {names_of(members)}. Write a short document on the scope of a knowledge graph of the domain {domain}: "
-                      "what belongs to it, what does not.", str, long_enough) for members in groups]  # fmt: skip
-    texts = [t for t in texts if t] or [domain]
-    while len(texts) > 1:
-        parts = [texts[i : i + SCOPES] for i in range(0, len(texts), SCOPES)]
-        merged = [talk.ask("scope", about_document("Merge the documents on the scope of a domain into one.", "\n\n".join(part)), str, long_enough)
-                  if len(part) > 1 else part[0] for part in parts]  # fmt: skip
-        texts = [m or "\n\n".join(part) for m, part in zip(merged, parts, strict=True)]
-    return str(texts[0])
-
-
-def _unique(talk: _Talk, asked: list[str]) -> list[str]:
-    """The questions without those the model marks as duplicates; of a set the first, which is the longest, stays."""
-    if len(asked) < 2:
-        return asked
-    lines = "\n".join(f"{i + 1}. {q}" for i, q in enumerate(asked))
-
-    def wrong(sets: Any) -> Sequence[str]:
-        fine = isinstance(sets, list) and all(
-            isinstance(s, list) and len(s) > 1 and all(isinstance(i, int) and 1 <= i <= len(asked) for i in s)
-            for s in sets
-        )
-        return () if fine else ("the answer is not a JSON list of lists of two or more numbers of questions",)
-
-    sets = talk.ask("duplicates", f"Which of these questions ask the same? A more specific question is no duplicate.\n{lines}\n"
-                    "Answer with a JSON list of lists of their numbers, [] if there are none.", json_value, wrong)  # fmt: skip
-    gone = {i for s in sets or () for i in s[1:]}
-    return [q for i, q in enumerate(asked, 1) if i not in gone]
-
-
 # ------------------------------------------------------------------------------------------------ the ontology
 
 
-def _grown(talk: _Talk, asked: Sequence[str], batch: int) -> Concepts:
+def _grown(talk: Talk, asked: Sequence[str], batch: int) -> Concepts:
     """Step 4: the ontology grows by batches of questions; a batch that breaks its contract to the last is left out and counted."""
     state = Concepts()
     for start in range(0, len(asked), batch):
@@ -265,7 +149,7 @@ def _issues_of(state: Concepts, proposal: Concepts) -> list[str]:
     return [str(i) for i in issues(state, proposal)]
 
 
-def _repaired(talk: _Talk, state: Concepts) -> Concepts:
+def _repaired(talk: Talk, state: Concepts) -> Concepts:
     """Step 5: one connected hierarchy, by the model's operations or, when it has none that helps, under one root."""
 
     def propose(now: Concepts, parts: list[list[str]]) -> Operation | None:
@@ -307,7 +191,7 @@ def _operation(text: str) -> Operation:
 # ------------------------------------------------------------------------------------------------ triplets
 
 
-def _triplets(talk: _Talk, concepts: Concepts, epochs: int, contracts: str) -> list[tuple[Triplet, Chunk]]:
+def _triplets(talk: Talk, concepts: Concepts, epochs: int, contracts: str) -> list[tuple[Triplet, Chunk]]:
     """Step 6: what the pieces of text say, in the ontology's words, each triplet once."""
     work = talk.work
     pieces = [c for document in work.documents() for c in split(document, PIECE)]
@@ -339,7 +223,7 @@ def _triplets(talk: _Talk, concepts: Concepts, epochs: int, contracts: str) -> l
 
 
 def _read(
-    talk: _Talk,
+    talk: Talk,
     concepts: Concepts,
     types: Mapping[str, str],
     chunk: Chunk,
