@@ -13,7 +13,7 @@ from interfuse.build.docs2kg import continuous, sections
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.data.graph import Graph
-from interfuse.data.statements import Literal
+from interfuse.data.statements import Literal, entity_id
 from interfuse.kit.graph_walks import personalised_pagerank, reciprocal_merge
 from tests import documents as made
 from tests.unit.test_build_documents import Scripted, write
@@ -145,6 +145,39 @@ def test_graphusion_merges_settles_and_infers(tmp_path: Path) -> None:
     log = [json.loads(x) for x in (tmp_path / "g" / "fusion.jsonl").read_text().splitlines()]
     assert {"what": "merged", "from": "LSTM", "to": "Long Short-Term Memory"} in log
     assert any(row["what"] == "lost" for row in log)
+
+
+def test_what_graphusion_decides_can_be_undone(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", WORDS)
+    made = interfuse.build.graphusion(
+        str(folder), concepts=30, topics=2, out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache")
+    )
+    graph = Graph.open(tmp_path / "g")
+    kinds = [op.kind for op in graph.history()]
+    assert kinds[:2] == ["add", "merge"]
+    assert kinds[-1] == "add"
+    assert {"withdraw"} <= set(kinds[2:-1]) <= {"withdraw", "mark"}
+    read = graph.at(1)  # as the texts write it, before any decision
+    lstm, long = entity_id("LSTM"), entity_id("Long Short-Term Memory")
+    assert graph.called(lstm) == graph.called(long)
+    assert read.called(lstm) == lstm
+    assert "LSTM" in [read.label(s.subject) for s in read.statements(p="urn:interfuse:relation:used-for")]
+    assert rows(read, "evaluate-for")
+    assert not rows(graph, "evaluate-for")
+    for count in range(len(kinds), 1, -1):  # one decision after another, the last first
+        assert graph.at(count - 1).digest() != graph.digest()
+        graph.undo()
+        assert graph.digest() == graph.at(count - 1).digest()
+    assert graph.digest() == read.digest()
+    assert len(read) > 0
+    assert len(made) > 0
+    again = Graph.open(tmp_path / "g")
+    again.undo(2)  # the merge alone: both names stand for themselves again, what was decided otherwise stays
+    assert again.called(lstm) == lstm
+    assert again.called(long) == long
+    left = {s.id for s in read.statements(lstm) if "evaluate-for" not in s.predicate}
+    assert {s.id for s in again.statements(lstm)} == left
+    assert not rows(again, "evaluate-for")
 
 
 def test_graphusion_with_a_model_keeps_to_its_relations_and_texts(tmp_path: Path) -> None:

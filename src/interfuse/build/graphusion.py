@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -17,14 +19,18 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.core.rooms import Call, Cost
 from interfuse.data.chunks import Chunk, split
-from interfuse.data.statements import Evidence, Literal, relation_id
+from interfuse.data.statements import LABEL, TYPE, Evidence, Literal, Statement, relation_id
 from interfuse.kit.document_prompts import about_document
 from interfuse.kit.language import Sentence, open_parser
-from interfuse.kit.linking import Mention, link
 from interfuse.kit.mended_replies import records
-from interfuse.kit.mentions import EMPTY, acronyms, find_mentions
+from interfuse.kit.mentions import EMPTY, find_mentions
 from interfuse.kit.open_relations import IS_A, open_relations
-from interfuse.kit.triple_fusion import Claim, class_tf_idf, infer, settle
+from interfuse.kit.triple_fusion import Claim, Settled, class_tf_idf, infer, one_name, settle, support
+
+if TYPE_CHECKING:
+    from interfuse.data.graph import Graph
+
+Triple = tuple[str, str, str]
 
 #: the paper's relations: symmetric, transitive, and the words by which rules find them ("<" turns the ends round)
 RELATIONS: dict[str, dict[str, Any]] = {
@@ -121,7 +127,69 @@ def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
     return Cost(calls=2 * TRIES * int(params["concepts"]), seconds=2.0 * int(params["concepts"]))
 
 
-@method(per="whole", needs=("documents",), random=True, link=False, extends=True, cost=_cost)
+@dataclass(frozen=True)
+class Decisions:
+    """What fusion decides, by names as they are written: ``merges`` (from, to), what ``settled``, how texts write each triple, triples
+    whose ends are one concept (``loops``), and the places of each triple."""
+
+    merges: list[tuple[str, str]]
+    settled: Settled
+    written: dict[Triple, list[Triple]]
+    loops: list[Triple]
+    proofs: dict[Triple, list[Evidence]]
+
+
+def decide(graph: Graph, work: Work, **_: Any) -> Iterator[Statement]:
+    """Carries the decisions out, each kind as an operation of the graph's log that can be undone: names are merged, what lost is
+    withdrawn, what is close is marked as contested; what follows is given back, to be added last."""
+    made: Decisions = work.ready
+    names = work.names
+    assert names is not None
+
+    def statement(triple: Triple) -> Statement:
+        h, r, t = triple
+        return Statement(names.node(h, "concept"), names.relation(r), names.node(t, "concept"))
+
+    def there(triples: Iterable[Triple]) -> list[str]:
+        """Ids of those that stand in the graph; what an earlier graph says too is left as it is."""
+        ids = dict.fromkeys(statement(w).id for k in triples for w in made.written.get(k, (k,)))
+        return [i for i in ids if graph.get(i) is not None and (work.graph is None or work.graph.get(i) is None)]
+
+    lost, close = there([*sorted(made.settled.lost), *sorted(made.loops)]), there(sorted(made.settled.contested))
+    pairs = [(names.node(a, "concept"), names.node(b, "concept")) for a, b in made.merges]
+    if pairs:
+        graph.merge_all(pairs, "names of one concept", group="concepts")
+    if lost:
+        left = {x for i in lost if (s := graph.get(i)) is not None for x in (s.subject, str(s.object))}
+        graph.withdraw(
+            statement=lost, reason="another relation between the two has more support, or they are one concept"
+        )
+        # a concept of which nothing else is said goes with it
+        bare = [
+            s.id
+            for x in sorted(left)
+            if all(s.predicate in (LABEL, TYPE) for s in graph.neighbourhood(x))
+            for s in graph.statements(x)
+        ]
+        bare = [i for i in bare if work.graph is None or work.graph.get(i) is None]
+        if bare:
+            graph.withdraw(statement=bare, reason="nothing else is said of the concept")
+    if close:
+        graph.mark(close, "contested", "several relations between the two have nearly the same support")
+    for best in dict.fromkeys(
+        b for _, b in made.merges
+    ):  # the chosen name is shown, also where an acronym is written more often
+        if graph.label(node := names.node(best, "concept")) != best:
+            proof = [e for s in graph.statements(node, LABEL) for e in s.evidence]
+            yield Statement(node, LABEL, Literal(best), evidence=tuple(dict.fromkeys(proof)))
+    for triple, premises in sorted(made.settled.inferred.items()):
+        proof = [e for p in premises for e in made.proofs.get(p, ())[:1]]
+        yield dataclasses.replace(
+            statement(triple), confidence=0.5, kind="rule", status="inferred", evidence=tuple(dict.fromkeys(proof))
+        )
+
+
+@method(per="whole", needs=("documents",), random=True, link=False, extends=True, cost=_cost, finish=decide)
 def graphusion(
     work: Work,
     *,
@@ -172,68 +240,50 @@ def graphusion(
         else _by_rules(places, parsed, known)
     )
     work.count("candidate triplets", len(claims))
-    called, merges = _canonical(claims, chunks) if merge else ({}, [])
-    canonical = [
-        (Claim(called.get(c.head, c.head), c.relation, called.get(c.tail, c.tail), c.confidence, 1.0, e.document), e)
-        for c, e in claims
-    ]
-    canonical = [(c, e) for c, e in canonical if c.head != c.tail]
-    log: list[dict[str, Any]] = [{"what": "merged", "from": a, "to": b} for a, b in merges]
-    proofs: dict[tuple[str, str, str], list[Evidence]] = {}
-    for c, e in canonical:
-        head, tail = sorted((c.head, c.tail)) if c.relation in symmetric else (c.head, c.tail)
-        proofs.setdefault((head, c.relation, tail), []).append(e)
-    settled = settle(
-        [c for c, _ in canonical],
-        symmetric=symmetric,
-        delta=delta if settle_conflicts else 0.0,
-        single=settle_conflicts,
-    )
+    called, merges = one_name(((c.head, c.tail) for c, _ in claims), (c.text for c in chunks)) if merge else ({}, [])
+
+    def joined(c: Claim) -> Triple:
+        """The triple by the names of its concepts; ends of symmetric relations stand in alphabetical order."""
+        head, tail = called.get(c.head, c.head), called.get(c.tail, c.tail)
+        return (tail, c.relation, head) if c.relation in symmetric and tail < head else (head, c.relation, tail)
+
+    proofs: dict[Triple, list[Evidence]] = {}
+    written: dict[Triple, dict[Triple, list[Evidence]]] = {}  # triple -> the same as texts write it -> where
+    loops: dict[Triple, list[Evidence]] = {}
+    for c, e in claims:
+        key = joined(c)
+        turned = key[0] != called.get(c.head, c.head)
+        own = (c.tail, c.relation, c.head) if turned else (c.head, c.relation, c.tail)
+        if key[0] != key[2]:
+            proofs.setdefault(key, []).append(e)
+            written.setdefault(key, {}).setdefault(own, []).append(e)
+        elif c.head != c.tail:
+            loops.setdefault(own, []).append(e)
+    fused = [Claim(*joined(c), c.confidence, 1.0, e.document) for c, e in claims if joined(c)[0] != joined(c)[2]]
+    settled = settle(fused, symmetric=symmetric, delta=delta if settle_conflicts else 0.0, single=settle_conflicts)
+    amounts = support(fused, symmetric)
     if not settle_conflicts:
-        settled.kept.update(settled.contested)
-        settled.kept.update(dict.fromkeys(settled.lost, 0.0))
+        settled.kept.update({k: amounts[k] for k in (*settled.contested, *settled.lost)})
         settled.contested.clear()
         settled.lost.clear()
     if novel:
         infer(settled, [n for n, r in known.items() if r.get("transitive")])
+    log: list[dict[str, Any]] = [{"what": "merged", "from": a, "to": b} for a, b in merges]
     log += [{"what": "lost", "triple": list(k), "to": list(w)} for k, w in sorted(settled.lost.items())]
     log += [
         {"what": "contested", "triple": list(k), "support": round(v, 4)} for k, v in sorted(settled.contested.items())
     ]
     work.save("fusion.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in log))
-    for name, many in (
-        ("kept", settled.kept),
-        ("contested", settled.contested),
-        ("lost", settled.lost),
-        ("inferred", settled.inferred),
-    ):
-        work.count(f"triplets {name}", len(many))
+    for name in ("kept", "contested", "lost", "inferred"):
+        work.count(f"triplets {name}", len(getattr(settled, name)))
     work.count("names merged", len(merges))
-    aliases: dict[str, list[str]] = {}
-    for a, b in merges:
-        aliases.setdefault(b, []).append(a)
-    for status, many in (("stated", settled.kept), ("contested", settled.contested)):
-        for (h, r, t), amount in sorted(many.items()):
-            confidence = round(1 - float(np.exp(-amount)), 4)
-            yield Candidate(h, r, t, "concept", "concept", confidence=confidence, kind="support", status=status,
-                            evidence=tuple(proofs[h, r, t]), aliases=tuple(sorted(aliases.get(h, ()))))  # fmt: skip
-            if t in aliases:
-                yield Candidate(
-                    t, "", t, "concept", "concept", evidence=tuple(proofs[h, r, t]), aliases=tuple(sorted(aliases[t]))
-                )
-    for (h, r, t), premises in sorted(settled.inferred.items()):
-        both = [e for p in premises for e in proofs.get(p, ())[:1]]
-        yield Candidate(
-            h,
-            r,
-            t,
-            "concept",
-            "concept",
-            confidence=0.5,
-            kind="rule",
-            status="inferred",
-            evidence=tuple(dict.fromkeys(both)),
-        )
+    work.ready = Decisions(merges, settled, {k: list(written[k]) for k in written}, list(loops), proofs)
+    for key in sorted(amounts):  # names stay as they are written: joining them is an operation of its own, see decide
+        sure = round(1 - float(np.exp(-amounts[key])), 4)
+        for (h, r, t), places in sorted(written[key].items()):
+            yield Candidate(h, r, t, "concept", "concept", confidence=sure, kind="support", evidence=tuple(places))
+    for (h, r, t), places in sorted(loops.items()):
+        yield Candidate(h, r, t, "concept", "concept", confidence=0.5, kind="support", evidence=tuple(places))
 
 
 def _by_rules(
@@ -345,43 +395,3 @@ def _by_model(work: Work, chunks: Sequence[Chunk], seeds: Sequence[str], known: 
                 continue
             made.append((Claim(h, row["relation"], t, sure), proof))
     return made
-
-
-def _canonical(
-    claims: Sequence[tuple[Claim, Evidence]], chunks: Sequence[Chunk]
-) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """One name per concept over all documents: the longest that is no acronym, with most support; and who was merged into whom."""
-    counts: Counter[str] = Counter()
-    for c, _ in claims:
-        counts.update((c.head, c.tail))
-    short: dict[str, dict[str, None]] = {}
-    for chunk in chunks:
-        for long, brief in acronyms(chunk.text):
-            for label in counts:
-                if label.casefold() == long.casefold():
-                    short.setdefault(label, {})[brief] = None
-    mentions = [
-        Mention(label, label, aliases=tuple(short.get(label, {})), weight=counts[label]) for label in sorted(counts)
-    ]
-    called: dict[str, str] = {}
-    groups: dict[str, list[str]] = {}
-    linked = link(mentions)
-    top: dict[str, str] = {}
-
-    def find(x: str) -> str:
-        while top.get(x, x) != x:
-            x = top[x]
-        return x
-
-    for a, b in linked.merges():
-        top[max(find(a), find(b))] = min(find(a), find(b))
-    for label in counts:
-        groups.setdefault(find(label), []).append(label)
-    merges = []
-    for group in groups.values():
-        best = min(group, key=lambda x: (x.isupper() and len(x) <= 6, -counts[x], -len(x), x))
-        for label in sorted(group):
-            called[label] = best
-            if label != best:
-                merges.append((label, best))
-    return called, sorted(merges)

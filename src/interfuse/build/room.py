@@ -10,7 +10,8 @@ A method is a function ``method(work, *, parameters) -> Iterator[Candidate | Sta
 - ``random``: what it finds in a chunk depends on the seed;
 - ``prepare``: a function ``(work, *, parameters)`` that is called once before the first chunk is read; see ``Work.ready``;
 - ``document``: a function ``(work, document, chunks, *, parameters)`` that gives further statements of each document, such as its layout;
-- ``finish``: a function ``(graph, work, *, parameters)`` that gives statements which follow from the whole graph, at the end;
+- ``finish``: a function ``(graph, work, *, parameters)`` that gives statements which follow from the whole graph, at the end, and may
+  merge, mark and withdraw, each an operation that can be undone;
 - ``index``: ``element`` or ``chunk``: nodes of the text that point to the entities found in them;
 - ``link``: whether names are linked over documents (usually when ``per`` is ``"chunk"``); ``extends``: whether an earlier graph
   that is given becomes part of the new one (likewise);
@@ -122,7 +123,9 @@ class Work:
         lm, ontology, graph, table: the inputs, None when not given. ``graph`` is an earlier graph, only read.
         ctx: seed, budget, cache, scratch, log.
         tally: counts for the report; see :meth:`count`.
-        ready: what the method's trait ``prepare(work, **parameters)`` returned; it is called once, and only when a chunk is read.
+        ready: what the method's trait ``prepare(work, **parameters)`` returned; it is called once, and only when a chunk is read. A
+            method that looks at all documents may leave here what its ``finish`` needs.
+        names: gives names their IRIs as the engine does (``node``, ``relation``, ``kind``), for ``finish``.
         by_chunk: counts of each chunk (by its id), where they shall be kept with it. at: the document that is worked on;
             by_document: its counts. asked: how many chunks the method was called for.
         folder: the artifact's folder, where a method may keep files beside the graph; see :meth:`save`.
@@ -139,6 +142,7 @@ class Work:
     facts: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
     ready: Any = None
+    names: Assembler | None = None
     by_chunk: dict[str, dict[str, float]] = field(default_factory=dict)
     texts: list[tuple[str, str, str]] = field(default_factory=list)
     at: str = ""
@@ -246,7 +250,7 @@ def _anew(call: Call, work: Work, folder: Path, settings: BuildSettings, by_chun
 
     chunks: dict[str, Chunk] = {}
     texts: list[tuple[str, str, str]] = []
-    assembler = Assembler(call, chunks, homonyms=settings.homonyms)
+    work.names = assembler = Assembler(call, chunks, homonyms=settings.homonyms)
     found = _by_chunk(call, work, chunks, texts) if by_chunk else call.method.target(work, **own_params(call))
     graph = Graph.open(None)
     if work.graph is not None and call.method.traits.get("extends", by_chunk):
@@ -349,7 +353,9 @@ def _finish(
         linked = link_graph(graph, ontology=work.ontology)
         facts["names linked"] = len(linked.merges())
     if "finish" in call.method.traits:
-        graph.add(list(call.method.traits["finish"](graph, work, **own_params(call))))
+        further = list(call.method.traits["finish"](graph, work, **own_params(call)))
+        if further:
+            graph.add(further)
     if checked:
         from interfuse.kit.shapes import shapes_of, validate
 

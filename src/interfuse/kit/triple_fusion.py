@@ -6,6 +6,7 @@ The arithmetic of Graphusion's fusion step (Yang et al. 2024), made global: supp
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -116,3 +117,50 @@ def infer(settled: Settled, transitive: Sequence[str], limit: int = 100_000) -> 
                         linked.add(tuple(sorted((a, c))))
                         after[a][c] = None
                         changed = True
+
+
+def one_name(ends: Iterable[tuple[str, str]], texts: Iterable[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """One name per concept over all documents: the longest that is no acronym, with most support.
+
+    Args:
+        ends: the two names of each triple, as they are written. texts: where acronyms are looked up, "Long Name (LN)".
+
+    Returns:
+        Name -> the name of its concept; and who was merged into whom, sorted.
+    """
+    from interfuse.kit.linking import Mention, link
+    from interfuse.kit.mentions import acronyms
+
+    counts: Counter[str] = Counter()
+    for pair in ends:
+        counts.update(pair)
+    short: dict[str, dict[str, None]] = {}
+    for text in texts:
+        for long, brief in acronyms(text):
+            for label in counts:
+                if label.casefold() == long.casefold():
+                    short.setdefault(label, {})[brief] = None
+    mentions = [
+        Mention(label, label, aliases=tuple(short.get(label, {})), weight=counts[label]) for label in sorted(counts)
+    ]
+    called: dict[str, str] = {}
+    groups: dict[str, list[str]] = {}
+    top: dict[str, str] = {}
+
+    def find(x: str) -> str:
+        while top.get(x, x) != x:
+            x = top[x]
+        return x
+
+    for a, b in link(mentions).merges():
+        top[max(find(a), find(b))] = min(find(a), find(b))
+    for label in counts:
+        groups.setdefault(find(label), []).append(label)
+    merges = []
+    for group in groups.values():
+        best = min(group, key=lambda x: (x.isupper() and len(x) <= 6, -counts[x], -len(x), x))
+        for label in sorted(group):
+            called[label] = best
+            if label != best:
+                merges.append((label, best))
+    return called, sorted(merges)
