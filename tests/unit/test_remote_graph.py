@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,9 +27,11 @@ X = "urn:x:"
 
 
 class Endpoint:
-    """A SPARQL 1.1 endpoint over a store in memory. ``faults``: what the next answers are instead."""
+    """A SPARQL 1.1 endpoint over a store in memory. ``faults``: what the next answers are instead. ``union``: whether the default
+    graph holds what stands in named graphs, where the request names none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, union: bool = True) -> None:
+        self.union = union
         self.store: Any = pyoxigraph.Store()
         self.faults: list[str] = []
         self.asked: list[tuple[str, str]] = []
@@ -60,7 +64,14 @@ class Endpoint:
                         outer.store.update(body)
                 else:
                     try:
-                        found = outer.store.query(body, use_default_graph_as_union=True)
+                        asked = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+                        scope: dict[str, Any] = {"use_default_graph_as_union": outer.union}
+                        if "default-graph-uri" in asked or "named-graph-uri" in asked:  # section 2.1.4 of the protocol
+                            scope = {
+                                "default_graph": [pyoxigraph.NamedNode(n) for n in asked.get("default-graph-uri", ())],
+                                "named_graphs": [pyoxigraph.NamedNode(n) for n in asked.get("named-graph-uri", ())],
+                            }
+                        found = outer.store.query(body, **scope)
                         data = found.serialize(format=pyoxigraph.QueryResultsFormat.JSON)
                     except SyntaxError as error:
                         status, data = 400, str(error).encode()
@@ -79,10 +90,10 @@ class Endpoint:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+@pytest.fixture(params=["union", "apart"])
+def endpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setattr(remote_graph.time, "sleep", lambda seconds: None)
-    made = Endpoint()
+    made = Endpoint(union=request.param == "union")
     yield made
     made.server.shutdown()
     made.server.server_close()
@@ -130,21 +141,90 @@ def test_what_is_there_is_what_would_be_here(endpoint: Endpoint) -> None:
             change()
 
 
+COUNT = "SELECT (COUNT(*) AS ?n) { ?s ?p ?o }"
+
+
+def test_the_same_query_has_the_same_answer(endpoint: Endpoint, tmp_path: Path) -> None:
+    here, there = Graph(), RemoteGraph(endpoint.address)
+    for graph in (here, there):
+        graph.add(rows())
+    own = "SELECT ?s ?o { GRAPH <urn:interfuse:graph:contested> { ?s ?p ?o } }"
+    for query in (COUNT, own, f"SELECT ?p ?o {{ <{X}a> ?p ?o }} ORDER BY ?p ?o"):
+        assert there.query(query).rows == here.query(query).rows
+    assert int(there.query(COUNT, meta=True).values()[0] or 0) > 2 * int(there.query(COUNT).values()[0] or 0) > 0
+    marked = f"SELECT ?c {{ ?r rdf:subject <{X}b> ; if:confidence ?c }}"
+    assert len(there.query(marked, meta=True)) == 1
+    assert not there.query(marked)
+
+
+def test_every_verb_takes_the_address_of_an_endpoint(endpoint: Endpoint, tmp_path: Path) -> None:
+    here = Graph()
+    here.add(rows())
+    there = RemoteGraph(endpoint.address)
+    there.add(rows()[1:])
+    assert [s.id for s in here.diff(there).added] == [rows()[0].id] == [s.id for s in there.diff(here).removed]
+    assert not here.diff(there).removed
+    assert there.diff(there.local()) == Graph().diff(Graph())
+    here.write(tmp_path / "here")
+    for words in (["diff", str(tmp_path / "here"), endpoint.address], ["diff", endpoint.address, str(tmp_path / "here")],
+                  ["show", endpoint.address, "-o", str(tmp_path / "page.html")], ["export", endpoint.address, str(tmp_path / "g.csv")],
+                  ["check", endpoint.address], ["fuse", endpoint.address, str(tmp_path / "here"), "-o", str(tmp_path / "both")]):  # fmt: skip
+        done = CliRunner().invoke(app, ["build", *words])
+        assert done.exit_code == 0, done.output
+    assert f'"{X}b"' in (tmp_path / "page.html").read_text()
+    for words in (["history", endpoint.address], ["undo", endpoint.address]):
+        refused = CliRunner().invoke(app, ["build", *words])
+        assert "needs.capability" in refused.output
+        assert "local()" in refused.output
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("Oslo is the capital of Norway.")
+    words = [
+        "build",
+        str(tmp_path / "in"),
+        "--graph",
+        endpoint.address,
+        "--parser",
+        "rules",
+        "-o",
+        str(tmp_path / "more"),
+    ]
+    done = CliRunner().invoke(app, words, env={"XDG_CACHE_HOME": str(tmp_path)})
+    assert done.exit_code == 0, done.output
+    assert {s.id for s in there.local()} <= {s.id for s in Graph.open(tmp_path / "more")}
+    for change in (lambda: there.mark([], "stated"), lambda: there.infer({}), lambda: there.history(), lambda: there.at(1), lambda: there.note(),
+                   lambda: there.merge_all([])):  # fmt: skip
+        with pytest.raises(InterfuseError, match=r"needs\.capability"):
+            change()
+    missing = [n for n in vars(Graph) if not n.startswith("_") and n not in vars(RemoteGraph)]
+    assert missing == [
+        "path",
+        "open",
+        "from_columns",
+        "of",
+        "state",
+        "save",
+        "commit",
+        "close",
+    ]  # of a folder, or of the log
+
+
 def test_an_endpoint_of_others_is_read_as_it_is(endpoint: Endpoint) -> None:
     endpoint.store.update(
         f'INSERT DATA {{ <{X}a> <{X}p> <{X}b> , "7"^^<http://www.w3.org/2001/XMLSchema#integer> . GRAPH <{X}g> {{ <{X}b> <{X}p> "x"@en }} }}'
     )
     there = RemoteGraph(endpoint.address)
     assert {(s.subject, s.object, s.status) for s in there} == {
-        (X + "a", X + "b", "stated"), (X + "a", number(7), "stated"), (X + "b", Literal("x", language="en"), "stated"),
+        (X + "a", X + "b", "stated"), (X + "a", number(7), "stated"),
+        *([(X + "b", Literal("x", language="en"), "stated")] if endpoint.union else []),  # its default graph, whatever that is
     }  # fmt: skip
-    assert len(there) == 3
+    assert len(there) == (3 if endpoint.union else 2)
     assert there.get(there.statements()[0].id) == there.statements()[0]
 
 
 def test_faults_are_tried_again_a_few_times_and_then_told(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     there = RemoteGraph(endpoint.address, most=4000, seconds=0.3)
     query = "ASK { ?s ?p ?o }"
+    assert not there.ours  # asked once, before the first query
     for faults in (["503", "429"], ["cut"], ["slow", "500"]):
         endpoint.faults[:] = list(faults)
         endpoint.asked.clear()

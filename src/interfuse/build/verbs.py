@@ -25,9 +25,15 @@ def _open(place: str) -> Any:
     from interfuse.data.graph import open_graph
 
     with contextlib.redirect_stdout(sys.stderr):
-        return open_graph(
-            Source({"endpoint": place} if place.startswith(("http://", "https://")) else place), verb_context()
-        )
+        return open_graph(Source(place), verb_context())
+
+
+def _copy(place: str) -> Graph:
+    """The graph at a place, read once where it is an endpoint."""
+    from interfuse.data.graph import Graph
+
+    found = _open(place)
+    return found if isinstance(found, Graph) else found.local()
 
 
 def _word(term: Term | None) -> str:
@@ -73,7 +79,7 @@ def _export(graph: str, out: Path, format: str, profile: str) -> None:
     """Write a graph in another format: by the ending of OUT, or --format for folders."""
     from interfuse.data.formats.graphs import write_graph
 
-    found = _open(graph)
+    found = _copy(graph)
     chosen = write_graph(out, found, format, profile=profile)
     print_value(
         {"path": str(out), "format": chosen, "statements": len(found)},
@@ -109,7 +115,7 @@ def _check(graph: str, shapes: Sequence[Path], ontology: Path | None, limit: int
     from interfuse.kit.graph_checks import figures
     from interfuse.kit.shapes import read_shapes, shapes_beside, shapes_of, validate
 
-    found = _open(graph)
+    found = _copy(graph)
     parts = [*shapes_beside(Path(graph)), *(read_shapes(p) for p in shapes)]
     parts += [shapes_of(read_ontology(ontology))] if ontology is not None else []
     figure: dict[str, float] = figures(found)
@@ -148,7 +154,7 @@ def _diff(first: str, second: str, limit: int) -> None:
     """What the second graph has more, less and otherwise than the first."""
     from interfuse.data.statements import to_json
 
-    a, b = _open(first), _open(second)
+    a, b = _copy(first), _copy(second)
     found = b.diff(a)
 
     def words() -> Iterable[str]:
@@ -164,9 +170,10 @@ def _diff(first: str, second: str, limit: int) -> None:
 def _history(graph: str) -> None:
     """The operations that made a graph, with their numbers."""
     found = _open(graph)
+    history = found.history()
     rows = [
         {**op.as_json(whole=False), "statements": len(op.statements), "in force": found.state.in_force(op.number)}
-        for op in found.history()
+        for op in history
     ]
 
     def words() -> Iterable[str]:
@@ -186,12 +193,14 @@ def _history(graph: str) -> None:
     print_value(rows, words)
 
 
-def _undo(graph: Path, op: int | None, reason: str) -> None:
+def _undo(graph: str, op: int | None, reason: str) -> None:
     """Take an operation of a graph out of force: the last, or --op. Undoing an undo brings it back."""
     from interfuse.data.graph import Graph
     from interfuse.data.graph_files import read_meta
 
-    read_meta(graph)
+    if graph.startswith(("http://", "https://")):
+        _open(graph).undo(op, reason)  # says what to do instead
+    read_meta(Path(graph))
     with Graph.open(graph, write=True) as found:
         before = len(found)
         number = found.undo(op, reason)
@@ -218,7 +227,7 @@ def _fuse(
 
     place = out or Path("runs") / "fused"
     refuse_taken(place, force=force)
-    sources = [_open(g) for g in graphs]
+    sources = [_copy(g) for g in graphs]
     with contextlib.redirect_stdout(sys.stderr):
         made, report = fuse(sources, ontology=read_ontology(ontology) if ontology else None, policy=Policy(policy, functional=tuple(functional)),
                             linking=not apart, name=place.name)  # fmt: skip
@@ -242,7 +251,7 @@ def command(name: str, callback: Callable[..., None], params: list[click.Paramet
                          epilog=f"\b\nExample:\n  interfuse build {example}")  # fmt: skip
 
 
-_GRAPH = click.Argument(["graph"])
+GRAPH = click.Argument(["graph"])
 _FORCE = click.Option(["--force"], is_flag=True, help="Use the output folder even if something is there.")
 _LIMIT = click.Option(["--limit"], type=int, default=50, show_default=True, help="Lines shown at most; 0 shows all.")
 ONTOLOGY = click.Option(
@@ -252,11 +261,11 @@ SHAPES = click.Option(["--shapes"], type=PATH, multiple=True, help="A SHACL file
 
 VERBS = {
     "query": command("query", _query, [
-        _GRAPH, click.Argument(["sparql"], default="", required=False), click.Option(["--file"], type=PATH, default=None, help="The query in a file."),
+        GRAPH, click.Argument(["sparql"], default="", required=False), click.Option(["--file"], type=PATH, default=None, help="The query in a file."),
         click.Option(["--meta"], is_flag=True, help="Reifiers too: confidence, status, qualifiers, evidence."), _LIMIT,
     ], "query graph/ 'SELECT ?s ?o { ?s <urn:interfuse:relation:capital-of> ?o }'"),
     "export": command("export", _export, [
-        _GRAPH, click.Argument(["out"], type=PATH),
+        GRAPH, click.Argument(["out"], type=PATH),
         click.Option(["--format"], default="", help="ttl, nt, nq, trig, rdf, jsonld, graphml, csv, tsv, tables, graphrag or neo4j [default: by the ending]"),
         click.Option(["--profile"], default="", help="For RDF: rdf12, rdf11-reified or plain [default: all the format can hold]"),
     ], "export graph/ facts.ttl --profile plain"),
@@ -267,13 +276,13 @@ VERBS = {
         click.Option(["--strict"], is_flag=True, help="A line that cannot be read ends the work."), _FORCE,
     ], "import facts.ttl -o graph/"),
     "check": command("check", _check, [
-        _GRAPH, SHAPES, ONTOLOGY, _LIMIT,
+        GRAPH, SHAPES, ONTOLOGY, _LIMIT,
         click.Option(["--most"], multiple=True, metavar="NAME=NUMBER", help="A figure of the table that may not be larger; repeat it."),
     ], "check graph/ --ontology movies.ttl --most islands=3"),
     "diff": command("diff", _diff, [click.Argument(["first"]), click.Argument(["second"]), _LIMIT], "diff before/ after/"),
-    "history": command("history", _history, [_GRAPH], "history graph/"),
+    "history": command("history", _history, [GRAPH], "history graph/"),
     "undo": command("undo", _undo, [
-        click.Argument(["graph"], type=PATH), click.Option(["--op"], type=int, default=None, help="Its number in the history."),
+        GRAPH, click.Option(["--op"], type=int, default=None, help="Its number in the history."),
         click.Option(["--reason"], default="", help="Why, for the history."),
     ], "undo graph/ --op 3"),
     "fuse": command("fuse", _fuse, [

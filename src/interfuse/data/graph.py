@@ -514,7 +514,7 @@ class Graph:
         """All names that were merged into the entity's, itself included."""
         return self.state.component(self.state.called(entity))
 
-    def diff(self, other: Graph) -> Diff:
+    def diff(self, other: Graph | RemoteGraph) -> Diff:
         """What this graph has more, less and otherwise than another."""
         mine, theirs = ({s.id: s for s in g.statements(status=STATUSES)} for g in (self, other))
         return Diff(
@@ -647,7 +647,7 @@ KEYS = ("data", "base", "header", "strict", "endpoint", "update", "key_env")
 def open_graph(source: Source, ctx: Ctx) -> Graph | RemoteGraph:
     """Opens a graph for a room's input.
 
-    A source is a graph, a folder that :meth:`Graph.write` made, a file (RDF in any format, ``.graphml``, ``.tsv``, ``.csv``,
+    A source is a graph, the address of a SPARQL endpoint, a folder that :meth:`Graph.write` made, a file (RDF in any format, ``.graphml``, ``.tsv``, ``.csv``,
     ``.parquet``), a folder of GraphRAG's tables or Neo4j's files, ``{data: PATH, base: IRI, header: false, strict: false}``, or
     ``{endpoint: ADDRESS, update: ADDRESS, key_env: VARIABLE}`` for a SPARQL endpoint.
 
@@ -660,7 +660,7 @@ def open_graph(source: Source, ctx: Ctx) -> Graph | RemoteGraph:
     if isinstance(spec, Graph | RemoteGraph):
         return spec
     if isinstance(spec, str | Path):
-        spec = {"data": str(spec)}
+        spec = {"endpoint" if str(spec).startswith(("http://", "https://")) else "data": str(spec)}
     if not isinstance(spec, Mapping):
         raise InterfuseError(
             "input.type", f"a graph is a path or a table of keys, not {type(spec).__name__}", where=source.name

@@ -2,7 +2,8 @@
 
 Statements stand there as :mod:`interfuse.data.formats.rdf` writes them in the profile ``rdf11-reified``, one named graph per status;
 any other endpoint is read too, as plain statements. Reading is paged, writing batched; every request has a time limit, a size limit
-and a bounded number of tries. The log of operations is not kept there: ``merge``, ``split`` and ``undo`` need a copy (:meth:`local`).
+and a bounded number of tries. The log of operations is not kept there: ``merge``, ``split``, ``mark``, ``infer``, ``history``, ``at``
+and ``undo`` need a copy (:meth:`local`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import fingerprint
 from interfuse.data.formats.rdf import PREFIXES, STATEMENT, Row, assemble, reifier_lines
-from interfuse.data.graph import NEAR, Graph
+from interfuse.data.graph import NEAR, Diff, Graph
 from interfuse.data.graph_columns import Columns
 from interfuse.data.graph_files import status_graph
+from interfuse.data.graph_log import Op
 from interfuse.data.graph_store import Answers, check_query
 from interfuse.data.statements import (
     ALIAS,
@@ -121,16 +124,30 @@ class RemoteGraph:
     def query(self, sparql: str, *, meta: bool = False) -> Answers:
         """Answers to a SELECT or ASK query, as :meth:`interfuse.data.graph.Graph.query` gives them.
 
-        The default graph is the endpoint's own; where our named graphs are used and the endpoint does not join them, name them.
+        Where statements stand in our named graphs, the default graph is the triples of these (with ``meta`` the reifiers too), by the
+        protocol's ``default-graph-uri``, whatever the endpoint's own is; elsewhere it is the endpoint's.
 
         Raises:
             InterfuseError: ``endpoint.failed``, ``input.limit``, ``input.format`` or ``unsafe.address``.
         """
         check_query(sparql)
+        if not self.ours:
+            return self._answers(sparql)
+        graphs = [status_graph(s) for s in STATUSES]
+        named = [("named-graph-uri", g) for g in (*graphs, _META)]
+        scope = urllib.parse.urlencode(
+            [("default-graph-uri", g) for g in (*graphs, *([_META] if meta else []))] + named
+        )
+        return self._answers(sparql, f"{self.endpoint}{'&' if '?' in self.endpoint else '?'}{scope}")
+
+    def _answers(self, sparql: str, address: str = "") -> Answers:
+        """The answers of the endpoint as it is."""
         head = "".join(
             f"PREFIX {k}: <{v}>\n" for k, v in PREFIXES.items() if f"PREFIX {k}:".lower() not in sparql.lower()
         )
-        data = self._ask(self.endpoint, head + sparql, "application/sparql-query", "application/sparql-results+json")
+        data = self._ask(
+            address or self.endpoint, head + sparql, "application/sparql-query", "application/sparql-results+json"
+        )
         try:
             found = json.loads(data.decode("utf-8"))
             if "boolean" in found:
@@ -150,7 +167,7 @@ class RemoteGraph:
     def _pages(self, pattern: str, columns: str, order: str) -> Iterator[tuple[Term | None, ...]]:
         start = 0
         while True:
-            rows = self.query(
+            rows = self._answers(
                 f"SELECT {columns} WHERE {{ {pattern} }} ORDER BY {order} LIMIT {self.page} OFFSET {start}"
             ).rows
             yield from rows
@@ -163,7 +180,7 @@ class RemoteGraph:
         """Whether the endpoint keeps statements in our named graphs."""
         if "ours" not in self._seen:
             graphs = " ".join(f"<{status_graph(s)}>" for s in (*STATUSES, "statements"))
-            self._seen["ours"] = bool(self.query(f"ASK {{ VALUES ?g {{ {graphs} }} GRAPH ?g {{ ?s ?p ?o }} }}"))
+            self._seen["ours"] = bool(self._answers(f"ASK {{ VALUES ?g {{ {graphs} }} GRAPH ?g {{ ?s ?p ?o }} }}"))
         return bool(self._seen["ours"])
 
     # ------------------------------------------------------------------------------------------ looking
@@ -202,7 +219,7 @@ class RemoteGraph:
 
     def __len__(self) -> int:
         pattern = f"GRAPH <{_META}> {{ ?r <{RDF}subject> ?s }}" if self.ours else "?s ?p ?o"
-        return int(self.query(f"SELECT (COUNT(*) AS ?n) WHERE {{ {pattern} }}").values()[0] or 0)
+        return int(self._answers(f"SELECT (COUNT(*) AS ?n) WHERE {{ {pattern} }}").values()[0] or 0)
 
     def __bool__(self) -> bool:
         return True
@@ -211,7 +228,7 @@ class RemoteGraph:
         """The statement of an id."""
         if not self.ours:
             return next((s for s in self.statements() if s.id == statement), None)
-        found = self.query(
+        found = self._answers(
             f"SELECT ?s ?p ?o {{ GRAPH <{_META}> {{ <{STATEMENT}{statement}> <{RDF}subject> ?s ; <{RDF}predicate> ?p ; <{RDF}object> ?o }} }}"
         )
         for s, p, o in found.rows:
@@ -289,6 +306,18 @@ class RemoteGraph:
         graph = Graph(self.name)
         graph.add(self.statements(status=STATUSES), note=f"from {self.name}")
         return graph
+
+    def diff(self, other: Graph | RemoteGraph) -> Diff:
+        """As :meth:`interfuse.data.graph.Graph.diff`."""
+        return self.local().diff(other.local() if isinstance(other, RemoteGraph) else other)
+
+    def store(self, *, meta: bool = True) -> Any:
+        """A copy in an embedded store."""
+        return self.local().store(meta=meta)
+
+    def write(self, path: Path | str, *, force: bool = False, facts: Mapping[str, Any] | None = None) -> Path:
+        """Writes a copy as a graph's folder."""
+        return self.local().write(path, force=force, facts=facts)
 
     def digest(self) -> str:
         """As :meth:`interfuse.data.graph.Graph.digest`; reads everything."""
@@ -375,9 +404,37 @@ class RemoteGraph:
         """Not here: ``needs.capability``."""
         self._refuse("split")
 
+    def merge_all(self, pairs: Iterable[tuple[str, str]], reason: str = "", **_: Any) -> int:
+        """Not here: ``needs.capability``."""
+        self._refuse("merge_all")
+
+    def mark(self, statements: Iterable[str], status: str, reason: str = "") -> int:
+        """Not here: ``needs.capability``."""
+        self._refuse("mark")
+
+    def infer(self, rules: Mapping[str, Any]) -> int:
+        """Not here: ``needs.capability``."""
+        self._refuse("infer")
+
+    def note(self, **data: Any) -> int:
+        """Not here: ``needs.capability``."""
+        self._refuse("note")
+
     def undo(self, op: int | None = None, reason: str = "") -> int:
         """Not here: ``needs.capability``."""
         self._refuse("undo")
+
+    def history(self) -> list[Op]:
+        """Not here: ``needs.capability``."""
+        self._refuse("history")
+
+    def at(self, op: int) -> Graph:
+        """Not here: ``needs.capability``."""
+        self._refuse("at")
+
+    def compacted(self) -> Graph:
+        """A copy in memory: what an endpoint holds has no past."""
+        return self.local()
 
 
 @dataclass(frozen=True)

@@ -179,9 +179,9 @@ class Explorer:
 
 
 def open_explorer(
-    path: Path, *, documents: Path | None = None, shapes: Sequence[Path] = (), ontology: Path | None = None
+    path: Path | str, *, documents: Path | None = None, shapes: Sequence[Path] = (), ontology: Path | None = None
 ) -> Explorer:
-    """An explorer of a graph's folder or file.
+    """An explorer of a graph's folder or file, or of a copy of what an endpoint holds.
 
     Args:
         documents: a folder of the documents, when the graph's folder does not keep their texts (``documents.parquet``).
@@ -204,9 +204,9 @@ def open_explorer(
 
         corpus = open_corpus(Source(str(documents)), Ctx())
         texts = {d.id: (d.name, d.text) for d in corpus.documents()}
-    elif path.is_dir():
-        texts = read_documents(path)
-    parts = [*shapes_beside(path), *(read_shapes(p) for p in shapes)]
+    elif Path(path).is_dir():
+        texts = read_documents(Path(path))
+    parts = [*shapes_beside(Path(path)), *(read_shapes(p) for p in shapes)]
     parts += [shapes_of(read_ontology(ontology))] if ontology is not None else []
     joined = None
     for part in parts:

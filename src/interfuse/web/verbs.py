@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from interfuse.build.verbs import ONTOLOGY, PATH, SHAPES, command
+from interfuse.build.verbs import GRAPH, ONTOLOGY, PATH, SHAPES, command
 from interfuse.core.errors import InterfuseError
 from interfuse.kit.verbs import print_value
 
 
 def _show(
-    graph: Path,
+    graph: str,
     documents: Path | None,
     shapes: Sequence[Path],
     ontology: Path | None,
@@ -54,7 +54,7 @@ def _show(
 VERBS = {
     "build": {
         "show": command("show", _show, [
-            click.Argument(["graph"], type=PATH), click.Option(["--documents"], type=PATH, default=None, help="The folder of the documents."),
+            GRAPH, click.Option(["--documents"], type=PATH, default=None, help="The folder of the documents."),
             SHAPES, ONTOLOGY, click.Option(["-o", "--out"], type=PATH, default=None, help="Write one HTML file instead of serving."),
             click.Option(["--port"], type=int, default=0, help="[default: a free one]"),
             click.Option(["--no-browser"], is_flag=True, help="Print the address, open nothing."),
