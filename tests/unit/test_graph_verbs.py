@@ -24,10 +24,11 @@ def call(*words: str | Path, code: int = 0) -> str:
     return done.stdout
 
 
-def refused(error: str, *words: str | Path) -> None:
+def refused(error: str, *words: str | Path) -> str:
     done = CliRunner().invoke(app, [str(w) for w in words])
     assert done.exit_code in (2, 3), done.output
     assert done.stderr.startswith(error), done.stderr
+    return done.stderr
 
 
 def told(*words: str | Path, code: int = 0) -> object:
@@ -119,6 +120,37 @@ def test_history_undo_and_diff(graph: Path, tmp_path: Path) -> None:
     assert out.startswith("5 added, 0 removed, 0 changed")
     assert "+ Oslo | people | many" in out
     refused("param.value", "build", "undo", graph, "--op", "77")
+
+
+def test_a_build_renews_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    notes, out = tmp_path / "notes", tmp_path / "g"
+    notes.mkdir()
+    (notes / "a.txt").write_text("Oslo is the capital of Norway.")
+    words = ("build", notes, "--parser", "rules", "-o")
+    call(*words, out)
+    first = len(Graph.open(out))
+    (notes / "b.txt").write_text("Rome is the capital of Italy.")
+    call(*words, out)  # the same build: no --force
+    assert len(Graph.open(out)) > first
+    call(*words, tmp_path / "fresh")
+    assert Graph.open(out).digest() == Graph.open(tmp_path / "fresh").digest()
+    call(*words, out, "--dry-run")
+    verify(out)
+    refused("output.exists", *words, out, "--chunk-tokens", "50")  # another build
+    refused("output.exists", "build", "docs2kg", notes, "-o", out)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.txt").write_text("Oslo is the capital of Norway.")
+    refused("output.exists", "build", tmp_path / "others", "--parser", "rules", "-o", out)
+    call("build", "undo", out)
+    kept = Graph.open(out).digest()
+    assert "1 operations were made" in refused("output.exists", *words, out)
+    assert Graph.open(out).digest() == kept
+    done = CliRunner().invoke(app, [str(w) for w in (*words, out, "--force")])
+    assert done.exit_code == 0
+    assert "1 operations that were made on the graph since it was built are lost" in done.stderr
+    assert Graph.open(out).digest() == Graph.open(tmp_path / "fresh").digest()
+    call(*words, out)
 
 
 def test_fuse_writes_one_graph_and_says_who_said_what(tmp_path: Path) -> None:

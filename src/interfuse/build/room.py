@@ -25,7 +25,7 @@ end, so that entities can be linked over all documents in an order that does not
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -500,6 +500,37 @@ def promise(call: Call, path: Path) -> Any:
     return Graph(path.name, path)
 
 
+def renews(call: Call, path: Path, force: bool) -> bool:
+    """Whether a path holds what an earlier run of the same build made: the same method, parameters and seed, and inputs of the same
+    names, whose content may have changed.
+
+    Raises:
+        InterfuseError: ``output.exists`` when operations that were made since (merges, undos) would be lost, unless that is asked for.
+    """
+    from interfuse.core.artifact import open_artifact
+
+    def names(inputs: Mapping[str, Any], name: Callable[[Any], str]) -> dict[str, list[str]]:
+        given = {k: v if isinstance(v, list) else [v] for k, v in inputs.items() if v is not None}
+        return {k: [name(n) for n in v] for k, v in given.items() if v}
+
+    try:
+        was = open_artifact(path).manifest
+    except InterfuseError:
+        return False
+    now = [ROOM.kind, call.method.id, jsonable(call.params), list(call.seeds), call.ctx.dtype]
+    same = now == [was.get(k) for k in ("kind", "method", "params", "seeds", "dtype")]
+    same = same and [names(r, lambda n: str(n.name)) for r in call.replicas] == [
+        names(i, lambda n: str(n["name"])) for i in was["inputs"]
+    ]
+    own = int(was.get("operations after", 0))
+    if own and same and not force:
+        raise InterfuseError("output.exists", f"{own} operations were made on the graph since it was built, and a build would lose them", where=str(path),
+                             fix="interfuse build history shows them. Choose another place with -o, or add --force to lose them.")  # fmt: skip
+    if own and force:
+        call.ctx.log(f"{own} operations that were made on the graph since it was built are lost")
+    return same
+
+
 def parts(call: Call, path: Path) -> dict[str, Any]:
     """The tables that a method keeps beside its graph: its trait ``tables``, ``name -> (file, role -> column)``; ``rows`` says how many
     rows they may have together."""
@@ -560,4 +591,5 @@ ROOM = Room(
     parts=parts,
     check=check,
     estimate=estimate,
+    renews=renews,
 )

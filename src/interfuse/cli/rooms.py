@@ -176,8 +176,8 @@ def default_out(entry: index.Entry) -> Path:
 def _call(method: Method, room: Room, values: dict[str, Any]) -> None:
     from interfuse.cli.flags import given_inputs, given_params
     from interfuse.cli.reports import print_report, report_rows
-    from interfuse.core.artifact import open_artifact, refuse_taken
-    from interfuse.core.rooms import apply, key_of, manifest_of, prepare
+    from interfuse.core.artifact import open_artifact
+    from interfuse.core.rooms import apply, key_of, manifest_of, prepare_at
 
     ctx = context(values.get("seed", 0), values.get("device", "auto"), values.get("dtype", "float32"),
                   values.get("budget_calls"), values.get("budget_tokens"))  # fmt: skip
@@ -185,8 +185,7 @@ def _call(method: Method, room: Room, values: dict[str, Any]) -> None:
     given = {**given_params(method, values), **given_inputs(room, values)}
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result
         if values.get("dry_run"):
-            refuse_taken(out, force=force)
-            call = prepare(room, method, given, ctx)
+            call, _ = prepare_at(room, method, given, ctx, out, force=force)
             facts, cost = manifest_of(room, call, key_of(call)), room.estimate(call)
         else:
             began = time.monotonic()

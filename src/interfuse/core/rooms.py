@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from interfuse.core import index
-from interfuse.core.artifact import Artifact, environment, refuse_taken, save_artifact
+from interfuse.core.artifact import MANIFEST, Artifact, environment, refuse_taken, save_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import Method, Param, load
@@ -108,6 +108,8 @@ class Room:
         across_seeds: one call sees the inputs of all seeds.
         settings: a dataclass whose fields are parameters of every method of the room.
         widen: changes what a parameter of a method may be given as, for rooms that understand more than the method does.
+        renews: (call, path, force) -> whether what stands at the path is an earlier result of the same work, which the call's result may
+            replace without being asked (``force``) to; raises or tells when that would lose something.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Room:
     settings: type | None = None
     widen: Callable[[Param], Param] = field(default=lambda param: param)
     parts: Callable[[Call, Path], Mapping[str, Any]] = field(default=lambda call, path: {})
+    renews: Callable[[Call, Path, bool], bool] | None = None
 
     def open_inputs(self, given: Mapping[str, Any], ctx: Ctx, where: str = "") -> dict[str, Any]:
         """Opens every input. ``given`` maps input names to a :class:`Source`, a noun, or lists of these."""
@@ -247,6 +250,24 @@ def carry_out(room: Room, call: Call, path: Path, key: str, *, force: bool = Fal
     return made
 
 
+def prepare_at(
+    room: Room, method: Method, given: Mapping[str, Any], ctx: Ctx, out: Path | None, *, force: bool = False
+) -> tuple[Call, bool]:
+    """A checked call whose result may go to ``out``, and whether it replaces what is there.
+
+    Raises:
+        InterfuseError: as :func:`prepare`, or ``output.exists``, before inputs are opened where that is enough.
+    """
+    again = room.renews if out is not None and (out / MANIFEST).is_file() else None
+    if out is not None and again is None:
+        refuse_taken(out, force=force)
+    call = prepare(room, method, given, ctx)
+    if out is not None and again is not None:
+        force = again(call, out, force) or force
+        refuse_taken(out, force=force)
+    return call, force
+
+
 def drop_scratch(path: Path, *, but: Path | None = None) -> None:
     """Removes the state of unfinished work at ``path`` that no run will go on with."""
     for left in path.parent.glob(".scratch-*"):
@@ -279,9 +300,7 @@ def apply(
     door_room = load_room(chosen.entry.room)
     ctx = ctx or Ctx()
     ctx = ctx if seed is None else ctx.with_(seed=seed)
-    if out is not None:
-        refuse_taken(Path(out), force=force)
-    call = prepare(door_room, chosen, given, ctx)
+    call, force = prepare_at(door_room, chosen, given, ctx, Path(out) if out is not None else None, force=force)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="interfuse-")) / chosen.entry.slug
     carry_out(door_room, call, place, key_of(call), force=force)
     return door_room.promise(call, place)

@@ -242,6 +242,8 @@ class Graph:
     def commit(self) -> None:
         """Renews the folder of a graph that is open for writing; other files in it (documents, reports) and its lineage stay.
 
+        The manifest then counts, as ``operations after``, what was said since the step that made it.
+
         Raises:
             InterfuseError: ``param.value`` when it is not open for writing, or as :meth:`write`.
         """
@@ -253,6 +255,9 @@ class Graph:
         if old is not None:
             manifest = dict(open_artifact(old).manifest)
         facts = dict(manifest.pop("facts", {}))
+        if old is not None:
+            own = len(self.state.ops) - int(files.read_meta(old)["operations"])
+            manifest["operations after"] = int(manifest.get("operations after", 0)) + own
         for name in ("files", "digest", "format"):
             manifest.pop(name, None)
         manifest["key"] = fingerprint(
