@@ -16,9 +16,12 @@ from PIL import Image
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
-from interfuse.core.rooms import Source, apply
+from interfuse.core.method import load
+from interfuse.core.rooms import Source, apply, load_room, prepare
+from interfuse.data.images import Normalisation
 from interfuse.data.models import build, open_model
 from interfuse.data.tables import open_table
+from interfuse.distill import room as engine
 from interfuse.kit.encode import Encoder, forward, predict
 from interfuse.kit.taps import Taps, as_vector, layer_names
 from tests import tiny_texts
@@ -50,6 +53,13 @@ def mlp() -> torch.nn.Module:
     return torch.nn.Sequential(
         torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
     )
+
+
+def started(method: str, **given: Any) -> tuple[Any, Any]:
+    """A distillation before its first step, and its hooks."""
+    call = prepare(load_room("distill"), load("distill/" + method), given, Ctx(seed=3))
+    hooks = engine._hooks(call)
+    return engine.start(call, hooks), hooks
 
 
 # ------------------------------------------------------------------------------------------------ layers by name
@@ -195,6 +205,116 @@ def test_teacher_and_student_may_see_images_of_other_sizes_and_channels(images: 
     assert student.shape == (3, 1, 8, 8)
     assert torch.equal(teacher[:, 0], teacher[:, 2])
     torch.testing.assert_close(teacher.mean(), student.mean(), rtol=0.05, atol=0.01)
+
+
+#: name -> (class of transformers' processor, its settings)
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "halves": ("ViTImageProcessorPil", {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}),
+    "imagenet": ("ConvNextImageProcessorPil", {"size": {"shortest_edge": 8}, "crop_pct": 1.0, "do_resize": False,
+                                               "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}),
+    "rescaled alone": ("ViTImageProcessorPil", {"do_normalize": False}),
+    "whole numbers": ("ViTImageProcessorPil", {"do_rescale": False, "image_mean": [120.0] * 3, "image_std": [60.0, 50.0, 40.0]}),
+    "offset, twice": ("EfficientNetImageProcessorPil", {"rescale_offset": True, "rescale_factor": 1 / 127.5, "include_top": True,
+                                                        "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}),
+    "blue first": ("MobileViTImageProcessorPil", {"do_flip_channel_order": True, "do_center_crop": False, "size": {"shortest_edge": 8}}),
+}  # fmt: skip
+
+
+def colours() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], Dataset]:
+    """Twelve colour pictures of 8 x 8, as bytes and as a table of two classes."""
+    pixels = np.random.default_rng(2).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    pixels[:6, ..., 0] //= 4
+    return pixels, Dataset.from_dict({"image": (pixels / 255.0).tolist(), "label": ["a"] * 6 + ["b"] * 6})
+
+
+def with_processor(folder: Path, kind: str, model: str = "vit") -> tuple[Path, Any]:
+    """The folder of an image model with a processor, and the processor."""
+    import transformers
+
+    name, settings = PROCESSORS[kind]
+    made = getattr(transformers, name)(**{"size": {"height": 8, "width": 8}, **settings})
+    config = {**VISION[model], "num_channels": 3, "num_labels": 2}
+    place = folder / f"{model} {kind}"
+    module: Any = build(open_model(Source({"config": config}), Ctx()), Ctx(seed=3))
+    module.save_pretrained(place)
+    made.save_pretrained(place)
+    return place, made
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_a_model_reads_pictures_as_its_own_processor_makes_them(kind: str, tmp_path: Path) -> None:
+    pixels, data = colours()
+    place, processor = with_processor(tmp_path, kind)
+    model, table = open_model(Source(str(place)), Ctx()), open_table(Source(data), Ctx())
+    with torch.no_grad():
+        theirs = build(model, Ctx())(**processor(list(pixels), return_tensors="pt")).logits
+        raw = build(model, Ctx())(pixel_values=torch.from_numpy(pixels / 255.0).float().movedim(-1, 1)).logits
+    found = torch.from_numpy(predict(model, table, Ctx()))
+    torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found, raw, atol=1e-5) == (kind == "rescaled alone")
+
+
+def test_networks_of_unlike_processors_read_one_picture_each_in_its_own_way(tmp_path: Path) -> None:
+    _, data = colours()
+    student, _ = with_processor(tmp_path, "halves")
+    teacher, theirs = with_processor(tmp_path, "imagenet", "convnext")
+    run, hooks = started("hard", teacher=[str(teacher)], student=str(student), data=data, augmentor="noise", noise=0.9)
+    batch = engine.make_batch(run, np.arange(12), live=True)
+    moved = hooks.augment(run, batch.student["pixel_values"], run.generator("here")).detach()
+    assert 0 <= float(moved.min()) < 0.01 < 0.99 < float(moved.max()) <= 1  # pixels, not normalised numbers, are cut
+    with torch.no_grad():
+        said = hooks._teacher(run, batch, moved)
+        expected = run.teachers[0](**theirs(list(moved), do_rescale=False, return_tensors="pt")).logits
+    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+    run, hooks = started("mix-kd", teacher=[str(teacher)], student=str(student), data=data, fraction=1.0)
+    mixed = hooks.batch(run, engine.make_batch(run, np.arange(12), live=True))
+    assert torch.equal(mixed.student["pixel_values"], mixed.teachers[0]["pixel_values"])
+    with torch.no_grad():
+        (said,) = hooks.views(run, mixed).teachers
+        shown = theirs(list(mixed.teachers[0]["pixel_values"]), do_rescale=False, return_tensors="pt")
+        torch.testing.assert_close(said, run.teachers[0](**shown).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_processor_does_not_say_is_as_its_family_has_it(tmp_path: Path) -> None:
+    for kind, expected in (
+        ("ViTFeatureExtractor", Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)),
+        ("MobileViTImageProcessor", Normalisation(flip=True)),
+    ):
+        assert (
+            Normalisation.read({"feature_extractor_type" if "Feature" in kind else "image_processor_type": kind})
+            == expected
+        )
+    assert Normalisation.read({}).nothing
+
+
+def test_a_trained_model_keeps_its_processor(tmp_path: Path) -> None:
+    pixels, data = colours()
+    student, processor = with_processor(tmp_path, "halves")
+    made = apply("distill/none", student=str(student), data=data, epochs=1, out=tmp_path / "out")
+    again = open_model(Source(str(tmp_path / "out")), Ctx())
+    kept = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert kept == json.loads((student / "preprocessor_config.json").read_text())
+    table = open_table(Source(data), Ctx())
+    with torch.no_grad():
+        theirs = build(again, Ctx())(**processor(list(pixels), return_tensors="pt")).logits
+    for model in (made, again):
+        np.testing.assert_allclose(predict(model, table, Ctx()), theirs, rtol=1e-4, atol=1e-5)
+    merged = apply("merge/linear", models=[str(student), str(tmp_path / "out")], out=tmp_path / "merged")
+    assert merged.processor == kept
+    assert json.loads((tmp_path / "merged" / "preprocessor_config.json").read_text()) == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"image_std": [0.5, 0.0, 0.5]}, "input.format"), ({"image_mean": None}, "input.format"), ({"image_mean": [0.5, 0.5]}, "input.shape")],
+)  # fmt: skip
+def test_a_processor_that_does_not_fit_is_refused(changes: dict[str, Any], code: str, tmp_path: Path) -> None:
+    place, _ = with_processor(tmp_path, "halves")
+    file = place / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(InterfuseError) as caught:
+        apply("distill/none", student=str(place), data=colours()[1], epochs=1, out=tmp_path / "out")
+    assert caught.value.code == code
 
 
 # ------------------------------------------------------------------------------------------------ plain modules

@@ -13,7 +13,7 @@ import torch
 from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import canonical_json, file_sha256, fingerprint, jsonable
 from interfuse.data.lora import CONFIG, MODEL, apply_adapter, open_adapter, read_adapter_config
-from interfuse.data.models import TASKS, Model, folder_digest, locate, quiet, read_config, task_of
+from interfuse.data.models import TASKS, Model, folder_digest, locate, quiet, read_config, read_processor, task_of
 from interfuse.data.overlay import Overlay, whole
 from interfuse.data.vocabulary import EMBEDDING
 from interfuse.data.weights import Weights
@@ -56,7 +56,8 @@ def adapted_model(
                                  fix="Name it: BASE+ADAPTER.") from error  # fmt: skip
     config = _grown(read_config(base), adapter)
     own = tokenizer or next((f for f in (adapter, base) if (f / "tokenizer_config.json").is_file()), None)
-    return Model(name, None, config, task or task_of(config, base), tokenizer=own, computed=AdaptedModel(base, adapter))
+    return Model(name, None, config, task or task_of(config, base), tokenizer=own, processor=read_processor(base),
+                 computed=AdaptedModel(base, adapter))  # fmt: skip
 
 
 def _grown(config: dict[str, Any], adapter: Path) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interfuse.core.errors import InterfuseError
+
+if TYPE_CHECKING:
+    import torch
 
 Array = NDArray[np.float32]
 
@@ -63,6 +67,86 @@ def fit(array: Array, channels: int, size: tuple[int, int] | None) -> Array:
         factor = (1.0, size[0] / array.shape[1], size[1] / array.shape[2])
         array = zoom(array, factor, order=1, grid_mode=True, mode="grid-constant").astype(np.float32)
     return array
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What a model's ``preprocessor_config.json`` does to pixels in [0, 1]: ``(scale x + shift - mean) / std``, per channel.
+
+    Attributes:
+        mean, std: one number, or one per channel. flip: the model reads the channels in the opposite order.
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    @classmethod
+    def read(cls, processor: Mapping[str, Any], where: str = "") -> Normalisation:
+        """From ``image_mean``, ``image_std``, ``do_normalize``, ``do_rescale``, ``rescale_factor`` and, where a family has them,
+        ``rescale_offset``, ``include_top`` and ``do_flip_channel_order``; what is not written is as the family's own class has it.
+        No processor leaves pixels as they are.
+
+        Raises:
+            InterfuseError: ``input.format`` when ``do_normalize`` is set without mean and deviation, or a deviation is not positive.
+        """
+        if not processor:
+            return cls()
+        family = _family(processor)
+
+        def said(name: str, default: Any) -> Any:
+            return processor[name] if name in processor else getattr(family, name, default)
+
+        rescaled, wanted = said("do_rescale", True), bool(said("do_normalize", False))
+        scale = 255 * float(said("rescale_factor", None) or 1 / 255) if rescaled else 255.0
+        mean, std = _numbers(said("image_mean", None)), _numbers(said("image_std", None))
+        twice = bool(said("include_top", False))  # a second division, for classification
+        if (wanted and not mean) or ((wanted or twice) and (not std or min(std) <= 0)):
+            raise InterfuseError("input.format", "the processor normalises, but has no image_mean and positive image_std", where=where)  # fmt: skip
+        power = int(wanted) + int(twice)
+        return cls(
+            scale=1.0 if abs(scale - 1) < 1e-6 else scale,
+            shift=-1.0 if rescaled and said("rescale_offset", False) else 0.0,
+            mean=mean if wanted else (0.0,),
+            std=tuple(v**power for v in std) if power else (1.0,),
+            flip=bool(said("do_flip_channel_order", False)),
+        )
+
+    @property
+    def nothing(self) -> bool:
+        """Whether pixels stay as they are."""
+        return self == Normalisation(mean=(0.0,) * len(self.mean), std=(1.0,) * len(self.std))
+
+    def __call__(self, pixels: torch.Tensor, where: str = "") -> torch.Tensor:
+        """Pixels [B, C, H, W] in [0, 1] as the model reads them; gradients pass.
+
+        Raises:
+            InterfuseError: ``input.shape`` when there are neither one nor C means.
+        """
+        for values in (self.mean, self.std):
+            if len(values) not in (1, pixels.shape[1]):
+                raise InterfuseError("input.shape", f"the processor has {len(values)} means or deviations, the model reads {pixels.shape[1]} channels",
+                                     where=where)  # fmt: skip
+        pixels = pixels.flip(1) if self.flip else pixels
+        mean, std = (pixels.new_tensor(values).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
+        scaled = pixels if self.scale == 1.0 else pixels * self.scale
+        return (scaled + (self.shift - mean)) / std
+
+
+def _family(processor: Mapping[str, Any]) -> Any:
+    """The class of ``transformers`` that a processor names, or None."""
+    import transformers
+
+    name = processor.get("image_processor_type") or str(processor.get("feature_extractor_type", "")).replace("FeatureExtractor", "ImageProcessor")  # fmt: skip
+    return getattr(transformers, f"{str(name).removesuffix('Fast')}Pil", None)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)
 
 
 def _rotate(array: Array, amount: float, rng: np.random.Generator) -> Array:

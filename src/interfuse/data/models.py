@@ -49,6 +49,7 @@ class Model:
         module: the module itself when it is in memory.
         computed: where its tensors come from when they are neither in a folder nor in memory.
         tokenizer: folder of the tokenizer when it is not in ``path``.
+        processor: the fields of ``preprocessor_config.json``, by which pictures are normalised; empty where the model has none.
         speaker: the language model itself where it is no checkpoint (an endpoint, a fused one): an ``interfuse.data.lm.LM``.
         made_by, parents, key: the step that makes it, what that step takes, and the step's key (see ``core.run``).
     """
@@ -60,6 +61,7 @@ class Model:
     module: torch.nn.Module | None = field(default=None, repr=False, compare=False)
     computed: Computed | None = field(default=None, repr=False, compare=False)
     tokenizer: Path | None = None
+    processor: Mapping[str, Any] = field(default_factory=dict, repr=False)
     speaker: Any = field(default=None, repr=False, compare=False)
     made_by: str = ""
     parents: tuple[Any, ...] = field(default=(), repr=False)
@@ -152,7 +154,8 @@ def open_model(source: Source, ctx: Ctx) -> Model:
         place = folder if adapter is None else locate(str(adapter), source.folder)
         return adapted_model(base, place, name, spec.get("task"), tokenizer, source.folder)
     config = read_config(folder)
-    return Model(name, folder, config, spec.get("task") or task_of(config, folder), tokenizer=tokenizer)
+    return Model(name, folder, config, spec.get("task") or task_of(config, folder), tokenizer=tokenizer,
+                 processor=read_processor(folder))  # fmt: skip
 
 
 def _from_module(value: Any, name: str) -> Model:
@@ -237,10 +240,23 @@ def _read_config(path: Path, stamp: int) -> dict[str, Any]:
     try:
         value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise InterfuseError("input.format", "config.json is not JSON", where=str(path)) from error
+        raise InterfuseError("input.format", f"{path.name} is not JSON", where=str(path)) from error
     if not isinstance(value, dict):
-        raise InterfuseError("input.format", "config.json is not a table", where=str(path))
+        raise InterfuseError("input.format", f"{path.name} is not a table", where=str(path))
     return value
+
+
+PROCESSOR = "preprocessor_config.json"
+
+
+def read_processor(folder: Path) -> dict[str, Any]:
+    """``preprocessor_config.json`` of a model folder; empty where there is none.
+
+    Raises:
+        InterfuseError: ``input.format``.
+    """
+    path = folder / PROCESSOR
+    return _read_config(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -388,8 +404,9 @@ def make_config(model: Model) -> Any:
         ) from error
 
 
-def save(module: torch.nn.Module, folder: Path, *, tokenizer_from: Path | None = None) -> None:
-    """Writes a module as an ordinary model folder (``config.json`` and safetensors, tokenizer files beside them)."""
+def save(module: torch.nn.Module, folder: Path, *, tokenizer_from: Path | None = None, processor: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+    """Writes a module as an ordinary model folder: ``config.json`` and safetensors, tokenizer files and, for a model that has one
+    (:attr:`Model.processor`), ``preprocessor_config.json`` beside them."""
     import shutil
 
     import safetensors.torch
@@ -402,6 +419,15 @@ def save(module: torch.nn.Module, folder: Path, *, tokenizer_from: Path | None =
         state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
         safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     copy_tokenizer(tokenizer_from, folder, shutil.copyfile)
+    write_processor(processor or {}, folder)
+
+
+def write_processor(processor: Mapping[str, Any], folder: Path) -> None:
+    """Writes ``preprocessor_config.json``, where there is anything to write."""
+    if processor:
+        (folder / PROCESSOR).write_text(
+            json.dumps(_plain(processor), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",

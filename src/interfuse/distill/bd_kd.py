@@ -116,7 +116,7 @@ class BDKD(Hooks):
         for k, model in enumerate(run.teacher_models if self.online else []):
             place = folder / _name(k)
             place.mkdir()
-            save(run.modules[_name(k)].cpu(), place, tokenizer_from=tokenizer_folder(model))
+            save(run.modules[_name(k)].cpu(), place, tokenizer_from=tokenizer_folder(model), processor=model.processor)
         if run.validation is not None and run.student_model.task != "causal-lm":
             self._report(run, run.validation, folder)
 

@@ -306,7 +306,12 @@ class KnFu(Hooks):
             if n != self.deploy:
                 place = folder / "clients" / str(n)
                 place.mkdir(parents=True)
-                save(self._client(run, n).cpu(), place, tokenizer_from=tokenizer_folder(run.held["models"][n]))
+                save(
+                    self._client(run, n).cpu(),
+                    place,
+                    tokenizer_from=tokenizer_folder(run.held["models"][n]),
+                    processor=run.held["models"][n].processor,
+                )
 
 
 def _normalises(module: torch.nn.Module) -> bool:

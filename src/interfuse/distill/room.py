@@ -196,7 +196,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         history = hooks.fit(state)
         history = train(state, hooks) if history is None else history
         module = hooks.export(state)
-    save(module.cpu(), folder, tokenizer_from=tokenizer_folder(student))
+    save(module.cpu(), folder, tokenizer_from=tokenizer_folder(student), processor=student.processor)
     hooks.write(state, folder)
     if history:
         with (folder / "training.csv").open("w", newline="", encoding="utf-8") as file:

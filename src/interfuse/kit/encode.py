@@ -1,6 +1,8 @@
 """From a table's rows to what one model reads: pixels, tokens or feature vectors, and from batches to logits.
 
-Every model has an encoder of its own, so teachers and students may differ in image size, channels or tokenizer.
+Every model has an encoder of its own, so teachers and students may differ in image size, channels or tokenizer. Pictures are encoded
+as pixels in [0, 1]; :func:`forward` normalises them as the model's ``preprocessor_config.json`` says, so that what changes pictures
+(mixing, augmenting) works on pixels, and models of unlike normalisations read the same picture.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
-from interfuse.data.images import distort, fit, to_array
+from interfuse.data.images import Normalisation, distort, fit, to_array
 from interfuse.data.models import Model, build, device_of, open_tokenizer, window_of
 from interfuse.data.predictors import StoredPredictions
 from interfuse.data.tables import Table
@@ -35,7 +37,7 @@ IGNORE = -100
 class Encoder:
     """Turns rows of one table into the inputs of one model; ``table`` rows are addressed by position 0..N-1.
 
-    The result of :meth:`encode` has ``pixel_values`` [B, C, H, W], or ``input_ids`` and ``attention_mask`` [B, L], or ``x``
+    The result of :meth:`encode` has ``pixel_values`` [B, C, H, W] in [0, 1], or ``input_ids`` and ``attention_mask`` [B, L], or ``x``
     [B, D], all on the CPU. For a causal language model there is also ``learnt`` [B, L], which is no input of the model.
 
     ``words_of`` is the encoder whose tokenizer puts conversations into words: the student's, for a teacher's encoder.
@@ -58,6 +60,7 @@ class Encoder:
         if kind not in fits:
             raise InterfuseError("input.type", f"the model is for {task}, the table holds {kind}", where=f"{self.model.name}, {self.table.name}",
                                  fix=f"Declare a column as {' or '.join(fits)}.")  # fmt: skip
+        Normalisation.read(self.model.processor, self.model.name)  # refused before work starts
 
     @functools.cached_property
     def reads(self) -> tuple[Any, ...] | None:
@@ -188,6 +191,7 @@ def targets(model: Model, labels: torch.Tensor | None, batch: Mapping[str, torch
 def forward(module: torch.nn.Module, model: Model, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Logits: [B, K] of a classifier; [B, L-1, V] of a causal language model, position t predicting token t+1."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    batch = normalised(model, batch)
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items() if k != LEARNT}
     if model.task in ("module", "predictions"):
         output = module(next(iter(batch.values())))
@@ -195,6 +199,19 @@ def forward(module: torch.nn.Module, model: Model, batch: Mapping[str, torch.Ten
         output = module(**batch)
     logits = output if isinstance(output, torch.Tensor) else output.logits
     return logits[:, :-1] if model.task == "causal-lm" else logits
+
+
+def normalised(model: Model, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """A batch whose pictures ``pixel_values`` [B, C, H, W] are as the model's own processor makes them of pixels in [0, 1]; all else
+    as it is, and everything where the model brings no processor.
+
+    Raises:
+        InterfuseError: ``input.format`` or ``input.shape`` for a processor that does not fit.
+    """
+    if not model.processor or "pixel_values" not in batch:
+        return batch
+    how = Normalisation.read(model.processor, model.name)
+    return batch if how.nothing else {**batch, "pixel_values": how(batch["pixel_values"], model.name)}
 
 
 def predict(model: Model, table: Table, ctx: Ctx, *, batch_size: int = 256, module: torch.nn.Module | None = None,

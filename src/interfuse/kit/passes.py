@@ -32,7 +32,7 @@ from interfuse.core.safe import canonical_json, fingerprint, write_atomic
 from interfuse.data.models import Model, build, device_of, open_tokenizer
 from interfuse.data.tables import Table
 from interfuse.data.weights import Weights
-from interfuse.kit.encode import IGNORE, Batch, Encoder, targets
+from interfuse.kit.encode import IGNORE, Batch, Encoder, normalised, targets
 from interfuse.kit.threads import threads_for
 from interfuse.kit.train import load_state, save_state
 
@@ -340,6 +340,7 @@ def _resume(collector: Collector, state: Path | None) -> int:
 
 def _forward(loaded: Loaded, batch: Batch, wants: Wants, table: Table, rows: Sequence[int]) -> tuple[Seen, Batch]:
     dtype = next(p.dtype for p in loaded.module.parameters() if p.is_floating_point())
+    batch = dict(normalised(loaded.model, batch))
     held = {k: v.to(loaded.device, dtype if v.is_floating_point() else None) for k, v in batch.items()}
     with _Hooks(loaded.module, wants) as hooks:
         if loaded.model.task == "module":

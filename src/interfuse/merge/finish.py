@@ -14,7 +14,7 @@ from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Call, Source
 from interfuse.core.safe import canonical_json, jsonable
 from interfuse.data.formats.safetensors import KINDS
-from interfuse.data.models import Model, copy_tokenizer, locate, tokenizer_folder
+from interfuse.data.models import Model, copy_tokenizer, locate, tokenizer_folder, write_processor
 from interfuse.data.overlay import Overlay, Tensors
 from interfuse.data.tokenizer_union import read_tokenizer, try_out, unite, write_template, write_tokenizer
 from interfuse.data.vocabulary import (
@@ -147,6 +147,7 @@ def finish(
             shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
     else:
         copy_tokenizer(source, folder, shutil.copyfile)
+    write_processor(first.processor, folder)
     if call.params["chat_template"]:
         write_template(folder, call.params["chat_template"], [tokenizer_folder(m) for m in (first, *models)])
     _write_config(first, folder, plan, layout, models)

@@ -337,8 +337,9 @@ def merged(
     made = Unwritten(prepare(ROOM, method, given, ctx))
     if family.base.module is None:
         return Model(
-            "merged", None, family.base.config, family.base.task, computed=made, tokenizer=tokenizer_folder(family.base)
-        )
+            "merged", None, family.base.config, family.base.task, computed=made, tokenizer=tokenizer_folder(family.base),
+            processor=family.base.processor
+        )  # fmt: skip
     module = copy.deepcopy(family.base.module)
     with made.open() as tensors:
         module.load_state_dict({n: whole(tensors.source(n)).to(tensors[n].dtype) for n in tensors})
