@@ -163,6 +163,20 @@ class Kept:
         return [Source(**row) for row in self.facts["documents"]]
 
 
+@contextlib.contextmanager
+def plain_memory() -> Iterator[None]:
+    """While it is open, Arrow takes memory from the C library. Its own pool takes stretches so large that their first touch costs more
+    than all the work on one document."""
+    import pyarrow as pa
+
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
 def open_kept(place: Path) -> Kept | None:
     """The state at a place, or None when there is none that is whole."""
     try:
@@ -487,7 +501,7 @@ def _ends(rows: Rows) -> list[str]:
     )
 
 
-def objects_among(rows: Rows, names: Iterable[str]) -> Any:
+def objects_among(rows: Rows | pa.Table, names: Iterable[str]) -> Any:
     """Which rows have one of these names as their object, bool [N]."""
     return among(rows.column("object"), (n if n.startswith("_:") else f"<{n}>" for n in names))
 
@@ -503,9 +517,10 @@ class Mentions:
 
         wanted = {i for i in ids if i not in self.known}
         if wanted:
-            rows = self.said.table.filter(
-                pc.or_(among(self.said.column("subject"), wanted), objects_among(self.said, wanted))
-            )
+            said = self.said.table.select(["subject", "predicate", "object"])
+            named = pc.and_(among(said.column("subject"), wanted), among(said.column("predicate"), (LABEL,)))
+            labelled = {*words_of(said.column("subject").filter(named))}  # others are no mentions
+            rows = said.filter(pc.or_(among(said.column("subject"), labelled), objects_among(said, labelled)))
             words: dict[str, list[str]] = {}
             also: dict[str, list[str]] = {}
             types: dict[str, dict[str, None]] = {}
@@ -579,11 +594,11 @@ def holds_anew(old: Rows, said: Rows, gone: Rows, came: Rows, called: Mapping[st
     own = pc.and_(pc.is_null(said.column("now")), among(said.column("id"), touched))
     concerned = said.take(np.flatnonzero(pc.or_(own, among(said.column("now"), touched)).to_numpy()))
     parts: dict[str, list[tuple[str, int, Statement]]] = {}
-    for i, (s, name) in enumerate(zip(concerned.statements(), _now(concerned).to_pylist(), strict=True)):
-        parts.setdefault(name, []).append((s.id, i, s))
+    own_ids, held = concerned.column("id").to_pylist(), _now(concerned).to_pylist()
+    for i, (s, given, name) in enumerate(zip(concerned.statements(), own_ids, held, strict=True)):
+        parts.setdefault(name, []).append((given, i, s if given == name else _called(s, called)))
     made = sorted(
-        (combined([_called(s, called) for _, _, s in sorted(p, key=lambda x: x[:2])]) for p in parts.values()),
-        key=lambda s: s.order,
+        (combined([s for _, _, s in sorted(p, key=lambda x: x[:2])]) for p in parts.values()), key=lambda s: s.order
     )
     drop = np.flatnonzero(among(old.column("id"), touched).to_numpy())
     new = rows_of(made, whole_hash)
@@ -700,7 +715,8 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
     texts.update({d.id: d.text for d in change.documents})
     write_documents(folder, [(i, n, texts[i]) for i, n in change.order])
     old = {s.id: s for s in kept.sources}
-    sources = [dataclasses.replace(new.get(i) or old[i], name=n) for i, n in change.order]
+    found = ((new.get(i) or old[i], n) for i, n in change.order)
+    sources = [s if s.name == n else dataclasses.replace(s, name=n) for s, n in found]
     corpus.skipped[:] = change.skipped
     work.tally.clear()
     work.at = ""

@@ -218,12 +218,17 @@ def estimate(call: Call) -> Cost:
 
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Builds the graph into ``folder``."""
+    from interfuse.build.renewing import plain_memory, renewable
+
     corpus: Corpus | None = call.inputs["documents"]
     work = Work(call.ctx, corpus=corpus, lm=call.inputs["lm"], ontology=call.inputs["ontology"],
                 graph=call.inputs["graph"], table=call.inputs["table"], folder=folder)  # fmt: skip
     settings = settings_of(call)
     by_chunk = call.method.traits.get("per") == "chunk"
-    facts = _renewed(call, work, folder) if by_chunk else None
+    facts = None
+    if by_chunk and renewable(call):
+        with plain_memory():
+            facts = _renewed(call, work, folder)
     if facts is None:
         facts = _anew(call, work, folder, settings, by_chunk)
     if work.ontology is not None and not (folder / "ontology.ttl").exists():  # a method may have written its own
@@ -308,10 +313,8 @@ def _sources(texts: Sequence[tuple[str, str, str]], found: Mapping[str, Source_]
 def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:
     """The graph of an earlier build brought up to date; None when there is none, or too much has changed."""
     from interfuse.build.assembling import Assembler
-    from interfuse.build.renewing import changed, open_kept, place_of, renew, renewable
+    from interfuse.build.renewing import changed, open_kept, place_of, renew
 
-    if not renewable(call):
-        return None
     assert work.corpus is not None
     kept = open_kept(place_of(call))
     change = changed(work.corpus, kept) if kept is not None else None
