@@ -22,7 +22,7 @@ from interfuse.data.graph import Graph
 from interfuse.data.graph_files import read_documents
 from interfuse.data.lm import Prompt, Reply, words_of
 from interfuse.data.ontology import read_ontology
-from interfuse.data.statements import Literal
+from interfuse.data.statements import LABEL, TYPE, Literal
 from interfuse.kit.document_prompts import about_document, fenced, mark_of
 from interfuse.kit.language import RuleParser, lemma_of, open_parser, singular
 from interfuse.kit.mended_replies import records
@@ -181,6 +181,40 @@ def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
     assert changed.digest() != first.digest()
     fresh, _ = build(folder, tmp_path / "f", tmp_path / "other cache")
     assert fresh.digest() == changed.digest()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_texts_of_equal_words_stay_apart(tmp_path: Path, again: bool) -> None:
+    """Two documents with one heading, and two chunks under it: names are linked, parts of documents never."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    long = " ".join(f"Oslo is the capital of Norway, says line {i}." for i in range(40))
+    ctx = Ctx(cache=tmp_path / "c")
+    for i, name in enumerate(("report a.md", "report b.md")):
+        (folder / name).write_text(f"# Report\n\nAll is well here.\n\n{long}\n")
+        if again and not i:  # the second document comes later: the graph is brought up to date
+            for method in (interfuse.build.docs2kg, interfuse.build.kag):
+                method(
+                    str(folder), out=tmp_path / f"{method.__name__} before", parser="rules", chunk_tokens=200, ctx=ctx
+                )
+        (folder / name).write_text(f"# Report\n\nAll is well here.\n\n{long}\n\nThe last word of {name}.\n")
+    found = {m.__name__: m(str(folder), out=tmp_path / m.__name__, parser="rules", chunk_tokens=200, ctx=ctx)
+             for m in (interfuse.build.docs2kg, interfuse.build.kag)}  # fmt: skip
+    layout = found["docs2kg"]
+    headings = [s for s in layout if s.predicate == TYPE and str(s.object).endswith("class:heading")]
+    assert len({s.subject for s in headings}) == 2
+    assert all(len({e.document for e in s.evidence}) == 1 for s in headings)
+    calm = [
+        s
+        for s in layout
+        if s.predicate == LABEL and isinstance(s.object, Literal) and s.object.value == "All is well here."
+    ]
+    assert len({s.subject for s in calm}) == 2
+    assert len({s.subject for s in layout if s.predicate == TYPE and str(s.object).endswith("class:document")}) == 2
+    chunks = [s.subject for s in found["kag"] if s.predicate == TYPE and str(s.object).endswith("class:chunk")]
+    texts = [s for s in found["kag"] if s.predicate.endswith("relation:text")]
+    assert len(set(chunks)) == len(texts) > 2
+    assert len({s.subject for s in texts}) == len(texts)
 
 
 def test_which_files_of_a_folder_are_documents(tmp_path: Path) -> None:

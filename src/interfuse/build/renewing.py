@@ -61,7 +61,7 @@ from interfuse.data.graph_rows import (
     write_quads,
     write_rows,
 )
-from interfuse.data.statements import ALIAS, LABEL, TYPE, Literal, Statement, combined, to_json
+from interfuse.data.statements import ALIAS, LABEL, TEXTS, TYPE, Literal, Statement, combined, to_json
 from interfuse.kit.linking import Linked, Mention, most_said
 from interfuse.kit.relinking import TABLES, LinkState, among, relink, state_of
 
@@ -538,7 +538,7 @@ class Mentions:
                 labels = Counter[str]()  # literals of several languages may have one value
                 for o, n in Counter(words.get(i, ())).items():
                     labels[_value(o)] += n
-                self.known[i] = None if not labels else Mention(
+                self.known[i] = None if not labels or i.startswith(TEXTS) else Mention(
                     i, most_said(labels), tuple(sorted({*labels, *(_value(o) for o in also.get(i, ()))})), tuple(sorted(types.get(i, ()))),
                     tuple(sorted(near.get(i, ()))), sum(labels.values()))  # fmt: skip
         return {i: m for i in ids if (m := self.known[i]) is not None}

@@ -29,6 +29,8 @@ NS = "urn:interfuse:"
 #: where entities stand that have no IRI of their own
 ENTITY = NS + "entity:"
 RELATION = NS + "relation:"
+#: where documents and their parts stand: their labels are what they say, not what they are called, and join nothing
+TEXTS = (NS + "document:", NS + "chunk:", NS + "element:")
 
 XSD_STRING = XSD + "string"
 LANG_STRING = RDF + "langString"

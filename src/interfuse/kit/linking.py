@@ -25,7 +25,7 @@ from pydantic import Field
 from interfuse.core.errors import InterfuseError
 from interfuse.data.graph import Graph
 from interfuse.data.ontology import Ontology
-from interfuse.data.statements import ALIAS, LABEL, TYPE, Literal
+from interfuse.data.statements import ALIAS, LABEL, TEXTS, TYPE, Literal
 
 Key = TypeVar("Key")
 
@@ -169,7 +169,7 @@ def most_said(labels: Mapping[str, int]) -> str:
 
 
 def mentions_of(graph: Graph) -> list[Mention]:
-    """Entities of a graph with a label: their names as given, before any merge."""
+    """Entities of a graph with a label: their names as given, before any merge. Documents, chunks and elements are none."""
     words: dict[str, dict[str, int]] = {}
     also: dict[str, list[str]] = {}
     types: dict[str, list[str]] = {}
@@ -189,7 +189,7 @@ def mentions_of(graph: Graph) -> list[Mention]:
     return [
         Mention(entity, most_said(labels), tuple(sorted({*labels, *also.get(entity, ())})),
                 tuple(sorted(set(types.get(entity, ())))), tuple(sorted(near.get(entity, ()))), sum(labels.values()))
-        for entity, labels in sorted(words.items())
+        for entity, labels in sorted(words.items()) if not entity.startswith(TEXTS)
     ]  # fmt: skip
 
 
