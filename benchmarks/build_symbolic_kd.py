@@ -27,7 +27,7 @@ from record import part, save
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import Source, apply
 from interfuse.data.lm import open_lm
-from interfuse.kit.commonsense import Relation
+from interfuse.kit.commonsense import Relation, request
 from interfuse.kit.critics import cut_at_recall, held_out, train_critic
 from interfuse.kit.stats import wilson_interval
 
@@ -50,10 +50,14 @@ def main(most: int = 40) -> None:
     judged: list[dict[str, Any]] = []
     logs: dict[tuple[str, str], tuple[str, float]] = {}
     for name in RELATIONS:
-        again = part("build-symbolic-kd", f"{name} {most} greedy, likelihoods", partial(likelihoods, lm, name, most))
-        logs |= {(name, head): (tail, value) for head, tail, value in again}
         judged += part("build-symbolic-kd", f"{name} {most}", partial(written, lm, name, most))
         mine = [r for r in judged if r["relation"] == name]
+        again = part(
+            "build-symbolic-kd",
+            f"{name} {most}, likelihoods",
+            partial(likelihoods, lm, name, [r for r in mine if r["greedy"]]),
+        )
+        logs |= {(name, head): (tail, value) for head, tail, value in again}
         print(name, len(mine), np.mean([r["valid"] for r in mine]), flush=True)
     triples = [r for r in judged if not r["greedy"]]
     alone = [r for r in judged if r["greedy"]]
@@ -113,9 +117,12 @@ def likeliest(alone: list[dict[str, Any]], logs: dict[tuple[str, str], tuple[str
     return rows
 
 
-def likelihoods(lm: Any, name: str, most: int) -> list[tuple[str, str, float]]:
-    """Head, greedy tail and the tail's log-probability."""
-    return [(row["head"], row["tail"], row["logprob"]) for row in corpus(lm, name, most, greedy=True)]
+def likelihoods(lm: Any, name: str, alone: list[dict[str, Any]]) -> list[tuple[str, str, float]]:
+    """Head, greedy tail and the tail's mean log-probability per token after the same examples."""
+    gold, heads = facts_of(name)
+    relation = Relation(name, RELATIONS[name][1], tuple((h, gold[h][0]) for h in heads[:SHOTS]))
+    asked = [(request(relation, r["head"], Ctx().rng(f"asked {name}"), SHOTS), f" {r['tail']}.") for r in alone]
+    return [(r["head"], r["tail"], s.logprob / max(s.tokens, 1)) for r, s in zip(alone, lm.score(asked), strict=True)]
 
 
 def written(lm: Any, name: str, most: int) -> list[dict[str, Any]]:
