@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.data.graph import Graph
 from interfuse.data.statements import Literal, entity_id
-from interfuse.kit.graph_walks import personalised_pagerank, reciprocal_merge
+from interfuse.kit.graph_walks import chunks_near, linked, personalised_pagerank, reciprocal_merge
 from tests import documents as made
 from tests.unit.test_build_documents import Scripted, write
 
@@ -115,6 +116,48 @@ def test_kag_with_a_model_asks_names_then_triples(tmp_path: Path) -> None:
     assert not [e for e in graph.entities() if graph.label(e) == "Atlantis"]
 
 
+def test_kag_with_a_model_aligns_names_and_classes_by_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(
+        tmp_path / "in", {"a.txt": "The heart valve opens into the heart. A bad valve leads to heart failure."}
+    )
+    kinds = {"heart valve": "Part", "heart": "Organ", "heart failure": "Disease"}
+    told = [("heart valve", "isPartOf", "heart"), ("Part", "belongTo", "organ"), ("heart failure", "isA", "disease"), ("Heart", "synonym", "heart valve"),
+            ("heart", "loves", "heart valve"), ("Atlantis", "isA", "heart")]  # fmt: skip
+
+    def say(prompt: str) -> str:
+        if "List the entities" in prompt:
+            return json.dumps({"entities": [{"name": n, "category": c} for n, c in kinds.items()]})
+        if "relations of meaning" in prompt:
+            return json.dumps({"relations": [{"subject": a, "relation": r, "object": b} for a, r, b in told]})
+        return '{"statements": []}'
+
+    def built(lm: Any) -> tuple[Graph, dict[str, Any]]:
+        place = tmp_path / f"g{len(list(tmp_path.iterdir()))}"
+        made = interfuse.build.kag(str(folder), lm=lm, categories=[*kinds.values()], parser="rules", out=place, ctx=Ctx(cache=tmp_path / "cache"))  # fmt: skip
+        return made, json.loads((place / "interfuse.json").read_text())["facts"]
+
+    model = Scripted(say)
+    graph, facts = built(model)
+    assert rows(graph, "ispartof") == {("heart valve", "heart")}
+    assert rows(graph, "belongto") == {("part", "organ")}
+    assert rows(graph, "synonym") == {("heart", "heart valve")}
+    assert {s.status for s in graph.statements(p="urn:interfuse:relation:synonym")} == {"model-claimed"}
+    assert facts["method"]["aligned by meaning"] == 3, "a class that a name does not look like was not asked about"
+    assert facts["counts"]["alignments that were not asked about"] == 3
+    asked = [p for p in model.prompts if "relations of meaning" in p]
+    assert len(asked) == 1
+    assert "heart / heart valve" in asked[0]
+    assert "disease / organ" in asked[0]
+    monkeypatch.setattr("interfuse.build.aligning.PAIRS", 2)
+    few = Scripted(say)
+    _, facts = built(few)
+    assert len([p for p in few.prompts if "relations of meaning" in p]) == 1, "no more requests than chunks"
+    assert facts["method"]["pairs of names"]["asked about"] == 2
+    plain, facts = built(None)
+    assert "aligned by meaning" not in facts["method"]
+    assert not [s for s in plain if s.status == "model-claimed"]
+
+
 def test_walks_and_merged_ranks_of_the_card() -> None:
     assert reciprocal_merge([["a", "b", "c"], ["b", "a"]]) == {"a": 1.5, "b": 1.5, "c": pytest.approx(1 / 3)}
     shares = personalised_pagerank(4, [(0, 1), (1, 2), (2, 3)], [1, 0, 0, 0], damping=0.1)
@@ -122,6 +165,44 @@ def test_walks_and_merged_ranks_of_the_card() -> None:
     assert shares[2] < 0.01 * shares[0]  # two hops weigh about one per cent
     with pytest.raises(ValueError, match="damping"):
         personalised_pagerank(2, [(0, 1)], [0, 0])
+
+
+def test_from_a_question_to_the_texts_that_answer_it(tmp_path: Path) -> None:
+    texts = {"a.txt": "Oslo is the capital of Norway.", "b.txt": "Norway is a member of the Nordic Council.", "c.txt": "Rome is a city in Italy.",
+             "d.txt": "Norway Street is a street in Rome."}  # fmt: skip
+    graph = interfuse.build.kag(
+        str(write(tmp_path / "in", texts)), parser="rules", out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "c")
+    )
+    question = "Is OSLO near Norway Street, or Atlantis?"
+    found = linked(graph, question)
+    assert [(question[m.start : m.end], graph.label(m.entity)) for m in found] == [
+        ("OSLO", "Oslo"),
+        ("Norway Street", "Norway Street"),
+    ]
+
+    def near(*entities: str, **more: Any) -> list[str]:
+        return [texts_of(graph, chunk) for chunk, _ in chunks_near(graph, entities, **more)]
+
+    oslo = found[0].entity
+    assert near(oslo)[:2] == [texts["a.txt"], texts["b.txt"]], "the second over a country that both texts name"
+    assert texts["c.txt"] not in near(oslo)
+    both = chunks_near(graph, {oslo: 1.0, found[1].entity: 3.0})
+    assert texts_of(graph, both[0][0]) == texts["d.txt"]
+    assert all(a >= b for (_, a), (_, b) in itertools.pairwise(both))
+    far, short = dict(chunks_near(graph, [oslo], damping=0.5)), dict(chunks_near(graph, [oslo]))
+    second = next(c for c in short if texts_of(graph, c) == texts["b.txt"])
+    assert far[second] > short[second]
+    assert chunks_near(graph, []) == []
+    for ask in (lambda: chunks_near(graph, ["urn:x:nothing"]), lambda: chunks_near(Graph.open(None), [oslo])):
+        with pytest.raises(InterfuseError, match=r"input\.missing"):
+            ask()
+
+
+def texts_of(graph: Graph, chunk: str) -> str:
+    """The words of a chunk."""
+    (said,) = graph.statements(chunk, "urn:interfuse:relation:text")
+    assert isinstance(said.object, Literal)
+    return said.object.value
 
 
 WORDS = {

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from interfuse.build.aligning import REQUESTS, align
 from interfuse.build.asking import ASKING, FIELDS, NEEDED, ask, cost_of_asking, grounded, prompt_of
 from interfuse.build.assembling import CLASS, chunk_iri, document_iri
 from interfuse.build.reading import READING, read_by_rules, read_tables, reader_of
@@ -15,21 +16,23 @@ from interfuse.core.method import method
 from interfuse.core.rooms import Call, Cost
 from interfuse.data.chunks import Chunk
 from interfuse.data.corpus import Document
-from interfuse.data.graph import Graph
 from interfuse.data.statements import LABEL, TYPE, Evidence, Statement, relation_id
 from interfuse.data.statements import Literal as Value
 from interfuse.kit.document_prompts import about_document
-from interfuse.kit.language import singular
 from interfuse.kit.mended_replies import records
 
-#: relations of meaning by which phrases and concepts are aligned (section 2.4)
-ALIGNED = ("synonym", "isA", "isPartOf", "contains", "belongTo", "causes")
 NAMES = (
     "List the entities that the document names, as JSON: {\"entities\": [{\"name\": ..., \"category\": ..., \"type\": ..., \"official_name\": ..., "
     "\"description\": ...}]}. \"name\" as the document writes it; \"category\" one of: {categories}; \"type\" a fine type of its own; "
     "\"official_name\" its full, usual name."
 )  # fmt: skip
 ENTITY_FIELDS = ("name", "category", "type", "official_name", "description")
+ENTITIES: dict[str, Any] = {
+    "type": "object",
+    "properties": {"entities": {"type": "array", "items": {
+        "type": "object", "properties": {f: {"type": "string"} for f in ENTITY_FIELDS}, "required": ["name", "category"]}}},
+    "required": ["entities"],
+}  # fmt: skip
 
 
 def chunk_nodes(work: Work, document: Document, chunks: Sequence[Chunk], **params: Any) -> Iterator[Statement]:
@@ -54,65 +57,18 @@ def chunk_nodes(work: Work, document: Document, chunks: Sequence[Chunk], **param
     )
 
 
-def similarity(a: str, b: str) -> float:
-    """The cosine of two names' counts of three-letter pieces, in [0, 1]."""
-    one, two = _pieces(a), _pieces(b)
-    dot = sum(n * two.get(k, 0) for k, n in one.items())
-    size = sum(n * n for n in one.values()) * sum(n * n for n in two.values())
-    return float(dot / size**0.5) if size else 0.0
-
-
-def _pieces(name: str) -> dict[str, int]:
-    padded = f"  {name.casefold()}  "
-    found: dict[str, int] = {}
-    for i in range(len(padded) - 2):
-        found[padded[i : i + 3]] = found.get(padded[i : i + 3], 0) + 1
-    return found
-
-
-def align(graph: Graph, work: Work, *, similar: float, **_: Any) -> Iterator[Statement]:
-    """Concepts by the heads of their names (a fantasy film is a film), parts of class names, and names that look alike; nothing is merged."""
-    classes: dict[str, dict[str, None]] = {}
-    for s in graph.statements(p=TYPE):
-        if isinstance(s.object, str) and s.object.startswith(CLASS):
-            classes.setdefault(s.object.removeprefix(CLASS).replace("-", " "), {})[s.subject] = None
-    label, made = relation_id("isA"), 0
-    for name in sorted(classes):
-        words = name.split()
-        for k in range(1, len(words)):
-            above = " ".join([*words[k:-1], singular(words[-1])])
-            if above in classes:
-                yield Statement(CLASS + name.replace(" ", "-"), label, CLASS + above.replace(" ", "-"), (), 0.9, "rule", "inferred",
-                                evidence=(Evidence("rule:head-noun", method="build/kag"),))  # fmt: skip
-                made += 1
-                break
-    if similar < 1:
-        by_type: dict[str, list[tuple[str, str]]] = {}
-        for kind, members in classes.items():
-            if kind not in ("chunk", "document"):
-                by_type[kind] = [(graph.label(e), e) for e in sorted(members)]
-        for kind in sorted(by_type):
-            blocks: dict[str, list[tuple[str, str]]] = {}
-            for name, entity in by_type[kind]:
-                blocks.setdefault(name.casefold()[:2], []).append((name, entity))
-            for block in blocks.values():
-                for i, (a, x) in enumerate(block[:400]):
-                    for b, y in block[i + 1 : 400]:
-                        near = similarity(a, b)
-                        if near >= similar and graph.called(x) != graph.called(y):
-                            yield Statement(x, relation_id("similar"), y, (), round(near, 4), "similarity", "inferred",
-                                            evidence=(Evidence("rule:similar-name", method="build/kag", score=round(near, 4)),))  # fmt: skip
-                            made += 1
-    work.report("aligned", made)
-
-
 def prepare(work: Work, *, parser: str, **_: Any) -> Any:
     """The parser and the names of ontology and earlier graph."""
     return reader_of(work, parser)
 
 
 def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
-    return cost_of_asking(call, params) + cost_of_asking(call, params) if call.inputs["lm"] is not None else Cost()
+    """Names and triples of every chunk, then pairs of names that may belong together: no more requests than chunks."""
+    if call.inputs["lm"] is None:
+        return Cost()
+    reading = cost_of_asking(call, params)
+    aligning = min(2 * REQUESTS, reading.calls)
+    return reading + reading + Cost(calls=aligning, seconds=aligning / 2)
 
 
 @method(
@@ -170,7 +126,7 @@ def _by_model(work: Work, categories: Sequence[str], max_tokens: int) -> Iterato
 
     task = NAMES.replace("{categories}", ", ".join(dict.fromkeys(kinds)))
     named = ask(work, {i: about_document(task, c.text, after="The entities, as JSON:") for i, c in chunks.items()}, entities,
-                max_tokens=max_tokens, tries=2, schema=None)  # fmt: skip
+                max_tokens=max_tokens, tries=2, schema=ENTITIES)  # fmt: skip
     asked = {}
     for i, c in chunks.items():
         listed = "; ".join(f"{r['name']} ({r.get('category') or r.get('type') or 'Others'})" for r in named[i][0])

@@ -212,7 +212,7 @@ def estimate(call: Call) -> Cost:
         return cost
     from interfuse.data.lm import is_far
 
-    asked = own(call, own_params(call))
+    asked: Cost = own(call, own_params(call))
     return cost + (asked if is_far(call.inputs["lm"]) else dataclasses.replace(asked, calls=0))
 
 
