@@ -7,7 +7,7 @@ likelier than the wrong ones (banking77: among four topics; creak and strategyqa
 with 95 % intervals over the items. Each merged folder is loaded with ``AutoModelForCausalLM.from_pretrained``, and generates.
 What is measured is kept method by method: a run that was stopped goes on.
 
-    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 8] [--items 20] [--first ties,linear]
+    INTERFUSE_SHARED_DATA=... python benchmarks/merge_real.py [--steps 24] [--items 20] [--first ties,linear]
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def merged(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--items", type=int, default=20)
     parser.add_argument("--first", default="", help="methods to begin with")
     parser.add_argument("--train-only", action="store_true")
