@@ -715,8 +715,8 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
     texts.update({d.id: d.text for d in change.documents})
     write_documents(folder, [(i, n, texts[i]) for i, n in change.order])
     old = {s.id: s for s in kept.sources}
-    found = ((new.get(i) or old[i], n) for i, n in change.order)
-    sources = [s if s.name == n else dataclasses.replace(s, name=n) for s, n in found]
+    named = ((new.get(i) or old[i], n) for i, n in change.order)
+    sources = [s if s.name == n else dataclasses.replace(s, name=n) for s, n in named]
     corpus.skipped[:] = change.skipped
     work.tally.clear()
     work.at = ""
