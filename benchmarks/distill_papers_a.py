@@ -371,16 +371,7 @@ def shift_suite(x: Images, rng: np.random.Generator) -> dict[str, list[Images]]:
     return {"clean": [x], "shift": [np.asarray(ndimage.shift(x, (0, i, j), order=1), dtype=np.float32) for i, j in directions],
             "rotation": [every(("rotate", a)) for a in (15, 25, -15, -25)], "noise": [every(("noise", a)) for a in (0.1, 0.2)],
             "blur": [every(("blur", 0.7))], "contrast": [every(("contrast", 0.6))],
-            "stroke": [every(("thicken", 2)), every(("thin", 2))], "ink box": [np.stack([_ink_box(i) for i in x])]}  # fmt: skip
-
-
-def _ink_box(image: Images) -> Images:
-    """USPS-like: cut to the ink, rescaled to 6 x 6 in 8 x 8, blurred, thresholded softly."""
-    rows, columns = np.flatnonzero(image.max(1) > 0.2), np.flatnonzero(image.max(0) > 0.2)
-    box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    small = ndimage.zoom(box, (6 / box.shape[0], 6 / box.shape[1]), order=1, grid_mode=True, mode="grid-constant")
-    blurred = ndimage.gaussian_filter(np.pad(small, 1), 0.5)
-    return np.asarray(1 / (1 + np.exp(-10 * (blurred - 0.4))), dtype=np.float32)
+            "stroke": [every(("thicken", 2)), every(("thin", 2))], "ink box": [every(("ink-box", 0.5))]}  # fmt: skip
 
 
 def kept_by(model: Model, images: Images, digit: Any) -> dict[str, float]:

@@ -229,17 +229,24 @@ def bd(seed: Seed) -> dict[str, float]:
 # -- Fantastic Gains -------------------------------------------------------------------------------------------------
 
 GAINS: dict[str, Any] = {"epochs": 10, "batch_size": 64, "optimizer": "sgd"}
+GAINS_RULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dp": ("fantastic-gains", {}), "dp, unsupervised": ("fantastic-gains", {"partition": "unsupervised"}), "kl": ("fantastic-gains", {"partition": "teacher"}),
+    "xe-kl": ("fantastic-gains", {"partition": "teacher", "alpha": 0.5}),
+    "xe-kl + mcl": ("fantastic-gains", {"partition": "flip-t", "alpha": 0.68, "slow": 0.99, "slow_every": 2}),
+    "crd": ("crd", {"schedule": "constant", "warmup": 0.0})}  # fmt: skip
+#: neural models, which can be students, and the others
+NETWORKS: dict[str, tuple[Any, ...]] = {"mlp": (mlp, 16), "wide mlp": (mlp, 64), "cnn": (CNN, 8, 16), "vit": (Tokens, 24, False)}  # fmt: skip
+OTHERS = ("forest", "svm")
 
 
-def gains(seed: Seed) -> dict[str, float]:
-    """Six models, each trained on 60 % of 600 images with its own class weights; 10 ordered pairs a seed, 500 other images to transfer."""
+def zoo(seed: Seed) -> dict[str, Model]:
+    """Six models, each trained on 60 % of 600 images with class weights of its own."""
     x, y, rng = seed.x, seed.y, seed.rng
-    transfer, test = table(x[600:1100], y[600:1100]), seed.judged(1100, 1300)
     pool: dict[str, Model] = {}
-    for name in ("mlp", "wide mlp", "cnn", "vit", "forest", "svm"):
+    for name in (*NETWORKS, *OTHERS):
         skew = rng.uniform(0.15, 1.0, 10)[y[:600]]
         rows = rng.choice(600, 360, replace=False, p=skew / skew.sum())
-        if name in ("forest", "svm"):
+        if name in OTHERS:
             kind = (
                 RandomForestClassifier(50, random_state=0)
                 if name == "forest"
@@ -247,39 +254,56 @@ def gains(seed: Seed) -> dict[str, float]:
             )
             pool[name] = open_model(Source(Fitted(kind.fit(x[rows].reshape(360, -1), y[rows]))), Ctx())
         else:
-            net = {"mlp": (mlp, 16), "wide mlp": (mlp, 64), "cnn": (CNN, 8, 16), "vit": (Tokens, 24, False)}[name]
-            pool[name] = seed.train("none", seed.net(*net), table(x[rows], y[rows]), epochs=30)  # type: ignore[arg-type]
+            pool[name] = seed.train("none", seed.net(*NETWORKS[name]), table(x[rows], y[rows]), epochs=30)
+    return pool
+
+
+def gains(seed: Seed) -> dict[str, float]:
+    """Six models of digits, each with classes it knows best; 20 ordered pairs a seed with four kinds of students, 500 other images to
+    transfer; then three teachers at once for every student. Contrastive distillation has the 12 pairs whose teacher has features."""
+    transfer, test = table(seed.x[600:1100], seed.y[600:1100]), seed.judged(1100, 1300)
+    pool = zoo(seed)
     said = {name: logits(m, test[0]).argmax(1) for name, m in pool.items()}
     right = {name: float((z == test[1]).mean()) for name, z in said.items()}
-    rules: dict[str, dict[str, Any]] = {
-        "dp": {}, "dp, unsupervised": {"partition": "unsupervised"}, "kl": {"partition": "teacher"},
-        "xe-kl": {"partition": "teacher", "alpha": 0.5}, "xe-kl + mcl": {"partition": "flip-t", "alpha": 0.68, "slow": 0.99, "slow_every": 2}}  # fmt: skip
-    deltas: dict[str, list[float]] = {name: [] for name in rules}
-    losses: dict[str, list[float]] = {name: [] for name in rules}
-    weaker: dict[str, list[float]] = {name: [] for name in rules}
-    rates: dict[str, list[float]] = {name: [] for name in rules}
+    deltas: dict[str, list[float]] = {}
+    losses: dict[str, list[float]] = {}
     rho: list[float] = []
-    for student, teacher in itertools.product(("mlp", "cnn"), pool):
+
+    def note(what: str, delta: float) -> None:
+        deltas.setdefault(what, []).append(delta)
+
+    for student, teacher in itertools.product(NETWORKS, pool):
         if student == teacher:
             continue
         rho.append(complement(said[student], said[teacher], test[1], 10).rho_pos)
-        for name, given in rules.items():
-            made = seed.train("fantastic-gains", build(pool[student], Ctx()), transfer, name=name, teacher=[pool[teacher]],
+        for name, (method, given) in GAINS_RULES.items():
+            if method == "crd" and teacher in OTHERS:
+                continue
+            made = seed.train(method, build(pool[student], Ctx()), transfer, name=name, teacher=[pool[teacher]],
                               **{**GAINS, **given})  # fmt: skip
             row = transferred(said[student], logits(made, test[0]).argmax(1), said[teacher], test[1])
-            deltas[name].append(row.delta)
-            losses[name].append(row.loss)
-            if not math.isnan(row.rate):
-                rates[name].append(row.rate)
+            note(name, row.delta)
+            losses.setdefault(name, []).append(row.loss)
+            if teacher not in OTHERS:
+                note(f"{name}, teachers with features", row.delta)
             if right[teacher] < right[student]:
-                weaker[name].append(row.delta)
+                note(f"{name}, weaker teacher", row.delta)
+            if name == "dp":
+                note(f"dp, {student} learns", row.delta)
+    for student in NETWORKS if not seed.tuning else ():
+        teachers = [name for name in pool if name != student][-3:]  # a network, the forest and the SVM
+        for strategy in ("parallel", "sequential", "soup"):
+            made = seed.train("fantastic-gains", build(pool[student], Ctx()), transfer, name="dp", teacher=[pool[t] for t in teachers],
+                              **{**GAINS, "strategy": strategy, "epochs": 30})  # fmt: skip
+            note(f"three teachers, {strategy}", accuracy(made, *test) - right[student])
+        for teacher in teachers:
+            made = seed.train("fantastic-gains", build(pool[student], Ctx()), transfer, name="dp", teacher=[pool[teacher]], **{**GAINS, "epochs": 30})  # fmt: skip
+            note("one of three teachers, as long", accuracy(made, *test) - right[student])
     found = {f"accuracy {name}": value for name, value in right.items()}
     found |= {"pairs": float(len(rho)), "least rho_pos": min(rho), "mean rho_pos": statistics.mean(rho)}
-    for name in rules:
-        found |= {f"success {name}": statistics.mean(float(d > 0) for d in deltas[name]), f"delta {name}": statistics.mean(deltas[name]),
-                  f"loss {name}": statistics.mean(losses[name]), f"rate {name}": statistics.mean(rates[name]),
-                  f"delta, weaker teacher {name}": statistics.mean(weaker[name])}  # fmt: skip
-    return found
+    found |= {f"success {name}": statistics.mean(float(d > 0) for d in values) for name, values in deltas.items()}
+    found |= {f"delta {name}": statistics.mean(values) for name, values in deltas.items()}
+    return found | {f"loss {name}": statistics.mean(values) for name, values in losses.items()}
 
 
 # -- HARD ------------------------------------------------------------------------------------------------------------
@@ -546,17 +570,24 @@ EXPERIMENTS: dict[str, Study] = {
           for rule in ("flipped", "fixed", "forward", "reverse")),
         ("accuracy of the teacher: online against alone", "accuracy teacher none", "accuracy teacher bd-kd"),
     ), {"bd-kd": rates(delta=(2.0, 4.0))}),
-    "fantastic-gains": Study(gains, 10, {n: f"delta {n}" for n in ("dp", "dp, unsupervised", "kl", "xe-kl", "xe-kl + mcl")}, (
+    "fantastic-gains": Study(gains, 6, {n: f"delta {n}" for n in GAINS_RULES}, (
         ("success rate: DP against KL-Dist", "success kl", "success dp"), ("success rate: DP against XE-KL", "success xe-kl", "success dp"),
         ("success rate: DP against XE-KL + MCL", "success xe-kl + mcl", "success dp"),
+        ("success rate, teachers with features: DP against CRD", "success crd", "success dp, teachers with features"),
         ("success rate: unsupervised DP against KL-Dist", "success kl", "success dp, unsupervised"),
         ("success rate: supervised against unsupervised DP", "success dp, unsupervised", "success dp"),
         ("change of accuracy: DP against KL-Dist", "delta kl", "delta dp"), ("change of accuracy: DP against XE-KL", "delta xe-kl", "delta dp"),
         ("change of accuracy: DP against XE-KL + MCL", "delta xe-kl + mcl", "delta dp"),
-        ("knowledge loss: DP against KL-Dist", "loss kl", "loss dp"), ("change of accuracy by DP", "0", "delta dp"),
-        ("change of accuracy by DP, weaker teachers", "0", "delta, weaker teacher dp"),
-        ("change of accuracy by KL-Dist, weaker teachers", "0", "delta, weaker teacher kl"),
-    ), {n: [{"lr": rate} for rate in (0.003, 0.01, 0.03)] for n in ("dp", "dp, unsupervised", "kl", "xe-kl", "xe-kl + mcl")}),
+        ("change of accuracy, teachers with features: DP against CRD", "delta crd", "delta dp, teachers with features"),
+        ("knowledge loss: DP against KL-Dist", "loss kl", "loss dp"), ("knowledge loss: DP against XE-KL + MCL", "loss xe-kl + mcl", "loss dp"),
+        ("change of accuracy by DP", "0", "delta dp"),
+        ("change of accuracy by DP, weaker teachers", "0", "delta dp, weaker teacher"),
+        ("change of accuracy by KL-Dist, weaker teachers", "0", "delta kl, weaker teacher"),
+        ("change of accuracy by DP: MLP of 64 units against one of 16", "delta dp, mlp learns", "delta dp, wide mlp learns"),
+        *((f"change of accuracy: three teachers, {strategy}, against one for as long", "delta one of three teachers, as long", f"delta three teachers, {strategy}")
+          for strategy in ("parallel", "sequential", "soup")),
+        ("change of accuracy, three teachers: sequential against parallel", "delta three teachers, parallel", "delta three teachers, sequential"),
+    ), {n: [{"lr": rate} for rate in (0.003, 0.01, 0.03)] for n in GAINS_RULES}),
     "hard": Study(hard, 10, {n: f"{n} clean" for n in ("kd", "random affine", "noise", "hard", "hard, no constraint", "mix", "vae")}, (
         *((f"accuracy, {group}: HARD against {name}", f"{base} {group}", f"hard {group}") for group in ("clean", *SHIFTS, "out of domain")
           for base, name in (("kd", "KD"), ("random affine", "random affine"))),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source
+from interfuse.data.images import distort
 from interfuse.data.tables import open_table
 
 
@@ -34,3 +36,16 @@ def test_a_conversation_is_read_as_it_is(tmp_path: Path) -> None:
     table = open_table(Source({"data": "chat.jsonl", "columns": {"messages": "talk"}}, "chat", tmp_path), Ctx())
     assert table.kind == "messages"
     assert table.values("messages") == [talk]
+
+
+def test_an_ink_box_fills_the_image_but_for_a_margin() -> None:
+    image = np.zeros((1, 8, 8), dtype=np.float32)
+    image[0, 2:6, 3:5] = 1.0
+    rng = np.random.default_rng(0)
+    found = distort(image, (("ink-box", 0.5),), rng)
+    assert found.shape == image.shape
+    assert found[0, 2:6, 2:6].min() > 0.9, "ink reaches to the margin on every side"
+    assert found[0, 0].max() < 0.2
+    assert found[0, :, 0].max() < 0.2
+    blank = np.zeros((3, 8, 8), dtype=np.float32)
+    np.testing.assert_array_equal(distort(blank, (("ink-box", 0.5),), rng), blank)

@@ -192,10 +192,26 @@ def _thin(array: Array, amount: float, rng: np.random.Generator) -> Array:
     return grey_erosion(array, size=(1, int(amount), int(amount)))
 
 
-#: name -> function of (image, amount, generator): degrees, pixels, standard deviation, sigma in pixels, factor, -, pixels, pixels
+def _ink_box(array: Array, amount: float, rng: np.random.Generator) -> Array:
+    """As in USPS: the box of the ink (values above 0.2) fills the image but for a margin of one pixel; blurred, thresholded softly."""
+    from scipy.ndimage import gaussian_filter, zoom
+
+    ink = array.max(axis=0) > 0.2
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    height, width = array.shape[1] - 2, array.shape[2] - 2
+    if not len(rows) or height < 1 or width < 1:
+        return array
+    box = array[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    factor = (1, height / box.shape[1], width / box.shape[2])
+    filled = np.pad(zoom(box, factor, order=1, grid_mode=True, mode="grid-constant"), ((0, 0), (1, 1), (1, 1)))
+    blurred = gaussian_filter(filled, (0.0, amount, amount))
+    return np.asarray(1 / (1 + np.exp(-10 * (blurred - 0.4))), dtype=np.float32)
+
+
+#: name -> function of (image, amount, generator): degrees, pixels, standard deviation, sigma in pixels, factor, -, pixels, pixels, sigma
 DISTORTIONS: dict[str, Callable[[Array, float, np.random.Generator], Array]] = {
     "rotate": _rotate, "shift": _shift, "noise": _noise, "blur": _blur, "contrast": _contrast, "invert": _invert,
-    "thicken": _thicken, "thin": _thin,
+    "thicken": _thicken, "thin": _thin, "ink-box": _ink_box,
 }  # fmt: skip
 
 
