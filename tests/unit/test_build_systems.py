@@ -7,15 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import interfuse
 from interfuse.build.docs2kg import continuous, sections
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
+from interfuse.data.formats.graphs import read_graph, write_graph
 from interfuse.data.graph import Graph
-from interfuse.data.statements import Literal, entity_id
+from interfuse.data.statements import Evidence, Literal, Statement, entity_id, relation_id
 from interfuse.kit.graph_walks import chunks_near, linked, personalised_pagerank, reciprocal_merge
+from interfuse.web.explorer import open_explorer
 from tests import documents as made
 from tests.unit.test_build_documents import Scripted, write
 
@@ -324,3 +327,34 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
         interfuse.build.table_rows(
             table={"data": given_rows(tmp_path)}, key="name", columns={"employr": "works for"}, out=tmp_path / "g"
         )
+
+
+def test_evidence_keeps_the_sheet_and_the_cells(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "towns.xlsx").write_bytes(made.xlsx({"Notes": [["of two towns"]], "The Cities": TABLE}))
+    (folder / "towns.csv").write_text("City,Mayor\nOslo,Anne Lindboe\nBergen,Marit Warncke\n")
+    interfuse.build.offline(str(folder), parser="rules", out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache"))
+    graph = Graph.open(tmp_path / "g")
+
+    def places(relation: str) -> set[str]:
+        return {e.place for s in graph.statements(p=relation_id(relation)) for e in s.evidence}
+
+    assert places("population") == {"The Cities!A2:B2", "The Cities!A3:B3"}
+    assert places("mayor") == {"row 2", "row 3"}
+    shown = open_explorer(tmp_path / "g")
+    (one,) = [s for s in graph.statements(p=relation_id("population")) if graph.label(s.subject) == "Oslo"]
+    assert [(e["place"], e["page"]) for e in shown.statement(one.id)["evidence"]] == [("The Cities!A2:B2", 2)]
+    for name in ("g.nq", "g.csv", "g.jsonld"):
+        write_graph(tmp_path / name, graph)
+        assert read_graph(tmp_path / name)[0].digest() == graph.digest()
+
+
+def test_a_graph_without_places_still_opens(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.add([Statement("urn:x:a", "urn:x:p", "urn:x:b", evidence=(Evidence("d", 1, 4, 2, "cell"),))])
+    graph.save(tmp_path / "g")
+    for file in (tmp_path / "g" / "evidence.parquet", tmp_path / "g" / "log" / "evidence.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["place"]), file)
+    assert Graph.open(tmp_path / "g").statements() == graph.statements()
+    assert len(Graph.open(tmp_path / "g")) == 1

@@ -146,7 +146,8 @@ class Assembler:
         place = document.elements[element] if element >= 0 else None
         quote = hashlib.sha256(document.text[start:end].encode("utf-8", "replace")).hexdigest()
         return Evidence(document.id, start, end, (place.page if place is not None and place.page else page) or None,
-                        place.id if place is not None else "", quote, self.method, self.model, prompt, self.run, score)  # fmt: skip
+                        place.id if place is not None else "", quote, self.method, self.model, prompt, self.run, score,
+                        _place(document, element, start, end) if element >= 0 else "")  # fmt: skip
 
     def _element(self, document: Document, start: int, end: int) -> int:
         if document.id not in self._starts:
@@ -160,6 +161,27 @@ class Assembler:
             if document.elements[i].end >= end:
                 return i
         return -1
+
+
+def _place(document: Document, element: int, start: int, end: int) -> str:
+    """What a reader of the format calls the place: of a sheet's row the cells that are meant, of others the element's own word."""
+    here = document.elements[element]
+    if here.kind != "row":
+        return here.place
+    cells: list[str] = []
+    for i in range(element + 1, len(document.elements)):  # a row's cells stand behind it
+        e = document.elements[i]
+        if e.kind != "cell" or e.start >= end:
+            break
+        if e.end > start and "!" in e.place:
+            cells.append(e.place)
+    return (
+        ":".join(dict.fromkeys((cells[0], cells[-1].rpartition("!")[2])))
+        if len(cells) > 1
+        else cells[0]
+        if cells
+        else here.place
+    )
 
 
 def guesses_of(entity: str, votes: Votes, assembler: Assembler) -> list[Statement]:

@@ -47,7 +47,7 @@ def schemas() -> tuple[Any, Any, Any]:
                             ("retracted_at", word)])  # fmt: skip
     evidence = pa.schema([("statement", word), ("row", pa.int64()), ("document", word), ("start", pa.int64()), ("end", pa.int64()),
                           ("page", pa.int32()), ("element", word), ("quote", word), ("method", word), ("model", word), ("prompt", word),
-                          ("run", word), ("score", pa.float64()), ("premises", pa.list_(word))])  # fmt: skip
+                          ("run", word), ("score", pa.float64()), ("place", word), ("premises", pa.list_(word))])  # fmt: skip
     nodes = pa.schema([("id", word), ("label", word), ("types", pa.list_(word)), ("statements", pa.int64())])
     return statements, evidence, nodes
 
@@ -63,7 +63,20 @@ def columns_of(rows: Sequence[tuple[int, Statement]], first: int) -> tuple[dict[
         table[name] = [getattr(s, name) for _, s in rows]
     pairs = [(s.id, first + i, e) for i, (_, s) in enumerate(rows) for e in s.evidence]
     proof: dict[str, list[Any]] = {"statement": [p[0] for p in pairs], "row": [p[1] for p in pairs]}
-    for name in ("document", "start", "end", "page", "element", "quote", "method", "model", "prompt", "run", "score"):
+    for name in (
+        "document",
+        "start",
+        "end",
+        "page",
+        "element",
+        "quote",
+        "method",
+        "model",
+        "prompt",
+        "run",
+        "score",
+        "place",
+    ):
         proof[name] = [getattr(e, name) for _, _, e in pairs]
     proof["premises"] = [list(e.premises) for _, _, e in pairs]
     return table, proof

@@ -58,6 +58,7 @@ class Evidence:
     Attributes:
         document: its id (SHA-256 of its bytes), or the name of a model, a table or a rule set.
         start, end: characters of the document's normalised text, half-open. page: from 1. element: id of the layout element or cell.
+        place: what a reader of the format would say, such as ``Cities!A2:B2`` or ``row 2``, where it has more than characters.
         quote: SHA-256 of the quoted text. method, model, prompt, run: what read it there (``prompt`` is a hash).
         score: of the extractor, on its own scale. premises: ids of the statements it follows from; it dies with any of them.
     """
@@ -73,13 +74,14 @@ class Evidence:
     prompt: str = ""
     run: str = ""
     score: float | None = None
+    place: str = ""
     premises: tuple[str, ...] = ()
 
     @property
     def order(self) -> tuple[Any, ...]:
         """Sorts evidence by place, then by what read it."""
         return (self.document, self.start, self.end, -1 if self.page is None else self.page, self.element, self.method, self.model,
-                self.prompt, self.run, self.quote, self.score is None, self.score or 0.0, self.premises)  # fmt: skip
+                self.prompt, self.run, self.quote, self.score is None, self.score or 0.0, self.place, self.premises)  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)

@@ -97,7 +97,7 @@
     wake();
   }
   function proof(e) {
-    const place = [e.page ? `page ${e.page}` : "", e.element, e.end > e.start ? `characters ${e.start} to ${e.end}` : ""].filter(Boolean).join(", ");
+    const place = [e.page ? `page ${e.page}` : "", e.place || (/^[0-9a-f]{16}$/.test(e.element) ? "" : e.element), e.end > e.start ? `characters ${e.start} to ${e.end}` : ""].filter(Boolean).join(", ");
     const box = make("div", { class: "evidence", edge: colour(e.source) }, make("div", {}, e.name), make("div", { class: "place" }, place));
     if (e.quote !== undefined) {
       box.append(make("p", { class: "text" }, e.before, make("mark", {}, e.quote), e.after));

@@ -138,7 +138,7 @@ class Explorer:
         """One piece of evidence: its place, and the text before, within and after its span where the document is at hand."""
         row: dict[str, Any] = {
             "document": e.document, "name": e.document, "source": self._index.get(e.document), "start": e.start, "end": e.end, "page": e.page,
-            "element": e.element, "method": e.method, "model": e.model, "score": e.score, "premises": list(e.premises),
+            "element": e.element, "place": e.place, "method": e.method, "model": e.model, "score": e.score, "premises": list(e.premises),
         }  # fmt: skip
         if e.document in self.documents:
             row["name"], text = self.documents[e.document]

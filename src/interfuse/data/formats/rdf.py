@@ -51,7 +51,7 @@ MAX_BYTES = 2**33
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 _REIFIES = RDF + "reifies"
 _TIMES = {"valid_from": "validFrom", "valid_to": "validTo", "recorded_at": "recordedAt", "retracted_at": "retractedAt"}
-_WORDS = ("document", "element", "quote", "method", "model", "prompt", "run")
+_WORDS = ("document", "element", "place", "quote", "method", "model", "prompt", "run")
 
 
 def oxigraph() -> Any:
