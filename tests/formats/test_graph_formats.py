@@ -6,13 +6,15 @@ import csv
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source
 from interfuse.data.formats.graph_tables import guarded, neo4j_word, unguarded
-from interfuse.data.formats.graphs import WRITERS, read_graph, write_graph
+from interfuse.data.formats.graphs import WRITERS, left_out, read_graph, write_graph
 from interfuse.data.formats.rdf import PROFILES, read_rdf, write_rdf
 from interfuse.data.graph import Graph, open_graph
 from interfuse.data.statements import TYPE, XSD, Evidence, Literal, Statement, entity_id, label_of, number, relation_id
@@ -149,7 +151,6 @@ def test_bombs_and_broken_files_are_refused(text: str, tmp_path: Path) -> None:
 def test_graphrag_tables_go_in_and_out(tmp_path: Path) -> None:
     graph = rich()
     write_graph(tmp_path / "rag", graph, "graphrag")
-    import pyarrow.parquet as pq
 
     entities = pq.read_table(tmp_path / "rag" / "entities.parquet").to_pylist()
     relationships = pq.read_table(tmp_path / "rag" / "relationships.parquet").to_pylist()
@@ -163,9 +164,18 @@ def test_graphrag_tables_go_in_and_out(tmp_path: Path) -> None:
     assert not problems.count
     ada = next(e for e in again.entities() if again.label(e) in ("Ada", "Ada Lovelace"))
     assert [again.label(t) for t in again.types(ada)] == ["person"]
-    assert len(again.statements(p=relation_id("related to"))) == len(
-        {(r["source"], r["target"], r["description"], r["weight"]) for r in relationships}
-    )
+    assert {s.predicate for s in again if isinstance(s.object, str)} == {
+        s.predicate for s in graph if isinstance(s.object, str)
+    }
+    assert {
+        (s.subject, s.predicate, s.object, s.confidence)
+        for s in again
+        if isinstance(s.object, str) and s.predicate != TYPE
+    } == {
+        (s.subject, s.predicate, s.object, s.confidence)
+        for s in graph
+        if isinstance(s.object, str) and s.predicate != TYPE
+    }
     assert {e.document for s in again for e in s.evidence} == {
         e.document for s in graph for e in s.evidence if s.predicate != relation_id("age")
     }
@@ -173,6 +183,55 @@ def test_graphrag_tables_go_in_and_out(tmp_path: Path) -> None:
     (tmp_path / "rag" / "entities.parquet").unlink()
     with pytest.raises(InterfuseError):
         read_graph(tmp_path / "rag")
+
+
+def test_graphrag_tables_hold_the_texts(tmp_path: Path) -> None:
+    text = "Oslo is the capital of Norway. Bergen lies in Norway. Oslo is the capital of Norway."
+    graph = Graph()
+    graph.add([label_of("Oslo", "urn:x:oslo"), label_of("Norway", "urn:x:norway"),
+               Statement("urn:x:oslo", "urn:x:capital", "urn:x:norway", evidence=(Evidence("d", 54, 84, method="offline"),)),
+               Statement("urn:x:oslo", "urn:x:people", number(709037), evidence=(Evidence("d", 0, 4),))])  # fmt: skip
+    graph.keep_documents({"d": ("notes.txt", text)})
+    graph.write(tmp_path / "g")
+    write_graph(tmp_path / "rag", Graph.open(tmp_path / "g"), "graphrag")
+    assert left_out(graph, "graphrag") == {"values that are no label or description": 1}
+    assert left_out(graph, "tsv") == {"statements with a value": 3}
+    assert left_out(graph, "csv") == {}
+    units = pq.read_table(tmp_path / "rag" / "text_units.parquet").to_pylist()
+    assert {u["id"]: u["text"] for u in units} == {"d:0-4": "Oslo", "d:54-84": "Oslo is the capital of Norway."}
+    (row,) = pq.read_table(tmp_path / "rag" / "documents.parquet").to_pylist()
+    assert (row["title"], row["text"], row["text_unit_ids"]) == ("notes.txt", text, ["d:0-4", "d:54-84"])
+    again, _ = read_graph(tmp_path / "rag")
+    (capital,) = again.statements("urn:x:oslo", "urn:x:capital")
+    assert [(e.document, e.start, e.end) for e in capital.evidence] == [
+        ("d", 54, 84)
+    ]  # the second of two equal sentences
+    again.write(tmp_path / "again")
+    assert Graph.open(tmp_path / "again").documents() == {"d": ("notes.txt", text)}
+    # tables of GraphRAG itself: units found in their document, or put together where there are no documents
+    for name in ("documents", "nothing"):
+        foreign = tmp_path / name
+        foreign.mkdir()
+        pq.write_table(
+            pa.Table.from_pylist([{"id": "1", "title": "OSLO"}, {"id": "2", "title": "NORWAY"}]),
+            foreign / "entities.parquet",
+        )
+        pq.write_table(pa.Table.from_pylist([{"source": "OSLO", "target": "NORWAY", "description": "its capital", "weight": 7.0, "text_unit_ids": ["u2"]}]),
+                       foreign / "relationships.parquet")  # fmt: skip
+        told = [
+            {"id": "u1", "text": "Bergen lies in Norway.", "document_ids": ["d"]},
+            {"id": "u2", "text": "Oslo is", "document_ids": ["d"]},
+        ]
+        pq.write_table(pa.Table.from_pylist(told), foreign / "text_units.parquet")
+        if name == "documents":
+            pq.write_table(
+                pa.Table.from_pylist([{"id": "d", "title": "notes.txt", "text": text}]), foreign / "documents.parquet"
+            )
+        graph, _ = read_graph(foreign)
+        (one,) = graph.statements(p=relation_id("related to"))
+        (e,) = one.evidence
+        assert graph.documents()[e.document][1][e.start : e.end] == "Oslo is"
+        assert len(graph.documents()["d"][1]) == (len(text) if name == "documents" else 31)
 
 
 def test_neo4j_files_quote_everything_and_name_only_plain_words(tmp_path: Path) -> None:
@@ -189,6 +248,11 @@ def test_neo4j_files_quote_everything_and_name_only_plain_words(tmp_path: Path) 
 
     assert all(re.fullmatch(r"[^\W\d]\w*", name) for name in re.findall(r"(?:SET n|r):`([^`]*)`", script))
     assert "DELETE n" not in script
+    assert "r.json = row.json" in script  # qualifiers and places too
+    assert "n.json = n.json + row.json" in script
+    with (tmp_path / "neo" / "statements.csv").open(encoding="utf-8", newline="") as file:
+        rest = list(csv.DictReader(file))
+    assert all(json.loads(r["json"])["s"] == r["subject"] for r in rest)
     assert all(re.fullmatch(r"[^\W\d]\w*", neo4j_word(w)) for w in ODD)
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -77,14 +77,17 @@ def _query(graph: str, sparql: str, file: Path | None, meta: bool, limit: int) -
 
 def _export(graph: str, out: Path, format: str, profile: str) -> None:
     """Write a graph in another format: by the ending of OUT, or --format for folders."""
-    from interfuse.data.formats.graphs import write_graph
+    from interfuse.data.formats.graphs import left_out, write_graph
 
     found = _copy(graph)
     chosen = write_graph(out, found, format, profile=profile)
-    print_value(
-        {"path": str(out), "format": chosen, "statements": len(found)},
-        lambda: [f"{len(found)} statements as {chosen}: {out}"],
-    )
+    left = left_out(found, chosen)
+
+    def words() -> Iterable[str]:
+        yield f"{len(found)} statements as {chosen}: {out}"
+        yield from (f"left out, as {chosen} cannot hold them: {n} {what}" for what, n in left.items())
+
+    print_value({"path": str(out), "format": chosen, "statements": len(found), "left out": left}, words)
 
 
 def _import(source: str, out: Path | None, base: str | None, header: bool, strict: bool, force: bool) -> None:

@@ -81,6 +81,7 @@ class _Held:
     whole: bytes = b""  # the hashes of the statements, 32 bytes each, in their order, when the digest was taken
     said: dict[int, bytes] = field(default_factory=dict)  # likewise of what each operation added
     journal: Journal | None = None
+    documents: dict[str, tuple[str, str]] = field(default_factory=dict)  # texts that came with it
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,8 @@ class Graph:
         files.write_quads(folder / "graph.nq", order)
         files.write_log(folder / "log", state.ops)
         columns.save(folder / "columns")
+        if self._held.documents:
+            files.write_documents(folder, ((i, n, t) for i, (n, t) in sorted(self._held.documents.items())))
         files.write_meta(folder, facts)
         return facts
 
@@ -532,6 +535,16 @@ class Graph:
                 )
             ),
         )
+
+    def documents(self) -> dict[str, tuple[str, str]]:
+        """The texts kept with the graph: document's id -> (name, text); empty when there are none."""
+        if self._held.documents or self.path is None:
+            return dict(self._held.documents)
+        return files.read_documents(self.path)
+
+    def keep_documents(self, texts: Mapping[str, tuple[str, str]]) -> None:
+        """Keeps texts with a graph in memory, id -> (name, text); they are written with it."""
+        self._held.documents.update(texts)
 
     def stats(self) -> dict[str, Any]:
         """Counts: statements by status, entities, relations, documents, merged names, operations."""

@@ -293,6 +293,14 @@ class RemoteGraph:
         """The name itself."""
         return [entity]
 
+    def documents(self) -> dict[str, tuple[str, str]]:
+        """None: an endpoint keeps no texts."""
+        return {}
+
+    def keep_documents(self, texts: Mapping[str, tuple[str, str]]) -> None:
+        """Not here: ``needs.capability``."""
+        raise InterfuseError("needs.capability", "an endpoint keeps no texts", where=self.name)
+
     def stats(self) -> dict[str, Any]:
         """As :meth:`interfuse.data.graph.Graph.stats`."""
         return self.local().stats()

@@ -15,7 +15,6 @@ from typing import Any
 
 from interfuse.core.errors import InterfuseError
 from interfuse.data.graph import Graph
-from interfuse.data.graph_files import read_documents
 from interfuse.data.statements import ALIAS, LABEL, STATUSES, TYPE, Evidence, Literal, Statement
 from interfuse.kit.shapes import Shapes, Verdict, validate
 
@@ -204,8 +203,8 @@ def open_explorer(
 
         corpus = open_corpus(Source(str(documents)), Ctx())
         texts = {d.id: (d.name, d.text) for d in corpus.documents()}
-    elif Path(path).is_dir():
-        texts = read_documents(Path(path))
+    else:
+        texts = graph.documents()
     parts = [*shapes_beside(Path(path)), *(read_shapes(p) for p in shapes)]
     parts += [shapes_of(read_ontology(ontology))] if ontology is not None else []
     joined = None

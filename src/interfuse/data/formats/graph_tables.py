@@ -1,6 +1,7 @@
-"""Graphs as tables: CSV and parquet that lose nothing, PyKEEN's TSV, GraphRAG's parquet, Neo4j's import files.
+"""Graphs as tables: CSV and parquet that lose nothing, PyKEEN's TSV, Neo4j's import files.
 
-CSV cells that a spreadsheet would take for a formula get an apostrophe in front, which reading takes off again.
+CSV cells that a spreadsheet would take for a formula get an apostrophe in front, which reading takes off again. Cells of PyKEEN's TSV and
+of Neo4j's files stay as they are: these programs would take the apostrophe for a part of the value.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from interfuse.data.statements import (
     LABEL,
     TYPE,
     XSD,
-    Evidence,
     Literal,
     Statement,
     Term,
@@ -33,7 +33,6 @@ from interfuse.data.statements import (
 )
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
-DESCRIPTION = relation_id("description")
 
 
 def guarded(cell: str) -> str:
@@ -174,155 +173,6 @@ def write_tsv(path: Path, graph: Graph) -> int:
     return done
 
 
-# ---------------------------------------------------------------------------------------------- GraphRAG
-
-
-def read_graphrag(folder: Path) -> tuple[Graph, Problems]:
-    """A graph of GraphRAG's ``entities.parquet`` and ``relationships.parquet`` (versions 1 to 3, with or without ``text_units``).
-
-    Descriptions become values, text units evidence (document and element), weights qualifiers.
-
-    Raises:
-        InterfuseError: ``input.missing`` or ``input.format``.
-    """
-    tables = {name: _table(folder, name) for name in ("entities", "relationships", "text_units")}
-    if tables["entities"] is None or tables["relationships"] is None:
-        raise InterfuseError(
-            "input.missing", "the folder has no entities.parquet and relationships.parquet", where=str(folder)
-        )
-    units: dict[str, list[str]] = {}
-    for row in tables["text_units"] or ():
-        documents = row.get("document_ids")
-        documents = [row.get("document_id")] if documents is None else documents
-        units[str(row["id"])] = [str(d) for d in documents if d]
-
-    def proof(row: Mapping[str, Any]) -> tuple[Evidence, ...]:
-        places = [str(u) for u in (row.get("text_unit_ids") or ())]
-        return tuple(
-            Evidence(d, element=u, method="graphrag") for u in dict.fromkeys(places) for d in units.get(u) or [u]
-        )
-
-    names: dict[str, str] = {}
-    made: list[Statement] = []
-    shown: list[str] = []
-    count = 0
-    for row in tables["entities"]:
-        title = str(row.get("title") or row.get("name") or "")
-        if not title:
-            count += 1
-            shown.append("entities.parquet: an entity without a title")
-            continue
-        kind = str(row.get("type") or "")
-        name = names[title] = entity_id(title, kind)
-        made.append(Statement(name, LABEL, Literal(title), evidence=proof(row)))
-        if kind:
-            made.append(Statement(name, TYPE, relation_id(kind), evidence=proof(row)))
-        if row.get("description"):
-            made.append(Statement(name, DESCRIPTION, Literal(str(row["description"])), evidence=proof(row)))
-    for row in tables["relationships"]:
-        source, target = (names.get(str(row.get(k))) for k in ("source", "target"))
-        if source is None or target is None:
-            count += 1
-            shown.append(f"relationships.parquet: an end is no entity: {row.get('source')!r} to {row.get('target')!r}")
-            continue
-        qualifiers = [(relation_id(k), Literal(str(row[k])) if isinstance(row[k], str) else number(float(row[k])))
-                      for k in ("description", "weight") if row.get(k)]  # fmt: skip
-        made.append(Statement(source, relation_id("related to"), target, tuple(qualifiers), evidence=proof(row)))
-    graph = Graph(folder.name)
-    graph.add(made, note="read from GraphRAG's tables")
-    return graph, Problems(tuple(shown[:SHOWN]), count)
-
-
-def _table(folder: Path, name: str) -> list[dict[str, Any]] | None:
-    for file in (
-        folder / f"{name}.parquet",
-        folder / f"create_final_{name}.parquet",
-        folder / "artifacts" / f"create_final_{name}.parquet",
-    ):
-        if file.is_file():
-            return list(files.read_table(file).to_pylist())
-    return None
-
-
-def write_graphrag(folder: Path, graph: Graph) -> None:
-    """Writes GraphRAG's ``entities.parquet``, ``relationships.parquet`` and ``text_units.parquet`` (the columns of version 2).
-
-    An edge's description says subject, relation and object in words; text units are the evidence's places (their text is not kept
-    in a graph, so it is empty).
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True, exist_ok=True)
-    ends: dict[str, list[Statement]] = {}
-    edges: list[Statement] = []
-    for s in graph.statements():
-        ends.setdefault(s.subject, []).append(s)
-        if isinstance(s.object, str) and s.predicate != TYPE:
-            ends.setdefault(s.object, []).append(s)
-            edges.append(s)
-    titles: dict[str, str] = {}
-    taken: dict[str, None] = {}
-    for node in sorted(ends):  # titles are keys there: two entities of one label are told apart
-        title = graph.label(node)
-        titles[node] = title if title not in taken else f"{title} ({node})"
-        taken[titles[node]] = None
-    degree = {n: sum(1 for s in rows if s.predicate != TYPE and isinstance(s.object, str)) for n, rows in ends.items()}
-
-    def units(statements: Iterable[Statement]) -> list[str]:
-        return sorted({_unit(e) for s in statements for e in s.evidence})
-
-    entities: list[dict[str, Any]] = [
-        {"id": n, "human_readable_id": i, "title": titles[n], "type": graph.label(types[0]) if (types := graph.types(n)) else "",
-         "description": _words(ends[n], DESCRIPTION), "text_unit_ids": units(ends[n]), "frequency": len(units(ends[n])),
-         "degree": degree[n], "x": 0.0, "y": 0.0}
-        for i, n in enumerate(sorted(ends))
-    ]  # fmt: skip
-    relationships: list[dict[str, Any]] = [
-        {"id": s.id, "human_readable_id": i, "source": titles[s.subject], "target": titles[str(s.object)],
-         "description": _description(s, titles, graph), "weight": s.confidence,
-         "combined_degree": degree[s.subject] + degree[str(s.object)], "text_unit_ids": units([s])}
-        for i, s in enumerate(edges)
-    ]  # fmt: skip
-    places = {_unit(e): e.document for s in graph.statements() for e in s.evidence}
-    said_at: dict[str, tuple[list[str], list[str]]] = {u: ([], []) for u in places}
-    for rows, column in ((entities, 0), (relationships, 1)):
-        for row in rows:
-            for unit in row["text_unit_ids"]:
-                said_at[unit][column].append(row["id"])
-    text_units = [
-        {"id": u, "human_readable_id": i, "text": "", "n_tokens": 0, "document_ids": [places[u]], "entity_ids": said_at[u][0],
-         "relationship_ids": said_at[u][1], "covariate_ids": []}
-        for i, u in enumerate(sorted(places))
-    ]  # fmt: skip
-    for name, rows, schema in (
-        ("entities", entities, {"id": "s", "human_readable_id": "i", "title": "s", "type": "s", "description": "s", "text_unit_ids": "l",
-                                "frequency": "i", "degree": "i", "x": "f", "y": "f"}),
-        ("relationships", relationships, {"id": "s", "human_readable_id": "i", "source": "s", "target": "s", "description": "s",
-                                          "weight": "f", "combined_degree": "i", "text_unit_ids": "l"}),
-        ("text_units", text_units, {"id": "s", "human_readable_id": "i", "text": "s", "n_tokens": "i", "document_ids": "l",
-                                    "entity_ids": "l", "relationship_ids": "l", "covariate_ids": "l"}),
-    ):  # fmt: skip
-        kinds = {"s": pa.string(), "i": pa.int64(), "f": pa.float64(), "l": pa.list_(pa.string())}
-        table = pa.Table.from_pylist(rows, schema=pa.schema([(n, kinds[k]) for n, k in schema.items()]))
-        pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
-
-
-def _unit(item: Evidence) -> str:
-    return item.element if item.element and item.method == "graphrag" else f"{item.document}:{item.start}-{item.end}"
-
-
-def _words(statements: Sequence[Statement], predicate: str) -> str:
-    return " ".join(s.object.value for s in statements if s.predicate == predicate and isinstance(s.object, Literal))
-
-
-def _description(s: Statement, titles: Mapping[str, str], graph: Graph) -> str:
-    told = [v.value for p, v in s.qualifiers if p == DESCRIPTION and isinstance(v, Literal)]
-    return (
-        told[0] if told else f"{titles[s.subject]} {graph.label(s.predicate).replace('-', ' ')} {titles[str(s.object)]}"
-    )
-
-
 # ---------------------------------------------------------------------------------------------- Neo4j
 
 
@@ -343,8 +193,9 @@ def write_neo4j(folder: Path, graph: Graph) -> None:
     """Writes ``nodes.csv`` and ``edges.csv`` for ``neo4j-admin database import`` and ``load.cypher`` for a running database.
 
     Labels are an entity's classes, types its relations, both as :func:`neo4j_word`; values are typed properties (lists when some
-    entity has several). Edges carry the statement's id, confidence, status, documents and its JSON; ``statements.csv`` holds the
-    statements that are not edges.
+    entity has several). Edges carry the statement's id, confidence, status, documents and, as ``json``, all of it (qualifiers, evidence);
+    ``statements.csv`` holds the statements that are not edges, which the script puts into their node's list ``json``. The script was not run
+    on a Neo4j database here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     values: dict[str, dict[str, list[Literal]]] = {}
@@ -397,8 +248,8 @@ def write_neo4j(folder: Path, graph: Graph) -> None:
             )
     with (folder / "statements.csv").open("w", encoding="utf-8", newline="") as out:
         rows = csv.writer(out)
-        rows.writerow(["json"])
-        rows.writerows([json.dumps(to_json(s))] for s in rest)
+        rows.writerow(["subject", "json"])
+        rows.writerows([s.subject, json.dumps(to_json(s))] for s in rest)
     (folder / "load.cypher").write_text(_cypher(labels, columns, kinds, edges, graph), encoding="utf-8")
 
 
@@ -419,9 +270,9 @@ def _cypher(
         return change[kinds[column]].format(cell)
 
     parts = [
-        "// Put nodes.csv and edges.csv into the database's import folder, then run this script.",
+        "// Put nodes.csv, edges.csv and statements.csv into the database's import folder, then run this script.",
         "CREATE CONSTRAINT entity_iri IF NOT EXISTS FOR (n:Entity) REQUIRE n.iri IS UNIQUE;",
-        "LOAD CSV WITH HEADERS FROM 'file:///nodes.csv' AS row\nMERGE (n:Entity {iri: row.`iri:ID`})\nSET n.name = row.name"
+        "LOAD CSV WITH HEADERS FROM 'file:///nodes.csv' AS row\nMERGE (n:Entity {iri: row.`iri:ID`})\nSET n.name = row.name, n.json = []"
         + "".join(f",\n    n.`{c}` = {value(c)}" for c in columns) + ";",
     ]  # fmt: skip
     for label in sorted({name for names in labels.values() for name in names}):
@@ -434,8 +285,12 @@ def _cypher(
             f"LOAD CSV WITH HEADERS FROM 'file:///edges.csv' AS row\nWITH row WHERE row.`:TYPE` = '{kind}'\n"
             "MATCH (a:Entity {iri: row.`:START_ID`}), (b:Entity {iri: row.`:END_ID`})\n"
             f"MERGE (a)-[r:`{kind}` {{statement: row.statement}}]->(b)\n"
-            "SET r.confidence = toFloat(row.`confidence:double`), r.status = row.status, r.documents = row.documents;"
+            "SET r.confidence = toFloat(row.`confidence:double`), r.status = row.status, r.documents = row.documents, r.json = row.json;"
         )
+    parts.append(
+        "LOAD CSV WITH HEADERS FROM 'file:///statements.csv' AS row\n"
+        "MATCH (n:Entity {iri: row.subject}) SET n.json = n.json + row.json;"
+    )
     return "\n".join(parts) + "\n"
 
 

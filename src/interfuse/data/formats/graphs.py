@@ -6,6 +6,7 @@ from pathlib import Path
 
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.data.formats import graph_tables as tables
+from interfuse.data.formats import graphrag
 from interfuse.data.formats.graphml import read_graphml, write_graphml
 from interfuse.data.formats.rdf import FORMATS, PROFILES, read_rdf, write_rdf
 from interfuse.data.graph import Graph
@@ -58,7 +59,7 @@ def _folder(path: Path) -> tuple[Graph, Problems]:
     if (path / "statements.parquet").is_file():
         return tables.read_tables(path)
     if any(path.glob("*entities.parquet")) or (path / "artifacts").is_dir():
-        return tables.read_graphrag(path)
+        return graphrag.read_graphrag(path)
     if any(path.glob("*nodes*.csv")) or any(path.glob("*edges*.csv")):
         return tables.read_neo4j(path)
     raise InterfuseError("input.type", "the folder holds no graph that is known", where=str(path),
@@ -92,9 +93,21 @@ def write_graph(path: Path, graph: Graph, format: str = "", *, profile: str = ""
     elif chosen == "tables":
         tables.write_tables(path, graph)
     elif chosen == "graphrag":
-        tables.write_graphrag(path, graph)
+        graphrag.write_graphrag(path, graph)
     elif chosen == "neo4j":
         tables.write_neo4j(path, graph)
     else:
         write_rdf(path, graph.statements(), profile or ("rdf11-reified" if chosen in ("jsonld", "rdf") else "rdf12"))
     return chosen
+
+
+def left_out(graph: Graph, format: str) -> dict[str, int]:
+    """What a format of :data:`WRITERS` cannot hold of a graph: kind -> how many; empty where everything is written."""
+    found: dict[str, int] = {}
+    if format == "graphrag":
+        found = graphrag.left_out(graph)
+    elif format == "tsv":
+        columns = graph.columns()
+        values = int(columns.literal[columns.object].sum())
+        found = {"statements with a value": values, "qualifiers": len(columns.qualifier_value)}
+    return {k: n for k, n in found.items() if n}
