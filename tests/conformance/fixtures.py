@@ -57,6 +57,7 @@ class Scene:
         bad: check -> the inputs that it must see refused.
         interrupted: inside it, the work raises :class:`Killed` after some of it is kept. Work that goes on from there says
             so in its log ("resuming ...").
+        resumed_with: settings that the work goes on under instead of those it began with; they change no byte.
         compare: an oracle -> pairs to be equal: (name, ours, the oracle's). tolerance: relative.
         not_applicable: check -> why it does not apply to the room.
     """
@@ -71,6 +72,7 @@ class Scene:
     tolerance: float = 1e-6
     dtype: str = ""
     not_applicable: Mapping[str, str] = field(default_factory=dict)
+    resumed_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 SCENES: dict[str, Callable[[Case, Path], Scene]] = {}
@@ -525,6 +527,7 @@ def merge(case: Case, shared: Path) -> Scene:
         tolerance=1e-5,
         dtype="float32",
         not_applicable={} if rest or bases else {"refuses_wrong_shape": "one model alone has nothing it must fit"},
+        resumed_with={"workers": 1, "max_memory": 0.002},  # as after a run that had not memory enough
     )
 
 

@@ -211,7 +211,8 @@ class Workspace:
                     died = True
             assert died, "the first run was not interrupted: nothing was kept on the way"
             assert not out.exists(), "an interrupted run left something at the output place"
-            apply(self.case.method, out=out, seed=0, ctx=Ctx(log=lines.append), **self.given())
+            given = {**self.given(), **self.scene.resumed_with}
+            apply(self.case.method, out=out, seed=0, ctx=Ctx(log=lines.append), **given)
             left = [p.name for p in out.parent.iterdir() if p != out and not p.name.endswith(".lock")]
             assert not left, f"finished work left its scratch behind: {left}"
             self.notes["resume log"] = lines

@@ -87,12 +87,16 @@ class Param:
 
 @dataclass(frozen=True)
 class Method:
-    """A method that has been imported: its entry in the index, its code, parameters and traits."""
+    """A method that has been imported: its entry in the index, its code, parameters and traits.
+
+    ``unkeyed`` names the parameters that change how work is done and no byte of what it makes (its room says which).
+    """
 
     entry: index.Entry
     target: Callable[..., Any]
     params: Mapping[str, Param]
     traits: Mapping[str, Any] = field(default_factory=dict)
+    unkeyed: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -221,4 +225,4 @@ def load(name: str, *, room: str = "") -> Method:
     room_of = index.load_room_module(entry.room).ROOM
     shared = read_params(room_of.settings) if room_of.settings is not None else {}
     own = {name: room_of.widen(param) for name, param in read_params(marked[0]).items()}
-    return Method(entry, marked[0], {**shared, **own}, getattr(marked[0], _MARK))
+    return Method(entry, marked[0], {**shared, **own}, getattr(marked[0], _MARK), room_of.unkeyed)

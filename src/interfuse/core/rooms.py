@@ -107,6 +107,8 @@ class Room:
         parts: further nouns that will lie beside it, by name, promised likewise: a recipe takes one with ``{from: STEP, take: NAME}``.
         across_seeds: one call sees the inputs of all seeds.
         settings: a dataclass whose fields are parameters of every method of the room.
+        unkeyed: settings that change how work is done and no byte of what it makes: threads, memory. They stand in no key and no
+            manifest, so that work that was stopped under some goes on under others.
         widen: changes what a parameter of a method may be given as, for rooms that understand more than the method does.
         renews: (call, path, force) -> whether what stands at the path is an earlier result of the same work, which the call's result may
             replace without being asked (``force``) to; raises or tells when that would lose something.
@@ -121,6 +123,7 @@ class Room:
     estimate: Callable[[Call], Cost] = field(default=lambda call: Cost())
     across_seeds: bool = False
     settings: type | None = None
+    unkeyed: tuple[str, ...] = ()
     widen: Callable[[Param], Param] = field(default=lambda param: param)
     parts: Callable[[Call, Path], Mapping[str, Any]] = field(default=lambda call, path: {})
     renews: Callable[[Call, Path, bool], bool] | None = None
@@ -196,7 +199,7 @@ def manifest_of(room: Room, call: Call, key: str) -> dict[str, Any]:
         "kind": room.kind,
         "method": call.method.id,
         "version": call.method.version(),
-        "params": jsonable(call.params),
+        "params": _keyed(call),
         "inputs": [
             {k: lineage(v) for k, v in replica.items() if v is not None and v != []} for replica in call.replicas
         ],
@@ -207,8 +210,14 @@ def manifest_of(room: Room, call: Call, key: str) -> dict[str, Any]:
     }
 
 
+def _keyed(call: Call) -> Any:
+    """The parameters that what is made may depend on."""
+    return jsonable({name: value for name, value in call.params.items() if name not in call.method.unkeyed})
+
+
 def key_of(call: Call) -> str:
-    """The key of a call: it changes with the method's version, a parameter, an input's content or a seed."""
+    """The key of a call: it changes with the method's version, a parameter (but those the room leaves out of keys), an
+    input's content or a seed."""
 
     def prints(value: Any) -> Any:
         return (
@@ -220,7 +229,7 @@ def key_of(call: Call) -> str:
         )
 
     return fingerprint({
-        "method": call.method.id, "version": call.method.version(), "params": jsonable(call.params), "dtype": call.ctx.dtype,
+        "method": call.method.id, "version": call.method.version(), "params": _keyed(call), "dtype": call.ctx.dtype,
         "seeds": list(call.seeds), "inputs": [{k: prints(v) for k, v in r.items()} for r in call.replicas],
     })  # fmt: skip
 

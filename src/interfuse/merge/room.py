@@ -475,6 +475,7 @@ ROOM = Room(
         ),
     ),
     settings=MergeSettings,
+    unkeyed=("max_memory", "workers"),
     widen=widen,
     run=run,
     promise=promise,
