@@ -87,7 +87,9 @@ def artifact_verifies(ws: Workspace) -> None:
     """Every file is in the manifest with its hash; lineage, parameters and environment are there."""
     manifest = verify(ws.first()).manifest
     method = load(ws.case.method)
-    assert set(manifest["params"]) == set(method.params), "the manifest does not hold every parameter"
+    assert set(manifest["params"]) == set(method.params) - set(method.unkeyed), (
+        "the manifest does not hold every parameter"
+    )
     assert manifest["version"] == method.version() and manifest["environment"]["torch"]
     given = [i.name for i in load_room(ws.case.room).inputs if i.name in ws.given()]
     assert set(manifest["inputs"][0]) == set(given), "the lineage does not name every input"

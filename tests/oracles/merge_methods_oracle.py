@@ -45,12 +45,22 @@ def _kept(size: int, density: float) -> int:
     return min(size, max(1, int(density * size)))
 
 
-def ties_merge(models: Sequence[State], base: State, *, density: Any, weight: Any, scale: float, normalize: bool) -> State:  # fmt: skip
+def ties_merge(models: Sequence[State], base: State, *, density: Any, weight: Any, scale: float, normalize: bool, trim_scope: str) -> State:  # fmt: skip
     densities, weights = _list(density, len(models)), _list(weight, len(models))
+    groups = [list(base)] if trim_scope == "model" else [[name] for name in base]  # each is trimmed as one long vector
     out = {}
-    for name, b in base.items():
-        trimmed = [d * _top(d, _kept(d.size, k)) for d, k in zip(_deltas(models, base, name), densities, strict=True)]
-        out[name] = b + scale * _elected_mean(trimmed, weights, normalize)
+    for names in groups:
+        masks = []
+        for i, density in enumerate(densities):
+            vector = np.concatenate([_deltas(models, base, name)[i].ravel() for name in names])
+            top = _top(vector, _kept(vector.size, density))
+            masks.append(
+                dict(zip(names, np.split(top, np.cumsum([base[name].size for name in names])[:-1]), strict=True))
+            )
+        for name in names:
+            deltas = _deltas(models, base, name)
+            trimmed = [d * mask[name].reshape(d.shape) for d, mask in zip(deltas, masks, strict=True)]
+            out[name] = base[name] + scale * _elected_mean(trimmed, weights, normalize)
     return out
 
 

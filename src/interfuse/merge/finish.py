@@ -135,8 +135,9 @@ def finish(
     first: Model,
     models: Sequence[Model],
     own: Mapping[str, Any],
+    told: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Writes configuration, tokenizer, report and card; returns facts for the manifest."""
+    """Writes configuration, tokenizer, report (with what the method ``told`` of tensors) and card; returns facts for the manifest."""
     wanted: Vocabulary | None = call.inputs["tokenizer"]
     source = (wanted.path if wanted is not None else None) or tokenizer_folder(first)
     facts: dict[str, Any] = {}
@@ -156,6 +157,8 @@ def finish(
         tried = try_out(folder, plan.alignment.ids, plan.alignment.rows, readers)
         report["tokenizer"] = {"source": wanted.name if wanted is not None else "", **plan.alignment.report, **tried}
         facts["tokenizer"] = {k: report["tokenizer"][k] for k in ("source", "tokens", "rows")}
+    if told:
+        report["told"] = {o.name: told[o.name] for o in plan.outputs if o.name in told}
     write_report(call, folder, plan, models, own, report)
     return facts
 

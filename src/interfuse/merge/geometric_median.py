@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -18,7 +18,11 @@ def _coefficients(whole: Whole, *, weight: PerModel, steps: int) -> list[float]:
     return found
 
 
-@method(scope="element", arrays=True, base="none", prepare=_coefficients, temporaries=0)
+def _tells(weights: list[float], **_: Any) -> dict[str, Any]:
+    return {"weights": weights}
+
+
+@method(scope="element", arrays=True, base="none", prepare=_coefficients, tells=_tells, temporaries=0)
 def geometric_median(
     part: Part,
     *,

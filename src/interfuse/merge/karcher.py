@@ -18,7 +18,11 @@ def _coefficients(whole: Whole, *, weight: PerModel, steps: int, **_: Any) -> li
     return mean
 
 
-@method(scope="element", arrays=True, models=(2, 1000), prepare=_coefficients, temporaries=1)
+def _tells(weights: list[float], **_: Any) -> dict[str, Any]:
+    return {"weights": weights}
+
+
+@method(scope="element", arrays=True, models=(2, 1000), prepare=_coefficients, tells=_tells, temporaries=1)
 def karcher(
     part: Part,
     *,

@@ -23,7 +23,11 @@ def _ratio(whole: Whole, **_: Any) -> float:
     return count * cosine / (1 + (count - 1) * cosine)
 
 
-@method(scope="element", arrays=True, base="required", models=(2, 1000), prepare=_ratio, temporaries=1)
+def _tells(ratio: float, **_: Any) -> dict[str, Any]:
+    return {"t": ratio}
+
+
+@method(scope="element", arrays=True, base="required", models=(2, 1000), prepare=_ratio, tells=_tells, temporaries=1)
 def model_stock(part: Part) -> Array:
     """``t mean(theta) + (1 - t) theta_0`` with ``t = N cos / (1 + (N - 1) cos)``, cos the mean cosine of task vectors (section 4)."""
     count = len(part.models)

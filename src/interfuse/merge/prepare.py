@@ -89,8 +89,9 @@ def check(call: Call) -> None:
 
         refuse_others(call)
     if all(_is_there(m) for m in named):
-        with prepared(call):
-            pass
+        with prepared(call) as plan:
+            if "check" in traits:  # what the method cannot do with the parameters of all tensors
+                traits["check"](plan.outputs)
 
 
 def _is_there(model: Model) -> bool:

@@ -14,7 +14,8 @@ import dataclasses
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -38,6 +39,7 @@ from interfuse.merge.looks import looking
 from interfuse.merge.plan import Output
 from interfuse.merge.prepare import Prepared, check, everyone, leading, own_params, per_model_params, prepared
 from interfuse.merge.schedule import widen
+from interfuse.merge.told import Told, as_given
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,7 +171,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Whole:
-    """What ``prepare`` sees: the sources of one tensor, readable in any pieces. Names are those of :class:`Part`."""
+    """What ``prepare`` sees: the sources of one tensor, readable in any pieces. Names are those of :class:`Part`.
+
+    ``overall`` is what the method's ``overall`` found of this tensor among all of them.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -180,6 +185,7 @@ class Whole:
     sources: Sequence[tuple[int, str]] = ()
     found: Any = None
     under: str = ""
+    overall: Any = None
 
     def deltas(self) -> list[Flat]:
         """The task vectors, subtracted while they are read."""
@@ -257,7 +263,8 @@ def estimate(call: Call) -> Cost:
         sum(p.stat().st_size for p in m.path.glob("*.safetensors")) if m.path and m.path.is_dir() else 0
         for m in everyone(call)
     ]
-    passes = 2 if call.method.traits.get("prepare") else 1
+    traits = call.method.traits
+    passes = traits["passes"](call.params) if "passes" in traits else 2 if "prepare" in traits else 1
     merging = Cost(passes * sum(sizes), max(sizes), 0, round((passes * sum(sizes) + max(sizes)) / 5e8, 1))
     return merging + looking(call)
 
@@ -289,7 +296,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         for remark in plan.remarks:
             call.ctx.log(remark)
         labels, layout = [m.fingerprint() for m in call.inputs["models"]], layout_of(call, plan)
-        jobs = [make_job(call, plan, output, labels, found_before) for output in plan.outputs]
+        overall = overall_of(call, plan, labels)
         total = sum(w[name].nbytes for w in plan.weights for name in w)
         work.mkdir(parents=True, exist_ok=True)
         with (
@@ -297,6 +304,8 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
             WeightWriter(work, layout, max_shard_bytes=int(settings.max_shard * 1e9), resumable=True) as writer,
             call.ctx.bar(f"merge {call.method.entry.slug}", float(_bytes(layout)), "bytes") as bar,
         ):
+            told = stack.enter_context(Told(work / "journal.jsonl.told", journal.done))
+            jobs = [make_job(call, plan, o, labels, found_before, overall=overall, tell=told) for o in plan.outputs]
             if journal.done:
                 call.ctx.log(f"resuming: {len(journal.done)} of {len(jobs)} tensors were done")
             seen = 0
@@ -308,12 +317,13 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
 
             stats = stream_merge(jobs, writer, workers=settings.workers or None, max_memory=int(settings.max_memory * 1e9),
                                  journal=journal, progress=progress)  # fmt: skip
+            told.complete(jobs if "tells" in call.method.traits else ())
     if work != folder:
         for file in sorted(work.glob("*.safetensors*")):
             os.replace(file, folder / file.name)
     for left in sorted(folder.glob("journal.jsonl*")):
         left.unlink()
-    found = finish(call, folder, plan, layout, leading(call), everyone(call), own_params(call))
+    found = finish(call, folder, plan, layout, leading(call), everyone(call), own_params(call), told.found)
     return {
         "tensors": stats.tensors,
         "bytes_read": total,
@@ -373,38 +383,88 @@ def layout_of(call: Call, plan: Prepared) -> dict[str, tuple[str, tuple[int, ...
     return {o.name: (wanted if wanted and o.info.kind.floating else o.info.code, o.info.shape) for o in plan.outputs}
 
 
-def make_job(call: Call, plan: Prepared, output: Output, labels: Sequence[str], found: Found | None = None) -> Job:
-    """How one output tensor is computed. ``labels``: the models' fingerprints. ``found``: what calibration has found."""
-    if not output.info.kind.floating:  # not knowledge: the base's or the first model's are kept
-        index, name = output.base or output.sources[0]
-        return Job(output.name, (plan.weights[index].source(name),))
+@dataclass(frozen=True)
+class _Taken:
+    """What goes into one output tensor: the fields of :class:`Whole`, the base first among ``sources`` (``under``: its name)."""
+
+    sources: tuple[Flat, ...]
+    labels: Sequence[str]
+    order: Sequence[int]
+    own: Mapping[str, Any]
+    chosen: Sequence[tuple[int, str]]
+    under: str
+
+    def whole(self, call: Call, output: Output, flat: Sequence[Flat], found: Any, overall: Any) -> Whole:
+        """As ``prepare`` sees it, read from ``flat``."""
+        base, bases = (flat[0], 1) if self.under else (None, 0)
+        return Whole(output.name, output.info.shape, flat[bases : len(self.sources)], base, call.ctx.seed, self.labels,
+                     self.chosen, found, self.under, overall)  # fmt: skip
+
+
+def _taken(call: Call, plan: Prepared, output: Output, labels: Sequence[str]) -> _Taken:
     order, own = in_order(call, output, labels)
     named = [*([output.base] if output.base else []), *(output.sources[i] for i in order)]
     sources = tuple(plan.weights[index].source(name) for index, name in named)
     mine = [labels[output.sources[i][0]] for i in order]
-    chosen = [output.sources[i] for i in order]
-    beside = [found.beside[i](name) for i, name in chosen if i in found.beside] if found is not None else []
+    return _Taken(sources, mine, order, own, [output.sources[i] for i in order], output.base[1] if output.base else "")
+
+
+def overall_of(call: Call, plan: Prepared, labels: Sequence[str]) -> Mapping[str, Any]:
+    """What the method must know of all tensors at once (its trait ``overall``), by output; computed once for the whole merge.
+
+    The trait is a function of the :class:`Whole` tensors, their parameters and the number of threads, and gives a value for each
+    of them, or nothing when the parameters need none.
+    """
+    if "overall" not in call.method.traits:
+        return {}
+    outputs = [o for o in plan.outputs if o.info.kind.floating]
+    taken = [_taken(call, plan, o, labels) for o in outputs]
+    wholes = [t.whole(call, o, t.sources, None, None) for t, o in zip(taken, outputs, strict=True)]
+    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    threads = call.params["workers"] or processors
+    facts = call.method.traits["overall"](wholes, [t.own for t in taken], threads)
+    return dict(zip([o.name for o in outputs], facts, strict=True)) if facts else {}
+
+
+def make_job(
+    call: Call,
+    plan: Prepared,
+    output: Output,
+    labels: Sequence[str],
+    found: Found | None = None,
+    *,
+    overall: Mapping[str, Any] | None = None,
+    tell: Callable[[str, Mapping[str, Any]], None] | None = None,
+) -> Job:
+    """How one output tensor is computed.
+
+    Args:
+        labels: the models' fingerprints. found: what calibration has found. overall: see :func:`overall_of`.
+        tell: is given the output's name and what the method tells of it (its trait ``tells``) once it is known.
+    """
+    if not output.info.kind.floating:  # not knowledge: the base's or the first model's are kept
+        index, name = output.base or output.sources[0]
+        return Job(output.name, (plan.weights[index].source(name),))
+    taken = _taken(call, plan, output, labels)
+    beside = [found.beside[i](name) for i, name in taken.chosen if i in found.beside] if found is not None else []
     extra = tuple(flat for flat in beside if flat is not None)
     extra = extra if len(extra) == len(beside) else ()
     facts = found.facts if found is not None else None
-    under = output.base[1] if output.base else ""
-    return _job(call, output.name, output.info.shape, sources, under, mine, own, chosen, extra, facts)
+    return _job(call, output, taken, extra, facts, (overall or {}).get(output.name), tell)
 
 
 def _job(
     call: Call,
-    name: str,
-    shape: tuple[int, ...],
-    sources: tuple[Flat, ...],
-    under: str,
-    labels: Sequence[str],
-    own: Mapping[str, Any],
-    chosen: Sequence[tuple[int, str]],
+    output: Output,
+    taken: _Taken,
     extra: tuple[Flat, ...],
     found: Any,
+    overall: Any,
+    tell: Callable[[str, Mapping[str, Any]], None] | None,
 ) -> Job:
-    traits, target, seed = call.method.traits, call.method.target, call.ctx.seed
-    bases, end = int(bool(under)), len(sources)
+    traits, target, seed, own = call.method.traits, call.method.target, call.ctx.seed, taken.own
+    name, shape, labels, sources = output.name, output.info.shape, taken.labels, taken.sources
+    bases, end = int(bool(taken.under)), len(sources)
 
     def function(values: list[Tensor], block: Block) -> Tensor:
         base = values[0] if bases else None
@@ -422,23 +482,24 @@ def _job(
             block.facts,
             seed,
             labels,
-            chosen,
+            taken.chosen,
             values[end:],
             found,
-            under,
+            taken.under,
         )
         merged: Tensor = target(part, **own)
         return merged
 
     def ready(flat: Sequence[Flat]) -> Any:
-        base = flat[0] if bases else None
         try:
-            seen = Whole(name, shape, flat[bases:end], base, seed, labels, chosen, found, under)
-            return traits["prepare"](seen, **own)
+            facts = traits["prepare"](taken.whole(call, output, flat, found, overall), **own)
         except InterfuseError as error:
             if error.where:
                 raise
             raise InterfuseError(error.code, error.what, where=f"tensor {name}", fix=error.fix) from error
+        if tell is not None and "tells" in traits:
+            tell(name, as_given(traits["tells"](facts, **own), taken.order))
+        return facts
 
     scope = traits.get("scope", "element")
     if scope == "row" and len(shape) < 2:

@@ -49,7 +49,11 @@ def _facts(whole: Whole, *, select_topk: float, **_: Any) -> tuple[Threshold | N
     return selected, (energy / total).tolist() if total > 0 else [1.0 / len(deltas)] * len(deltas)
 
 
-@method(scope="element", base="required", prepare=_facts, temporaries=8, per_model=())
+def _tells(facts: tuple[Threshold | None, list[float]], **_: Any) -> dict[str, Any]:
+    return {"weights": facts[1]}
+
+
+@method(scope="element", base="required", prepare=_facts, tells=_tells, temporaries=8, per_model=())
 def sce(
     part: Part,
     *,

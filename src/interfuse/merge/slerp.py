@@ -18,7 +18,13 @@ def _angles(whole: Whole, **_: Any) -> tuple[float, float, float]:
     return float(products[0, 1]), math.sqrt(products[0, 0]), math.sqrt(products[1, 1])
 
 
-@method(scope="element", arrays=True, base="none", models=(2, 2), ordered=True, prepare=_angles, temporaries=0)
+def _tells(facts: tuple[float, float, float], *, t: float) -> dict[str, Any]:
+    return {"weights": list(slerp_weights(*facts, t))}
+
+
+@method(
+    scope="element", arrays=True, base="none", models=(2, 2), ordered=True, prepare=_angles, tells=_tells, temporaries=0
+)
 def slerp(
     part: Part,
     *,

@@ -7,8 +7,9 @@ import functools
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from interfuse.kit.streaming import Block, Job
 from interfuse.merge.calibrate import Found, calibrated
 from interfuse.merge.plan import Output
 from interfuse.merge.prepare import Prepared, prepared
-from interfuse.merge.room import layout_of, make_job
+from interfuse.merge.room import layout_of, make_job, overall_of
 
 Tensor = torch.Tensor
 #: tensors of methods that see a whole tensor at once, kept while their readers need them in pieces
@@ -49,15 +50,28 @@ class Unwritten:
             with lock:  # the first reader calibrates, the others wait
                 return examined()
 
+        @functools.cache
+        def surveyed() -> Mapping[str, Any]:
+            return overall_of(self.call, plan, labels())
+
+        def overall() -> Mapping[str, Any]:
+            with lock:
+                return surveyed()
+
         for output, (code, shape) in zip(plan.outputs, layout_of(self.call, plan).values(), strict=True):
-            make = functools.partial(self._job, plan, output, labels, found)
+            make = functools.partial(self._job, plan, output, labels, found, overall)
             flats[output.name] = (_Merged(make, shape, kept), code)
         return Overlay(None, flats, closing=stack.close)
 
     def _job(
-        self, plan: Prepared, output: Output, labels: Callable[[], list[str]], found: Callable[[], Found | None]
+        self,
+        plan: Prepared,
+        output: Output,
+        labels: Callable[[], list[str]],
+        found: Callable[[], Found | None],
+        overall: Callable[[], Mapping[str, Any]],
     ) -> Job:
-        return make_job(self.call, plan, output, labels(), found())
+        return make_job(self.call, plan, output, labels(), found(), overall=overall())
 
     def fingerprint(self) -> str:
         """The key of the call."""

@@ -19,7 +19,11 @@ def _weights(whole: Whole, *, statistic: str, **_: Any) -> list[float]:
     return [e / total for e in energy] if total > 0 else [1.0 / len(energy)] * len(energy)
 
 
-@method(scope="element", base="required", prepare=_weights, temporaries=4, per_model=())
+def _tells(weights: list[float], *, granularity: str, **_: Any) -> dict[str, Any]:
+    return {"weights": weights} if granularity == "tensor" else {}
+
+
+@method(scope="element", base="required", prepare=_weights, tells=_tells, temporaries=4, per_model=())
 def varm(
     part: Part,
     *,
