@@ -10,7 +10,9 @@ import pytest
 
 import interfuse
 from interfuse.core.artifact import open_artifact
+from interfuse.core.ctx import Budget
 from interfuse.core.errors import InterfuseError
+from interfuse.data.lm import RecordedLM
 from interfuse.kit.ontology_growth import (
     Concepts,
     Operation,
@@ -251,6 +253,49 @@ def test_given_questions_and_ontologies_take_the_panels_place(tmp_path: Path) ->
     facts, _ = build(tmp_path, few, ontology=str(out / "ontology.ttl"), domain="")
     assert few.asked == 2 < lm.asked
     assert facts["method"]["verification"]["violations"] == 0
+
+
+def test_every_reply_of_json_is_asked_for_by_its_shape(tmp_path: Path) -> None:
+    from interfuse.data.schema_decoding import stack_of
+
+    shapes: dict[str, Any] = {}
+
+    class Shaped(ScriptedPanel):
+        def generate(self, prompts: Any, *, schema: Any = None, **options: Any) -> Any:
+            words = prompts[0][-1]["content"] if "state, in" not in prompts[0][0]["content"] else "triplets"
+            shapes[words] = schema
+            return super().generate(prompts, **options)
+
+    build(tmp_path, Shaped())
+    told = {" ".join(sorted(s["properties"])): s for s in shapes.values() if s is not None}
+    assert sorted(told) == ["classes data_properties object_properties subclass_of", "duplicates", "groups", "triplets"]
+    assert all(stack_of(s) is not None for s in told.values()), "a model here is held to them, too"
+    words = told["triplets"]["properties"]["triplets"]["items"]["properties"]["predicate"]["enum"]
+    assert sorted(words) == ["bornIn", "foundedIn", "isA", "liesIn"]
+
+
+def test_a_model_here_keeps_to_the_budget_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    tape = tmp_path / "tape.jsonl"
+    build(tmp_path, ScriptedPanel(record=tape))
+    paid = len(tape.read_text().splitlines())
+    play = RecordedLM(tape)
+    asked: list[int] = []
+
+    class Counted(RecordedLM):
+        def generate(self, prompts: Any, **options: Any) -> Any:
+            asked.append(len(prompts))
+            return play.generate(prompts, **options)
+
+    given = {"lm": Counted(tape), "domain": "towns and composers", "out": tmp_path / "again"}
+    with pytest.raises(InterfuseError, match=r"budget\.spent"):
+        interfuse.build.hydra(
+            str(tmp_path / "texts"), ctx=interfuse.Ctx(cache=tmp_path / "c", budget=Budget(calls=7)), **given
+        )
+    assert sum(asked) == 7
+    interfuse.build.hydra(
+        str(tmp_path / "texts"), ctx=interfuse.Ctx(cache=tmp_path / "c", budget=Budget(calls=paid - 7)), **given
+    )
+    assert sum(asked) == paid
 
 
 def test_refusals(tmp_path: Path) -> None:

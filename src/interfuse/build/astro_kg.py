@@ -18,9 +18,9 @@ from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.core.rooms import Call, Cost
-from interfuse.data.lm import LM, Prompt
+from interfuse.data.lm import LM, Prompt, cached
 from interfuse.data.statements import XSD, Evidence, Literal, number
-from interfuse.kit.asking import numbered, prepared, said_to
+from interfuse.kit.asking import numbered, said_to
 from interfuse.kit.change_points import course, lag
 from interfuse.kit.concept_walks import Force, Window, bridges, driving_force, ochiai, symmetric, windows
 from interfuse.kit.kept_steps import kept
@@ -191,10 +191,10 @@ def _from_texts(work: Work, texts: Sequence[str], least: int, most_share: float)
     if work.lm is None:
         names, rows, _ = concepts(texts, least=least, most_share=most_share)
         return names, rows
-    lm = prepared(work.lm, work.ctx)
+    lm = cached(work.lm, work.ctx)
     own = []
     for i, text in enumerate(texts):
-        asked = said_to(lm, ASK.format(count=10, text=text[:4000]))
+        asked = said_to(work.lm, ASK.format(count=10, text=text[:4000]))
         reply = kept(work.ctx, f"concepts {i}", partial(_reply, lm, asked, work))
         own.append(list(dict.fromkeys(_key(c) for c in numbered(reply) if len(c) <= 60 and _key(c))))
     counts: dict[str, int] = {}

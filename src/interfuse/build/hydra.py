@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from interfuse.build.asking import count_chunks
-from interfuse.build.panel import SCOPES, Talk
+from interfuse.build.panel import SCOPES, Talk, of_parts, shaped
 from interfuse.build.panel import questions as panel_questions
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.core.rooms import Cost
 from interfuse.data.chunks import Chunk, split
+from interfuse.data.lm import cached
 from interfuse.data.statements import SUBCLASS, XSD, Evidence, Statement
 from interfuse.data.statements import Literal as Value
-from interfuse.kit.asking import prepared
 from interfuse.kit.document_prompts import about_document
 from interfuse.kit.mended_replies import json_value, records
 from interfuse.kit.ontology_growth import (
@@ -44,6 +44,17 @@ from interfuse.kit.typed_triplets import IS_A, Triplet, remedied, triplet_issues
 PIECE = 400
 #: what is expected of a panel before it is asked: personas, questions of a group of them, and repairs of the ontology
 USUAL = {"personas": 12, "questions": 10, "repairs": 3}
+_WORD: dict[str, Any] = {"type": "string"}
+_BELOW = {"type": "array", "items": of_parts({"child": _WORD, "parent": _WORD})}
+_WORDS = {"type": "array", "items": _WORD}
+#: the shapes of an ontology's growth and of its repair
+GROWTH = of_parts({
+    "classes": {"type": "array", "items": of_parts({"name": _WORD, "description": _WORD})},
+    "subclass_of": _BELOW,
+    "object_properties": {"type": "array", "items": of_parts({"name": _WORD, "domain": _WORDS, "range": _WORDS, "characteristics": _WORDS})},
+    "data_properties": {"type": "array", "items": of_parts({"name": _WORD, "domain": _WORDS, "range": _WORD})},
+})  # fmt: skip
+REPAIR = of_parts({"kind": {"enum": ["merge", "bridge", "prune"]}, "clusters": {"type": "array", "items": {"type": "integer"}}, "below": _BELOW, "classes": _WORDS})  # fmt: skip
 
 
 def _cost(call: Any, params: Mapping[str, Any]) -> Cost:
@@ -87,7 +98,7 @@ def hydra(
         InterfuseError: ``param.missing`` without a domain, an ontology or questions; ``run.failed`` when no ontology came about.
     """
     assert work.lm is not None
-    talk = Talk(prepared(work.lm, work.ctx), work, tries)
+    talk = Talk(cached(work.lm, work.ctx), work, tries)
     asked = [q.strip() for q in questions or () if q.strip()]
     if work.ontology is not None:
         concepts = concepts_of(work.ontology)
@@ -137,7 +148,7 @@ def _grown(talk: Talk, asked: Sequence[str], batch: int) -> Concepts:
                         'Return only new concepts, as a JSON object with "classes" [{"name", "description"}], "subclass_of" [{"child", "parent"}], '
                         '"object_properties" [{"name", "domain": [], "range": [], "characteristics": []}], "data_properties" [{"name", "domain": [], '
                         '"range": "xsd:integer"}]. Every class but one root is below another one.', lambda text: read_concepts(json_value(text)),
-                        functools.partial(_issues_of, state))  # fmt: skip
+                        functools.partial(_issues_of, state), GROWTH)  # fmt: skip
         if made is None:
             talk.work.count("batches of questions left out")
         else:
@@ -156,7 +167,7 @@ def _repaired(talk: Talk, state: Concepts) -> Concepts:
         lines = "\n".join(f"{i}: {names_of(p)}" for i, p in enumerate(parts, 1))
         made = talk.ask("repair", f"The classes fall into {len(parts)} clusters:\n{lines}\nPropose one operation that connects or removes a cluster, as a JSON object "
                         'with "kind" (merge, bridge or prune), "clusters" (their numbers), "below" [{"child", "parent"}] and "classes" (to delete).',
-                        _operation, lambda o: [str(i) for i in operation_issues(now, o)])  # fmt: skip
+                        _operation, lambda o: [str(i) for i in operation_issues(now, o)], REPAIR)  # fmt: skip
         return made if made is not None else under_one_root(now, parts)
 
     before = len(clusters(state))
@@ -248,10 +259,12 @@ def _read(
         )
 
     request = about_document(
-        'What does the document state, in the words of the ontology? Answer with a JSON list of objects with the keys "subject", "predicate" and "object". '
-        f'First say of each entity, in snake_case, what it is: predicate "{IS_A}", object a class. Answer [] if nothing fits.', chunk.text,
+        'What does the document state, in the words of the ontology? Answer with a JSON object {"triplets": [{"subject": ..., "predicate": ..., "object": ...}]}. '
+        f'First say of each entity, in snake_case, what it is: predicate "{IS_A}", object a class. Answer {{"triplets": []}} if nothing fits.', chunk.text,
         before=f"Ontology: {known}\nAlready known: {json.dumps([[t.subject, t.predicate, t.object] for t in had], ensure_ascii=False)}")  # fmt: skip
-    made = talk.ask("triplets", request, read, wrong)
+    known_words = {"enum": [IS_A, *concepts.properties]} if contracts != "off" else _WORD
+    form = shaped("triplets", of_parts({"subject": _WORD, "predicate": known_words, "object": _WORD}))
+    made = talk.ask("triplets", request, read, wrong, form)
     return made if made is not None else last
 
 

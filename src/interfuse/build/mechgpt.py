@@ -16,9 +16,9 @@ from interfuse.core.method import method
 from interfuse.core.rooms import Call, Cost
 from interfuse.core.safe import fingerprint
 from interfuse.data.chunks import Chunk, sentences, split
-from interfuse.data.lm import LM
+from interfuse.data.lm import LM, cached
 from interfuse.data.statements import Evidence
-from interfuse.kit.asking import prepared, said_to
+from interfuse.kit.asking import said_to
 from interfuse.kit.kept_steps import kept
 from interfuse.kit.ontological import bridge, joined, measures, read_triples
 from interfuse.kit.qa_pairs import (
@@ -101,7 +101,7 @@ def mechgpt(
             "param.value", "one topic has nothing to be connected with", fix="Give two topics, or none."
         )
     assert work.corpus is not None
-    lm = prepared(work.lm, work.ctx) if work.lm is not None else None
+    lm = cached(work.lm, work.ctx) if work.lm is not None else None
     chunks = [c for d in work.corpus.documents() for c in split(d, passage)]
     chunks = [c for c in chunks if sentences(c.text)]
     if not chunks:
@@ -163,7 +163,10 @@ def _read(lm: LM | None, work: Work, chunk: Chunk, pairs: int, triples: int, tem
 
 def _asked(lm: LM, work: Work, text: str, temperature: float) -> str:
     seed = work.ctx.seed_for(fingerprint(text)) % 2**31
-    return lm.generate([said_to(lm, text)], max_tokens=512, temperature=temperature, seed=seed, ctx=work.ctx)[0][0].text
+    assert work.lm is not None
+    return lm.generate([said_to(work.lm, text)], max_tokens=512, temperature=temperature, seed=seed, ctx=work.ctx)[0][
+        0
+    ].text
 
 
 def _proof(work: Work, lm: LM | None, chunk: Chunk, span: Sequence[int]) -> Evidence:

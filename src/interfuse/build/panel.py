@@ -21,6 +21,17 @@ PERSONAS = {"high": 3, "medium": 2, "low": 1}
 SCOPES, LEAST_SCOPE = 6, 100
 #: the longest reply that is asked for, in tokens
 REPLY = 1024
+_GROUP = {"group": {"type": "string"}, "priority": {"enum": list(PERSONAS)}, "reason": {"type": "string"}}
+
+
+def shaped(name: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a reply that is one list under a name."""
+    return {"type": "object", "properties": {name: {"type": "array", "items": item}}, "required": [name]}
+
+
+def of_parts(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of an object that has all of some parts."""
+    return {"type": "object", "properties": dict(parts), "required": list(parts)}
 
 
 @dataclass
@@ -33,12 +44,13 @@ class Talk:
     record: Record = field(default_factory=Record)
 
     def ask(self, name: str, request: str | list[dict[str, str]], read: Callable[[str], Any],
-            wrong: Callable[[Any], Sequence[str]] = nothing) -> Any:  # fmt: skip
-        """What ``read`` makes of the answer, when nothing is ``wrong`` with it; None when no try passed."""
+            wrong: Callable[[Any], Sequence[str]] = nothing, schema: Mapping[str, Any] | None = None) -> Any:  # fmt: skip
+        """What ``read`` makes of the answer, which has the shape of ``schema`` where the model can be held to it, when nothing is ``wrong``
+        with it; None when no try passed."""
         said: list[str] = []
 
         def step(prompt: list[dict[str, str]]) -> Any:
-            said.append(self.lm.generate([prompt], max_tokens=REPLY, ctx=self.work.ctx)[0][0].text)
+            said.append(self.lm.generate([prompt], max_tokens=REPLY, schema=schema, ctx=self.work.ctx)[0][0].text)
             self.work.count("requests")
             return read(said[-1])
 
@@ -73,9 +85,10 @@ def questions(talk: Talk, domain: str, group: int) -> list[str]:
 
 def _panel(talk: Talk, domain: str) -> list[str]:
     """Personas of every group of people who know the domain, more of them where the priority is higher."""
-    holders = talk.ask("panel", f"Which groups of people hold knowledge of this domain: {domain}? Answer with a JSON list of objects with the keys "
-                       '"group", "priority" (high, medium or low) and "reason".', lambda text: records(text, ("group", "priority", "reason"), needed=("group", "priority")).rows,
-                       lambda rows: () if any(_priority(r) for r in rows) else ("no object with a group and a priority of high, medium or low",))  # fmt: skip
+    holders = talk.ask("panel", f"Which groups of people hold knowledge of this domain: {domain}? Answer with a JSON object "
+                       '{"groups": [{"group": ..., "priority": "high, medium or low", "reason": ...}]}.', lambda text: records(text, ("group", "priority", "reason"), needed=("group", "priority")).rows,
+                       lambda rows: () if any(_priority(r) for r in rows) else ("no object with a group and a priority of high, medium or low",),
+                       shaped("groups", of_parts(_GROUP)))  # fmt: skip
     panel: dict[str, None] = {}
     for row in holders or ():
         wanted, mine = PERSONAS.get(_priority(row), 0), dict[str, None]()
@@ -122,9 +135,14 @@ def _unique(talk: Talk, asked: list[str]) -> list[str]:
             isinstance(s, list) and len(s) > 1 and all(isinstance(i, int) and 1 <= i <= len(asked) for i in s)
             for s in sets
         )
-        return () if fine else ("the answer is not a JSON list of lists of two or more numbers of questions",)
+        return () if fine else ("there is no list of lists of two or more numbers of questions in the answer",)
+
+    def read(text: str) -> Any:
+        value = json_value(text)
+        return value.get("duplicates") if isinstance(value, dict) else value
 
     sets = talk.ask("duplicates", f"Which of these questions ask the same? A more specific question is no duplicate.\n{lines}\n"
-                    "Answer with a JSON list of lists of their numbers, [] if there are none.", json_value, wrong)  # fmt: skip
+                    'Answer with a JSON object {"duplicates": [[1, 2], ...]}, each list the numbers of questions that ask the same, [] if there are none.',
+                    read, wrong, shaped("duplicates", {"type": "array", "items": {"type": "integer"}}))  # fmt: skip
     gone = {i for s in sets or () for i in s[1:]}
     return [q for i, q in enumerate(asked, 1) if i not in gone]

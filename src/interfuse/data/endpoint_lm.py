@@ -84,6 +84,15 @@ def bounded(base: Any, seconds: float, most: int) -> Any:
     return Bounded()
 
 
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema as servers take it that hold a model to it strictly: every object has all its properties, and no others."""
+    made = {k: closed(v) if k == "items" else v for k, v in schema.items()}
+    if "properties" in made:
+        made["properties"] = {k: closed(v) for k, v in made["properties"].items()}
+        made |= {"required": list(made["properties"]), "additionalProperties": False}
+    return made
+
+
 class EndpointLM:
     """A model behind an address.
 
@@ -185,7 +194,7 @@ class EndpointLM:
         def chat(prompt: Prompt) -> list[Reply]:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
             form = (
-                {"type": "json_schema", "json_schema": {"name": "reply", "schema": dict(schema), "strict": True}}
+                {"type": "json_schema", "json_schema": {"name": "reply", "schema": closed(schema), "strict": True}}
                 if schema is not None
                 else None
             )
