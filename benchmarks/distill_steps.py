@@ -2,7 +2,8 @@
 
 The method's step and the plain one with the prediction alternate; the ratio is that of the processor time of one thread, pair by
 pair, so that other work on the machine hardly counts (elapsed time is recorded as well). Goals: methods on logits at most 1.10, methods on features at most 1.25, stored predictions at most 1.10 of a student
-step without any teacher. ``memory_mb``: weights, gradients, optimiser state and what a step keeps for its gradients.
+step without any teacher; ``ensemble`` is set against the predictions of its two teachers, ``dml`` and ``kdcl`` train the other network as
+well. ``memory_mb``: weights, buffers, gradients, optimiser state, what a step keeps for its gradients and what the method stores.
 
     python benchmarks/distill_steps.py [METHOD ... | --table]
 """
@@ -33,15 +34,17 @@ from interfuse.distill.room import _hooks, _step, start
 from interfuse.distill.verbs import step_memory
 from interfuse.kit.encode import Encoder, forward
 
-#: method, label, parameters, goal of its ratio (None where the paper's own work is more than a loss)
+#: method, label, parameters (``rows``: of the table, instead of 128), goal of its ratio (None where the paper's own work is more than a loss)
 METHODS: list[tuple[str, str, dict[str, Any], float | None]] = [
     ("kd", "", {}, 1.1), ("kd", "stored predictions", {"teacher_cache": "auto"}, 1.1), ("dkd", "", {}, 1.1), ("dist", "", {}, 1.1), ("logit-standardisation", "", {}, 1.1), ("nd-kd", "", {}, 1.1),
     ("mix-kd", "", {}, 1.1), ("dhkd", "align none", {"align": "none"}, 1.1), ("dhkd", "", {}, 1.1), ("dhkd", "align backbone", {"align": "backbone"}, None), ("fitnets", "", {}, 1.25),
-    ("at", "", {}, 1.25), ("sp", "", {}, 1.25), ("rkd", "", {}, 1.25), ("crd", "", {"count": 1024}, 1.25), ("reviewkd", "", {}, 1.25), ("reviewkd", "max_width 16", {"max_width": 16}, 1.25), ("trg", "", {}, 1.25),
+    ("at", "", {}, 1.25), ("sp", "", {}, 1.25), ("rkd", "", {}, 1.25), ("crd", "128 rows", {}, 1.25), ("crd", "16,384 of 20,000 rows", {"rows": 20_000}, 1.25), ("reviewkd", "", {}, 1.25), ("reviewkd", "max_width 16", {"max_width": 16}, 1.25), ("trg", "", {}, 1.25),
     ("ofa-kd", "", {}, 1.25), ("diswot", "sp, ickd", {"space": {"num_labels": [10]}, "sp": 3000.0, "ickd": 2.5}, 1.25),
     ("fantastic-gains", "", {}, None), ("kd3", "", {"min_per_class": 128}, None),
     ("kd3", "no contrast", {"contrast": 0, "min_per_class": 128}, 1.25), ("hard", "", {}, None),
     ("tgeo-kd", "outer_every 10", {"outer_every": 10}, None), ("tgeo-kd", "", {}, None), ("bd-kd", "", {}, None),
+    ("dml", "", {}, None), ("kdcl", "", {}, None), ("ensemble", "two teachers", {}, 1.1),
+    ("compose", "kd + nd-kd", {"parts": [{"use": "kd"}, {"use": "nd-kd", "base": "none", "ce": 0}]}, 1.25),
 ]  # fmt: skip
 VIT = {"model_type": "vit", "num_channels": 3, "image_size": 32, "patch_size": 4, "num_labels": 10}
 SMALL = {
@@ -63,43 +66,47 @@ def configured(**config: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"config": config}
 
 
-#: measured for knowledge review alone, whose cost grows with the students' width
-WIDE = "ResNet-32x4 to ResNet-8x4, 32 x 32"
-#: pair -> teacher, student, side and channels of the pictures, pairs of steps
-PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int, int]] = {
-    "ResNet-56 to ResNet-20, 32 x 32": (cifar(9, 9, 9), cifar(3, 3, 3), 32, 3, 8),
+#: pair -> teacher, student, side and channels of the pictures, pairs of steps, and the only method that is measured (else all, with a column)
+PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int, int, str]] = {
+    "ResNet-56 to ResNet-20, 32 x 32": (cifar(9, 9, 9), cifar(3, 3, 3), 32, 3, 8, ""),
     "ViT 6 x 192 to ViT 4 x 96, 32 x 32": (
         configured(**VIT, hidden_size=192, num_hidden_layers=6, num_attention_heads=6, intermediate_size=768),
-        configured(**VIT, hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=384), 32, 3, 4),
+        configured(**VIT, hidden_size=96, num_hidden_layers=4, num_attention_heads=3, intermediate_size=384), 32, 3, 4, ""),
     "ResNet 32-64 to 16-32, 8 x 8": (configured(**SMALL, embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1]),
-                                     configured(**SMALL, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1]), 8, 1, 40),
-    WIDE: (cifar(5, 5, 5, wide=True), cifar(1, 1, 1, wide=True), 32, 3, 3),
+                                     configured(**SMALL, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1]), 8, 1, 40, ""),
+    # the wide pair of knowledge review, whose cost grows with the students' width
+    "ResNet-32x4 to ResNet-8x4, 32 x 32": (cifar(5, 5, 5, wide=True), cifar(1, 1, 1, wide=True), 32, 3, 3, "reviewkd"),
 }  # fmt: skip
 BATCH = 64
 PAGE = Path(__file__).parents[1] / "docs" / "choose.md"
 
 
-def pictures(side: int, channels: int) -> Table:
-    """128 pictures of noise with ten classes: time does not depend on what is on them."""
+def pictures(side: int, channels: int, rows: int = 128) -> Table:
+    """128 pictures of noise with ten classes, over and over: time does not depend on what is on them."""
     rng = np.random.default_rng(0)
     x = rng.random((128, side, side, channels) if channels > 1 else (128, side, side), dtype=np.float32)
-    return open_table(Source(Dataset.from_dict({"image": x.tolist(), "label": [i % 10 for i in range(128)]})), Ctx())
+    made = Dataset.from_dict({"image": x.tolist(), "label": [i % 10 for i in range(128)]})
+    return open_table(Source(made.select([i % 128 for i in range(rows)]) if rows != 128 else made), Ctx())
+
+
+def teachers_of(slug: str) -> int:
+    return 2 if slug == "ensemble" else 1
 
 
 def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
-    teacher, student, side, channels, pairs = PAIRS[pair]
+    teacher, student, side, channels, pairs, alone = PAIRS[pair]
     ctx, data = Ctx(device="cpu"), pictures(side, channels)
 
     def begun(slug: str, extra: Mapping[str, Any]) -> tuple[Any, Any]:
         given = {
             "student": student(),
-            "data": data,
+            "data": pictures(side, channels, extra["rows"]) if "rows" in extra else data,
             "batch_size": BATCH,
             "epochs": 100,
             "teacher_cache": "off",
-            **extra,
+            **{k: v for k, v in extra.items() if k != "rows"},
         }
-        taught = {} if slug == "none" else {"teacher": [teacher()]}
+        taught = {} if slug == "none" else {"teacher": [teacher() for _ in range(teachers_of(slug))]}
         call = prepare(load_room("distill"), load(f"distill/{slug}"), {**given, **taught}, ctx)
         hooks = _hooks(call)
         state = start(call, hooks)
@@ -118,7 +125,7 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for slug, label, extra, goal in METHODS:
         name = f"{slug}, {label}" if label else slug
-        if pair == WIDE and slug != "reviewkd":
+        if alone and slug != alone:
             continue
         if (only and slug not in only) or (slug == "diswot" and not isinstance(student(), dict)):
             continue
@@ -134,7 +141,7 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
                 cpu, wall = time.process_time(), time.perf_counter()
                 if which:
                     _step(plain, plain_hooks, [chosen], {})
-                    if not stored:
+                    for _ in range(0 if stored else teachers_of(slug)):
                         predicted(chosen)
                 else:
                     _step(state, hooks, [chosen], {})
@@ -155,7 +162,7 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
 
 def write_table(pairs: Mapping[str, Mapping[str, Any]]) -> None:
     """The table of ``docs/choose.md``: a row per method, its median ratio on each pair, and the memory of a step of the first pair."""
-    pairs = {pair: rows for pair, rows in pairs.items() if pair != WIDE}
+    pairs = {pair: rows for pair, rows in pairs.items() if not PAIRS[pair][-1]}
     names = list(dict.fromkeys(name for rows in pairs.values() for name in rows))
     lines = [f"| method | {' | '.join(pairs)} | MB |", "|---" * (len(pairs) + 2) + "|"]
     first = next(iter(pairs.values()))
@@ -183,8 +190,10 @@ def main(words: list[str]) -> None:
     before = RESULTS / "distill-steps.json"
     if words and before.is_file():
         figures["pairs"] = json.loads(before.read_text())["pairs"]
+    names = [f"{slug}, {label}" if label else slug for slug, label, _, _ in METHODS]
     for pair in PAIRS:
-        figures["pairs"][pair] = {**figures["pairs"].get(pair, {}), **measure(pair, words)}
+        known = {**figures["pairs"].get(pair, {}), **measure(pair, words)}
+        figures["pairs"][pair] = {name: known[name] for name in names if name in known}
         figures |= {"load": os.getloadavg()[0], "minutes": (time.perf_counter() - began) / 60}
         print(save("distill-steps", figures))
     write_table(figures["pairs"])

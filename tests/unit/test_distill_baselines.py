@@ -141,12 +141,24 @@ def test_crd_with_a_memory_gives_the_reference_number(tau: float, number: float,
     assert not memory.pending
 
 
-def test_the_two_ways_to_score_a_memory_agree() -> None:
+def test_the_two_ways_to_score_a_memory_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     crd: Any = importlib.import_module("interfuse.distill.crd")
     bank, anchor = wave(0.9, 6, 4), wave(0.7, 3, 4)
     few = torch.tensor([[1, 2, 4], [0, 1, 5], [2, 2, 4]])
     anchors, banks = torch.stack([anchor, 2 - anchor]), (bank, 1 - bank)
-    close((crd._similarity(anchors, *banks, few) - crd._similarity(anchors, *banks, few.repeat(1, 3))[..., :3]).abs().max(), 0.0, 1e-14)  # fmt: skip
+    products = crd._similarity(anchors, *banks, few)
+    monkeypatch.setattr(crd, "PRODUCTS", 0)
+    close((crd._similarity(anchors, *banks, few) - products).abs().max(), 0.0, 1e-14)
+
+
+def test_a_memory_is_multiplied_where_rows_drawn_from_it_would_fill_more_room() -> None:
+    """128 numbers a row: 64 x 100 drawn rows of a memory of 1,000 would be 3 MB a side, all products are 0.3 MB."""
+    crd: Any = importlib.import_module("interfuse.distill.crd")
+    anchors, bank = torch.randn(2, 64, 128, requires_grad=True), torch.randn(1000, 128)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        crd._similarity(anchors, bank, bank, torch.randint(0, 1000, (64, 100)))
+    assert max(kept) < 64 * 100 * 128
 
 
 def test_crd_in_the_batch_is_info_nce_both_ways() -> None:

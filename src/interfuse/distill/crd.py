@@ -149,11 +149,15 @@ def nce(exponents: Tensor, constants: Sequence[float], rows: int) -> Tensor:
     return against - exponents[:, :, 0] + (own + count * little)
 
 
+#: rows of a memory per number drawn from it, up to which all products (a multiplication of matrices) take less time than the drawn rows alone
+PRODUCTS = 16
+
+
 def _similarity(anchors: Tensor, first: Tensor, second: Tensor, index: Tensor) -> Tensor:
     """Inner products of anchors [2, B, D] with the rows ``index`` [B, M] of a bank [N, D] each, in full precision: [2, B, M]."""
     banks = [bank.to(anchors.dtype) for bank in (first, second)]
     with torch.autocast(anchors.device.type, enabled=False):
-        if len(first) <= index.shape[1]:
+        if len(first) <= PRODUCTS * index.shape[1]:
             return torch.bmm(anchors, torch.stack(banks).transpose(1, 2)).gather(2, index.expand(2, *index.shape))
         return torch.stack(
             [torch.einsum("bd,bmd->bm", anchor, bank[index]) for anchor, bank in zip(anchors, banks, strict=True)]
