@@ -6,9 +6,17 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import interfuse
+from interfuse.cli.main import app
+from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
+from interfuse.core.rooms import Source
+from interfuse.data.models import open_model
+from interfuse.merge.inspect import explain_all
+from interfuse.merge.licences import licence_of
 from interfuse.merge.told import Told, as_given
 from tests.conformance.fixtures import Killed, _killed_after_some_tensors
 from tests.tiny_models import tiny
@@ -87,3 +95,98 @@ def test_lines_of_tensors_that_are_not_done_are_forgotten(tmp_path):
     with Told(path, {"b": ""}) as again:
         assert again.found == {"b": {"weights": [0.9, 0.1]}}
     assert path.read_text() == '["b", {"weights": [0.9, 0.1]}]\n'
+
+
+def test_explain_adds_the_tensors_of_a_layer_up(models, tmp_path):
+    base, x, y, z = models
+    made = interfuse.merge.varm([x, y, z], base=base, out=tmp_path / "out")
+    found = explain_all(made.path, models=[x, y, z], base=base)
+    assert [row["part"] for row in found["layers"]] == [
+        "lm_head.weight", "model.embed_tokens.weight", *(f"model.layers.{i}" for i in range(4)), "model.norm.weight"]  # fmt: skip
+    under, *others = (load_file(f"{m}/model.safetensors") for m in (base, x, y, z, made.path))
+    for row, inside in (
+        (found["layers"][3], "layers.1."),
+        (found["whole"], ""),
+    ):
+        changes = [
+            np.concatenate([(s[n].double() - under[n].double()).flatten() for n in under if inside in n])
+            for s in others
+        ]
+        result, changes = changes[-1], changes[:-1]
+        assert row["norms"] == pytest.approx([np.linalg.norm(c) for c in changes], rel=1e-5)
+        assert row["norm of the result"] == pytest.approx(np.linalg.norm(result), rel=1e-5)
+        assert row["cosines"][2][0] == pytest.approx(
+            changes[0] @ changes[2] / np.linalg.norm(changes[0]) / np.linalg.norm(changes[2]), abs=1e-6
+        )
+        assert row["kept"] == pytest.approx([result @ c / (c @ c) for c in changes], abs=1e-5)
+        stack = np.sign(np.stack(changes))
+        assert row["sign conflicts"] == pytest.approx(np.mean((stack.max(0) > 0) & (stack.min(0) < 0)), abs=1e-3)
+        assert row["tensors"] == sum(inside in n for n in under)
+        told = [v["weights"] for n, v in report(made.path)["told"].items() if inside in n]
+        assert row["told"]["weights"] == pytest.approx(np.mean(told, axis=0).tolist(), rel=1e-6)
+    said = CliRunner().invoke(
+        app, ["merge", "explain", str(made.path), "--model", x, "--model", y, "--model", z, "--base", base]
+    )
+    assert said.exit_code == 0, said.output
+    assert len(said.stdout.splitlines()) == 2 + 7 + 1
+    assert "mean weights" in said.stdout
+    without = CliRunner().invoke(app, ["merge", "explain", str(made.path)])
+    assert "name the sources" in without.stdout
+    one = CliRunner().invoke(app, ["merge", "explain", str(made.path), "model.norm.weight"])
+    assert "computed weights: 0." in one.stdout
+    with pytest.raises(InterfuseError, match="the merge has more"):
+        explain_all(made.path, models=[x, y], base=base)
+
+
+def card(folder, licence, extra=""):
+    (folder / "README.md").write_text(f"---\nlicense: {licence}\n{extra}tags: [x]\n---\n# A model\n")
+
+
+@pytest.mark.parametrize(
+    ("licences", "front", "said"),
+    [
+        (("mit", "mit"), "license: mit", ""),
+        (("mit", "apache-2.0"), "", "the most restrictive is apache-2.0"),
+        (("apache-2.0", "cc-by-nc-4.0"), "", "the most restrictive is cc-by-nc-4.0"),
+        (("gpl-3.0", "cc-by-nc-4.0"), "", "cannot be told"),
+        (("mit", "llama3"), "", "cannot be told"),
+        (("llama3", "llama3"), "", ""),
+        (("mit", None), "", "No licence is stated by the card of: b."),
+        (("[mit, 'x y|<b>']", "mit"), "", "mit or x-y-b-"),
+        ((None, None), "", ""),
+    ],
+)
+def test_licences_of_the_sources_stand_in_the_card(licences, front, said, tmp_path):
+    folders = []
+    for name, licence in zip("ab", licences, strict=True):
+        folders.append(tiny(tmp_path, "llama", name).rename(tmp_path / name))
+        if licence == "llama3":
+            card(folders[-1], "other", "license_name: llama3\n")
+        elif licence:
+            card(folders[-1], licence)
+    made = interfuse.merge.linear([str(f) for f in folders], out=tmp_path / "out")
+    text = (made.path / "README.md").read_text()
+    head = text.split("---")[1]
+    assert ("license" in head) == bool(front)
+    assert front in head
+    assert said in text
+    assert (
+        ("differ" in text)
+        == ("differ" in " ".join(report(made.path)["remarks"]))
+        == (len(dict.fromkeys(filter(None, licences))) > 1)
+    )
+    assert f"| model | b | {licences[1] or 'not stated'} |" in text
+
+
+def test_a_card_nobody_can_read_states_nothing(tmp_path):
+    place = tiny(tmp_path, "llama")
+    model = open_model(Source(str(place)), Ctx())
+    for text in (
+        "---\nlicense: [\n---\n",
+        "---\n- a\n---\n",
+        "license: mit\n",
+        "---\nlicense: {a: b}\n---\n",
+        "---\nlicense: 3\n---\n",
+    ):
+        (place / "README.md").write_text(text)
+        assert licence_of(model) == ""

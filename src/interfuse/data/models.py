@@ -199,7 +199,7 @@ def _from_config(spec: Mapping[str, Any], name: str, tokenizer: Path | None) -> 
 
 
 def locate(name: str, folder: Path = Path(), *, revision: str | None = None) -> Path:
-    """The local folder of a model named by path or Hugging Face id; an id is downloaded (safetensors and JSON only).
+    """The local folder of a model named by path or Hugging Face id; an id is downloaded (safetensors, JSON, tokenizer and card only).
 
     Raises:
         InterfuseError: ``input.missing`` when there is neither, ``unsafe.pickle`` when the name is a weight file to be refused.
@@ -220,7 +220,7 @@ def locate(name: str, folder: Path = Path(), *, revision: str | None = None) -> 
 
     try:
         return Path(snapshot_download(repo, revision=revision or at or None,
-                                      allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))  # fmt: skip
+                                      allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]))  # fmt: skip
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise InterfuseError("input.missing", f"no folder and no reachable Hugging Face model {name!r}", where=str(path),
                              fix="Check the path; an id needs the network or a filled cache.") from error  # fmt: skip

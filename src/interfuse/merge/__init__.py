@@ -7,6 +7,11 @@ room ``distill``; when the models shall stay apart, ``decode``.
 LoRA adapters are sources like whole models (``BASE+ADAPTER``). With ``output: lora`` adapters on one base make one adapter on it:
 exact for ``linear`` and ``task-arithmetic``, whose ranks add up; otherwise the best approximation with ``lora_rank``, the
 default of which is the sum of the adapters' ranks. What it holds of the change is in the result's facts as ``share``.
+
+A merge is a model folder with a card (``README.md``: sources, their licences, parameters) and ``merge.json``: of every tensor what it
+was made of, with which parameters, and the weights that the method has computed. ``interfuse merge explain OUT --model A --model B
+--base C`` reads the sources again and tells, layer by layer, the norm of each one's change, the cosines between them, where their
+signs differ, and how much of each is in the result. Times are not kept: the same merge has the same bytes.
 """
 
 from interfuse.core.rooms import door

@@ -27,6 +27,7 @@ from interfuse.data.vocabulary import (
     rows_of,
     vocabulary_tensors,
 )
+from interfuse.merge.licences import ASKS, told_of
 from interfuse.merge.plan import Output, layer_of, stacks
 
 REPORT = "merge.json"
@@ -167,9 +168,12 @@ def write_report(
     call: Call, folder: Path, plan: Plan, models: Sequence[Model], own: Mapping[str, Any], report: Mapping[str, Any]
 ) -> None:
     """Writes what made every tensor (:data:`REPORT`), and the model card."""
-    report = {**report, **_resolved(plan.outputs, len(models))}
+    licences, said = told_of(models)
+    for sentence in said:
+        call.ctx.log(sentence)
+    report = {**report, "remarks": [*report["remarks"], *said], **_resolved(plan.outputs, len(models))}
     (folder / REPORT).write_bytes(canonical_json(jsonable(report)))
-    _write_card(call, models, folder, own)
+    _write_card(call, models, folder, own, licences, said)
 
 
 def _resolved(outputs: Sequence[Output], count: int) -> dict[str, Any]:
@@ -270,15 +274,25 @@ def _set_layers(inner: dict[str, Any], plan: Plan, layout: Mapping[str, Any], mo
                 inner[key] = [columns[taken[i][0]][taken[i][1]] for i in range(count)]
 
 
-def _write_card(call: Call, models: Sequence[Model], folder: Path, own: Mapping[str, Any]) -> None:
-    """The model card hubs read: which models, which method, which parameters."""
+def _write_card(
+    call: Call,
+    models: Sequence[Model],
+    folder: Path,
+    own: Mapping[str, Any],
+    licences: Sequence[str],
+    said: Sequence[str],
+) -> None:
+    """The model card hubs read: which models under which licences, which method, which parameters."""
     names = [re.sub(r"[^\w./@+-]", "_", m.name) for m in models]
     library = "peft" if call.params["output"] == "lora" else "transformers"
-    lines = ["---", f"library_name: {library}", "base_model:", *(f"- {n}" for n in names), "tags:", "- merge", "- interfuse", "---",
-             f"# Merged with `{call.method.id}`", "", "| input | model |", "|---|---|"]  # fmt: skip
+    same = [f"license: {licences[0]}"] if licences[0].lower() in ASKS and len(dict.fromkeys(licences)) == 1 else []
+    lines = ["---", f"library_name: {library}", *same, "base_model:", *(f"- {n}" for n in names), "tags:", "- merge",
+             "- interfuse", "---", f"# Merged with `{call.method.id}`", "", "| input | model | licence |", "|---|---|---|"]  # fmt: skip
     lines += [
-        f"| {'base' if call.inputs['base'] is m else 'model'} | {n} |" for m, n in zip(models, names, strict=True)
+        f"| {'base' if call.inputs['base'] is m else 'model'} | {n} | {licence or 'not stated'} |"
+        for m, n, licence in zip(models, names, licences, strict=True)
     ]
+    lines += [line for sentence in said for line in ("", sentence)]
     shown = {
         **own,
         **{k: call.params[k] for k in ("slices", "tokens", "pad_to_multiple_of") if call.params[k] is not None},

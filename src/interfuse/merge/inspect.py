@@ -132,56 +132,185 @@ def explain(out: Path, tensor: str, *, models: Sequence[Path] = (), base: Path |
     Raises:
         InterfuseError: ``input.missing`` for another folder or an unknown tensor.
     """
-    artifact = open_artifact(out)
-    if not (out / REPORT).is_file():
-        raise InterfuseError("input.missing", f"the folder has no {REPORT}: it is not a merge", where=str(out))
-    report = json.loads(read_text(out / REPORT, limit=1 << 28))
+    method, report = _report(out)
     names = [n for n in report["tensors"] if n == tensor] or [n for n in report["tensors"] if n.endswith(tensor)]
     if len(names) != 1:
         raise InterfuseError("input.missing", f"{len(names)} tensors end in {tensor!r}", where=str(out),
                              fix=did_you_mean(tensor, report["tensors"]))  # fmt: skip
-    row = report["tensors"][names[0]]
-    made = report["made"][row if isinstance(row, int) else row["made"]]
-    origins = [names[0]] * (len(made["sources"]) + (made["base"] is not None)) if isinstance(row, int) else row["from"]
+    made, origins, under = _made(report, names[0])
     sources = [{"model": report["models"][i], "tensor": o} for i, o in zip(made["sources"], origins, strict=False)]
-    found: dict[str, Any] = {"tensor": names[0], "method": artifact.manifest["method"], "sources": sources,
-                             "base": {"model": report["models"][made["base"]], "tensor": origins[-1]} if made["base"] is not None else None,
-                             "parameters": made["parameters"]}  # fmt: skip
+    found: dict[str, Any] = {"tensor": names[0], "method": method, "sources": sources,
+                             "base": {"model": report["models"][made["base"]], "tensor": under} if made["base"] is not None else None,
+                             "parameters": made["parameters"], "told": report.get("told", {}).get(names[0], {})}  # fmt: skip
     if models:
-        found["numbers"] = _numbers(out, names[0], made, origins, models, base)
+        opened, result, below = _opened(report, out, models, base)
+        sums_of = _Sums(len(made["sources"]))
+        sums_of.add(opened, result, below, names[0], made["sources"], origins, under, range(len(made["sources"])))
+        found["numbers"] = {"of": _of(base), **sums_of.numbers()}
     return found
 
 
-def _numbers(
-    out: Path, name: str, made: Mapping[str, Any], origins: Sequence[str], models: Sequence[Path], base: Path | None
-) -> dict[str, Any]:
-    opened = [weights_of(open_model(Source(str(m)), Ctx())) for m in models]
-    if max(made["sources"]) >= len(opened):
+def explain_all(out: Path, *, models: Sequence[Path] = (), base: Path | None = None) -> dict[str, Any]:
+    """What each source of a merge contributed, layer by layer; tensors outside the layers by their own name.
+
+    Args:
+        out, models, base: as in :func:`explain`; every tensor is read in pieces.
+
+    Returns:
+        ``method``, ``models``, ``layers`` (rows) and ``whole`` (the same over all tensors). A row has ``part``, ``tensors``, ``told`` (the
+        mean over its tensors of what the method computed of each), and with the models' folders the numbers of :func:`explain`, where
+        ``kept`` is the result's component along each source's change, in units of that change: 1 where all of it is in the result.
+
+    Raises:
+        InterfuseError: as :func:`explain`; ``param.value`` when there are fewer folders than sources.
+    """
+    method, report = _report(out)
+    count = len(report["models"])
+    sources = [i for i in range(count) if any(i in made["sources"] for made in report["made"])]
+    parts: dict[str, list[str]] = {}
+    for name in report["tensors"]:
+        place = layer_of(name)
+        parts.setdefault(f"{place[0]}{place[1]}" if place else name, []).append(name)
+    opened, result, below = _opened(report, out, models, base) if models else ([], None, None)
+    whole_sums, rows = _Sums(len(sources)), []
+    for part, names in parts.items():
+        here = _Sums(len(sources))
+        for name in names:
+            if result is None or not result[name].kind.floating:
+                continue
+            made, origins, under = _made(report, name)
+            here.add(
+                opened,
+                result,
+                below,
+                name,
+                made["sources"],
+                origins,
+                under,
+                [sources.index(i) for i in made["sources"]],
+            )
+        whole_sums.take(here)
+        rows.append(
+            {
+                "part": part,
+                "tensors": len(names),
+                "told": _mean_told(report, names),
+                **(here.numbers() if models else {}),
+            }
+        )
+    everything = {"part": "all", "tensors": len(report["tensors"]), "told": _mean_told(report, list(report["tensors"]))}
+    return {"method": method, "models": [report["models"][i] for i in sources], "of": _of(base) if models else None,
+            "layers": rows, "whole": {**everything, **(whole_sums.numbers() if models else {})}}  # fmt: skip
+
+
+def _of(base: Path | None) -> str:
+    return "changes of the base" if base is not None else "whole tensors"
+
+
+def _report(out: Path) -> tuple[str, dict[str, Any]]:
+    """The method of a merge, and what made its tensors."""
+    artifact = open_artifact(out)
+    if not (out / REPORT).is_file():
+        raise InterfuseError("input.missing", f"the folder has no {REPORT}: it is not a merge", where=str(out))
+    report: dict[str, Any] = json.loads(read_text(out / REPORT, limit=1 << 28))
+    return artifact.manifest["method"], report
+
+
+def _made(report: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[str], str]:
+    """How a tensor was made, the names of its sources' tensors, and of the base's (or, without one, of the last source's)."""
+    row = report["tensors"][name]
+    made = report["made"][row if isinstance(row, int) else row["made"]]
+    origins = [name] * (len(made["sources"]) + (made["base"] is not None)) if isinstance(row, int) else row["from"]
+    return made, origins[: len(made["sources"])], origins[-1]
+
+
+def _mean_told(report: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The mean over tensors of what their method told, number by number."""
+    told = report.get("told", {})
+    found: dict[str, list[list[float]]] = {}
+    for name in names:
+        for key, value in told.get(name, {}).items():
+            found.setdefault(key, []).append(value if isinstance(value, list) else [value])
+    means = {}
+    for key, lists in found.items():
+        if len({len(values) for values in lists}) == 1:
+            mean = [math.fsum(column) / len(column) for column in zip(*lists, strict=True)]
+            means[key] = mean if len(mean) > 1 else mean[0]
+    return means
+
+
+def _opened(
+    report: Mapping[str, Any], out: Path, models: Sequence[Path], base: Path | None
+) -> tuple[list[Tensors], Tensors, Tensors | None]:
+    """The tensors of the sources, of the result, and of the base."""
+
+    def tensors_of(place: Path) -> Tensors:
+        return weights_of(open_model(Source(str(place)), Ctx()))
+
+    opened = [tensors_of(place) for place in models]
+    if max(i for made in report["made"] for i in made["sources"]) >= len(opened):
         raise InterfuseError("param.value", f"{len(opened)} models are given, the merge has more", where="--model",
                              fix="Give them all, in the order of the merge.")  # fmt: skip
-    picked: list[Flat] = [opened[i].source(o) for i, o in zip(made["sources"], origins, strict=False)]
-    result: Flat = weights_of(open_model(Source(str(out)), Ctx())).source(name)
-    if base is not None:
-        under = weights_of(open_model(Source(str(base)), Ctx())).source(origins[-1])
-        picked, result = [Difference(p, under) for p in picked], Difference(result, under)
-    products = gram([*picked, result])
-    norms = np.sqrt(products.diagonal())
-    safe = np.where(norms > 0, norms, 1.0)
-    cosines = products / safe[:, None] / safe[None, :]
+    return opened, tensors_of(out), tensors_of(base) if base is not None else None
 
-    def conflict(values: list[Tensor]) -> list[Tensor]:
-        signs = torch.stack(values).sign()
-        return [((signs.amax(0) > 0) & (signs.amin(0) < 0)).double()]
 
-    count = len(picked)
-    return {
-        "of": "changes of the base" if base is not None else "whole tensors",
-        "norms": norms[:count].tolist(),
-        "norm of the result": float(norms[count]),
-        "cosines": cosines[:count, :count].tolist(),
-        "cosines with the result": cosines[:count, count].tolist(),
-        "sign conflicts": sums(picked, conflict)[0] / max(math.prod(result.shape), 1),
-    }
+class _Sums:
+    """Inner products of the sources' changes and the result's, and conflicts of their signs, summed over tensors."""
+
+    def __init__(self, count: int) -> None:
+        self.products = np.zeros((count + 1, count + 1))
+        self.conflicts = self.elements = 0.0
+
+    def add(
+        self,
+        opened: Sequence[Tensors],
+        result: Tensors,
+        below: Tensors | None,
+        name: str,
+        indices: Sequence[int],
+        origins: Sequence[str],
+        under: str,
+        places: Sequence[int],
+    ) -> None:
+        """Adds one tensor. ``indices`` and ``origins``: the models and their tensors; ``places``: their places in the sums."""
+        picked: list[Flat] = [opened[i].source(o) for i, o in zip(indices, origins, strict=True)]
+        merged = result.source(name)
+        if below is not None:
+            base = below.source(under)
+            picked, merged = [Difference(p, base) for p in picked], Difference(merged, base)
+
+        def conflict(values: list[Tensor]) -> list[Tensor]:
+            signs = torch.stack(values).sign()
+            return [((signs.amax(0) > 0) & (signs.amin(0) < 0)).double()]
+
+        at = [*places, len(self.products) - 1]
+        found = gram([*picked, merged])
+        for row, i in enumerate(at):  # a model may be taken twice
+            for column, j in enumerate(at):
+                self.products[i, j] += found[row, column]
+        self.conflicts += sums(picked, conflict)[0]
+        self.elements += math.prod(merged.shape)
+
+    def take(self, other: _Sums) -> None:
+        """Adds what another has summed."""
+        self.products += other.products
+        self.conflicts += other.conflicts
+        self.elements += other.elements
+
+    def numbers(self) -> dict[str, Any]:
+        """Norms, cosines, conflicts, and how much of each source's change the result holds."""
+        norms = np.sqrt(self.products.diagonal())
+        safe = np.where(norms > 0, norms, 1.0)
+        cosines = self.products / safe[:, None] / safe[None, :]
+        count = len(norms) - 1
+        return {
+            "norms": norms[:count].tolist(),
+            "norm of the result": float(norms[count]),
+            "cosines": cosines[:count, :count].tolist(),
+            "cosines with the result": cosines[:count, count].tolist(),
+            "kept": (self.products[:count, count] / safe[:count] ** 2).tolist(),
+            "sign conflicts": self.conflicts / max(self.elements, 1.0),
+        }
 
 
 def verify_merge(out: Path, *, generate: bool = True) -> dict[str, Any]:

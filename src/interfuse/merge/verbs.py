@@ -99,10 +99,14 @@ def _diff(first: str, second: str, tensors: bool, top: int) -> None:
     print_value({"first": first, "second": second, "layers": groups, "tensors": clean}, words)
 
 
-def _explain(out: Path, tensor: str, model: Sequence[Path], base: Path | None) -> None:
-    """What made one tensor of a merge: sources, parameters and, given the sources, numbers."""
-    from interfuse.merge.inspect import explain
+def _explain(out: Path, tensor: str | None, model: Sequence[Path], base: Path | None) -> None:
+    """What each source gave a merge, layer by layer; or what made one TENSOR. Numbers need the sources' folders."""
+    from interfuse.merge.inspect import explain, explain_all
 
+    if tensor is None:
+        table = explain_all(out, models=model, base=base)
+        print_value(table, lambda: _layers(table))
+        return
     found = explain(out, tensor, models=model, base=base)
 
     def words() -> Iterable[str]:
@@ -113,17 +117,47 @@ def _explain(out: Path, tensor: str, model: Sequence[Path], base: Path | None) -
             yield f"  base {found['base']['model']}: {found['base']['tensor']}"
         for name, value in found["parameters"].items():
             yield f"  {name} = {value}"
+        for name, value in found["told"].items():
+            yield f"  computed {name}: {_numbers(value)}"
         numbers = found.get("numbers")
         if numbers is None:
             yield "  norms and conflicts: name the sources with --model A --model B --base C"
             return
-        yield f"  norms of {numbers['of']}: " + ", ".join(f"{n:.4g}" for n in numbers["norms"])
+        yield f"  norms of {numbers['of']}: {_numbers(numbers['norms'])}"
         yield f"  norm of the result: {numbers['norm of the result']:.4g}; cosines with it: " + ", ".join(
             f"{c:.4f}" for c in numbers["cosines with the result"]
         )
         yield f"  signs differ at {numbers['sign conflicts']:.1%} of the elements"
 
     print_value(found, words)
+
+
+def _numbers(value: float | Sequence[float]) -> str:
+    return ", ".join(f"{v:.4g}" for v in (value if isinstance(value, Sequence) else [value]))
+
+
+def _layers(found: dict[str, Any]) -> Iterable[str]:
+    """A row for every layer."""
+    yield f"{found['method']}: {', '.join(found['models'])}; numbers of each source in this order"
+    rows = [*found["layers"], found["whole"]]
+    told = list(dict.fromkeys(name for row in rows for name in row["told"]))
+    heads = ["part", *(f"mean {name}" for name in told)]
+    if found["of"]:
+        heads += [f"norms of {found['of']}", "of the result", "mean cosine", "conflicts", "kept"]
+    lines = [heads]
+    for row in rows:
+        cells = [row["part"], *(_numbers(row["told"].get(name, [])) for name in told)]
+        if found["of"]:
+            cosines = [c for i, line in enumerate(row["cosines"]) for c in line[:i]]
+            mean = f"{sum(cosines) / len(cosines):+.3f}" if cosines else ""
+            cells += [_numbers(row["norms"]), f"{row['norm of the result']:.4g}", mean, f"{row['sign conflicts']:.1%}",
+                      ", ".join(f"{k:+.3f}" for k in row["kept"])]  # fmt: skip
+        lines.append(cells)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    for line in lines:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    if not found["of"]:
+        yield "norms, cosines, conflicts and what was kept: name the sources with --model A --model B --base C"
 
 
 def _verify(out: Path, no_load: bool) -> None:
@@ -215,10 +249,10 @@ VERBS = {
         click.Option(["--top"], type=int, default=0, help="Only so many of them."),
     ], "diff A B"),
     "explain": _command("explain", _explain, [
-        click.Argument(["out"], type=PATH), click.Argument(["tensor"]),
+        click.Argument(["out"], type=PATH), click.Argument(["tensor"], required=False),
         click.Option(["--model"], type=PATH, multiple=True, help="A source's folder; repeat it in the order of the merge."),
         click.Option(["--base"], type=PATH, default=None, help="The base's folder."),
-    ], "explain out/ layers.3.mlp.up_proj.weight"),
+    ], "explain out/ --model A --model B --base C"),
     "verify": _command("verify", _verify, [
         click.Argument(["out"], type=PATH), click.Option(["--no-generate", "no_load"], is_flag=True, help="Do not generate."),
     ], "verify out/"),
