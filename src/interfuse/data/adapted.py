@@ -1,19 +1,31 @@
-"""Models whose tensors are computed: a base with a LoRA adapter on it, and any other opened as a module."""
+"""Models whose tensors are in no folder of their own: a base with a LoRA adapter on it, a state dict, and any opened as a module."""
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import canonical_json, file_sha256, fingerprint, jsonable
 from interfuse.data.lora import CONFIG, MODEL, apply_adapter, open_adapter, read_adapter_config
-from interfuse.data.models import TASKS, Model, folder_digest, locate, quiet, read_config, read_processor, task_of
+from interfuse.data.models import (
+    TASKS,
+    Model,
+    folder_digest,
+    locate,
+    quiet,
+    read_config,
+    read_processor,
+    state_digest,
+    task_of,
+)
 from interfuse.data.overlay import Overlay, whole
 from interfuse.data.vocabulary import EMBEDDING
 from interfuse.data.weights import Weights
@@ -60,6 +72,35 @@ def adapted_model(
                  computed=AdaptedModel(base, adapter))  # fmt: skip
 
 
+@dataclass(frozen=True)
+class HeldTensors:
+    """A state dict: named tensors in memory, and nothing that says how they are used."""
+
+    state: Mapping[str, torch.Tensor]
+
+    def open(self) -> Overlay:
+        """The tensors themselves, shared."""
+        return Overlay(Weights.from_state_dict(self.state), {})
+
+    def fingerprint(self) -> str:
+        """Of names, types, shapes and bytes."""
+        return state_digest("state dict", self.state)
+
+
+def held_model(state: Mapping[Any, Any], name: str) -> Model:
+    """A state dict as a model that can be merged, and not run.
+
+    Raises:
+        InterfuseError: ``input.type`` when a name is no text or a value no tensor (or NumPy array) with numbers.
+    """
+    wrong = next((key for key in state if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise InterfuseError("input.type", f"a state dict has names, not {wrong!r}", where=name)
+    tensors = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in state.items()}
+    Weights.from_state_dict(tensors)  # refuses what is no dense tensor
+    return Model(name or "state dict", None, {}, "module", computed=HeldTensors(tensors))
+
+
 def _grown(config: dict[str, Any], adapter: Path) -> dict[str, Any]:
     """The base's configuration, with the rows of an embedding that the adapter replaces by one of another size."""
     if "vocab_size" not in config or not (adapter / MODEL).is_file():
@@ -80,6 +121,9 @@ def in_memory(model: Model) -> torch.nn.Module:
     import transformers
 
     assert model.computed is not None, "asked for only then"
+    if model.task not in TASKS:
+        raise InterfuseError("input.type", "a state dict says no architecture: there is no module to make of it", where=model.name,
+                             fix="Give the module itself, or a model folder.")  # fmt: skip
     with model.computed.open() as tensors, tempfile.TemporaryDirectory() as place:
         state = {name: whole(tensors.source(name)).to(tensors[name].dtype) for name in tensors}
         safetensors.torch.save_file(state, Path(place) / "model.safetensors", metadata={"format": "pt"})

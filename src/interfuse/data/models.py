@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,8 +107,8 @@ def open_model(source: Source, ctx: Ctx) -> Model:
 
     Accepts a folder or Hugging Face id (``name`` or ``name@revision``), a table with the keys ``model`` or ``config`` (and
     ``task``, ``revision``, ``tokenizer``) or ``predictions`` (a file, see ``data.predictors``) or ``lm`` (a
-    language model asked for classes, see ``data.asked``), a ``torch.nn.Module``, a fitted
-    scikit-learn classifier, or a :class:`Model`.
+    language model asked for classes, see ``data.asked``), a ``torch.nn.Module``, a state dict (name -> tensor or NumPy array), a
+    fitted scikit-learn classifier, or a :class:`Model`.
 
     Raises:
         InterfuseError: ``input.missing``, ``input.type``, ``unsafe.pickle``, ``unsafe.code`` or ``param.unknown``.
@@ -119,6 +120,10 @@ def open_model(source: Source, ctx: Ctx) -> Model:
         spec = {"model": str(spec)}
     if not isinstance(spec, Mapping):
         return _from_module(spec, source.name)
+    if _holds_tensors(spec):
+        from interfuse.data.adapted import held_model
+
+        return held_model(spec, source.name)
     for key in spec:
         if key not in KEYS:
             raise InterfuseError("param.unknown", f"a model source has no key {key!r}", where=source.name,
@@ -156,6 +161,16 @@ def open_model(source: Source, ctx: Ctx) -> Model:
     config = read_config(folder)
     return Model(name, folder, config, spec.get("task") or task_of(config, folder), tokenizer=tokenizer,
                  processor=read_processor(folder))  # fmt: skip
+
+
+def _holds_tensors(spec: Mapping[Any, Any]) -> bool:
+    """Whether a mapping is a state dict: nobody holds a tensor who has not imported its library."""
+    kinds = tuple(
+        getattr(sys.modules[lib], name)
+        for lib, name in (("torch", "Tensor"), ("numpy", "ndarray"))
+        if lib in sys.modules
+    )
+    return any(isinstance(value, kinds) for value in spec.values())
 
 
 def _from_module(value: Any, name: str) -> Model:
@@ -302,10 +317,15 @@ def folder_digest(folder: Path) -> str:
 
 
 def _module_digest(module: torch.nn.Module) -> str:
+    return state_digest(type(module).__qualname__, module.state_dict())
+
+
+def state_digest(kind: str, state: Mapping[str, torch.Tensor]) -> str:
+    """A digest of named tensors and of what holds them."""
     import torch
 
-    digest = hashlib.sha256(type(module).__qualname__.encode())
-    for name, tensor in sorted(module.state_dict().items()):
+    digest = hashlib.sha256(kind.encode())
+    for name, tensor in sorted(state.items()):
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(flat.view(torch.uint8).numpy().tobytes())

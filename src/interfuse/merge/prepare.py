@@ -79,10 +79,11 @@ def check(call: Call) -> None:
             raise InterfuseError("param.value", f"{name} has {given} values for {len(models)} models",
                                  fix="Give one value, or one per model.")  # fmt: skip
     named = everyone(call)
-    for model in named[1:]:
-        if model.config.get("model_type") != named[0].config.get("model_type"):
-            raise InterfuseError("input.shape", f"the architectures differ: {named[0].config.get('model_type')} and "
-                                 f"{model.config.get('model_type')}", where=f"{named[0].name}, {model.name}",
+    known = [m for m in named if m.config or m.computed is None]  # a state dict says no architecture
+    for model in known[1:]:
+        if model.config.get("model_type") != known[0].config.get("model_type"):
+            raise InterfuseError("input.shape", f"the architectures differ: {known[0].config.get('model_type')} and "
+                                 f"{model.config.get('model_type')}", where=f"{known[0].name}, {model.name}",
                                  fix="Merging needs one architecture; distillation does not.")  # fmt: skip
     if call.params["output"] == "lora":
         from interfuse.merge.adapters import refuse_others
