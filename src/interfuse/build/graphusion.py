@@ -280,10 +280,10 @@ def graphusion(
     work.ready = Decisions(merges, settled, {k: list(written[k]) for k in written}, list(loops), proofs)
     for key in sorted(amounts):  # names stay as they are written: joining them is an operation of its own, see decide
         sure = round(1 - float(np.exp(-amounts[key])), 4)
-        for (h, r, t), places in sorted(written[key].items()):
-            yield Candidate(h, r, t, "concept", "concept", confidence=sure, kind="support", evidence=tuple(places))
-    for (h, r, t), places in sorted(loops.items()):
-        yield Candidate(h, r, t, "concept", "concept", confidence=0.5, kind="support", evidence=tuple(places))
+        for (h, r, t), spots in sorted(written[key].items()):
+            yield Candidate(h, r, t, "concept", "concept", confidence=sure, kind="support", evidence=tuple(spots))
+    for (h, r, t), spots in sorted(loops.items()):
+        yield Candidate(h, r, t, "concept", "concept", confidence=0.5, kind="support", evidence=tuple(spots))
 
 
 def _by_rules(

@@ -311,7 +311,8 @@ def _step_cost(call: Any, given: Mapping[str, Any]) -> tuple[float, float | None
                 ratios.append(mine / (time.perf_counter() - began))
             times.append(1e3 * mine)
             if not turn:  # first steps make what later ones reuse
-                times.clear(), ratios.clear()
+                times.clear()
+                ratios.clear()
     return statistics.median(times), statistics.median(ratios) if ratios else None, held
 
 
