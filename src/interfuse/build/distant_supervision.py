@@ -12,18 +12,22 @@ from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.data.chunks import Chunk
+from interfuse.data.chunks import sentences as sentences_of
 from interfuse.data.statements import XSD
 from interfuse.data.statements import Literal as Value
-from interfuse.kit.distant import examples_of, extract, train
+from interfuse.kit.distant import examples_of, extract, plain, train
 from interfuse.kit.guided import guided_relations, topic_of, wanted_of
 from interfuse.kit.language import Sentence, open_parser
 from interfuse.kit.mentions import Mention, find_mentions, iso_date
+
+#: what is counted where a sentence was learnt from and read: what is found in it says nothing of other sentences
+LEAK = "leak: sentences that the training table holds too"
 
 
 def prepare(
     work: Work, *, parser: str, regularisation: float, threshold: float | None, guide: bool, tables: bool
 ) -> Any:
-    """The parser, the trained extractor, and its relations as :mod:`interfuse.kit.guided` looks for them.
+    """The parser, the trained extractor, its relations as :mod:`interfuse.kit.guided` looks for them, and the sentences it learnt from.
 
     Raises:
         InterfuseError: ``input.missing`` when the table has no sentences with triples.
@@ -35,7 +39,8 @@ def prepare(
     opened = open_parser(parser)
     made = train(examples, opened, c=regularisation, folds=3 if threshold is None else 0)
     work.ctx.log(f"{len(made.relations)} relations learnt from {len(examples)} sentences; threshold {made.threshold:g}")
-    return opened, made, wanted_of((r, ()) for r in made.relations) if guide else []
+    learnt = {plain(e.text[a:b]) for e in examples for a, b in sentences_of(e.text)}
+    return opened, made, wanted_of((r, ()) for r in made.relations) if guide else [], learnt
 
 
 @method(
@@ -65,16 +70,21 @@ def distant_supervision(
 ) -> Iterator[Candidate]:
     """One logistic regression per relation on dependency paths and n-grams around mentions, and one that says whose relation it is.
 
+    Sentences of the documents that it learnt from are counted (:data:`LEAK`), whatever their case and marks.
+
     Raises:
         InterfuseError: ``input.missing`` when the table has no sentences with triples, ``needs.package``.
     """
-    opened, extractor, wanted = work.ready
+    opened, extractor, wanted, learnt = work.ready
     if tables:
         yield from read_tables(work)
     limit = extractor.threshold if threshold is None else threshold
     for chunk, shift, sentences in read_chunks(work, lambda texts: extract(extractor, opened, texts, threshold=limit)):
         topic: Mention | None = None
         for sentence, relations in sentences:
+            if plain(chunk.text[sentence.words[0].start + shift : sentence.words[-1].end + shift]) in learnt:
+                counts = work.by_chunk.get(chunk.id, work.tally)
+                counts[LEAK] = counts.get(LEAK, 0) + 1
             for r in relations:
                 yield _candidate(
                     chunk, shift, sentence, r.subject, r.name, r.object, r.label, r.probability, "probability"
