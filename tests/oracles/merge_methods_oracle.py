@@ -42,10 +42,16 @@ def _elected_mean(deltas: Sequence[Array], weights: Sequence[float], normalize: 
 
 
 def _kept(size: int, density: float) -> int:
-    return min(size, max(1, int(density * size)))
+    return min(size, max(1, int(density * size))) if density else 0
 
 
-def ties_merge(models: Sequence[State], base: State, *, density: Any, weight: Any, scale: float, normalize: bool, trim_scope: str) -> State:  # fmt: skip
+def _restored(kept: Array, delta: Array, rescale: str) -> Array:
+    """What is kept of a change, scaled to the sum of magnitudes of the whole change."""
+    l1 = np.abs(kept).sum()
+    return kept * (np.abs(delta).sum() / l1) if rescale == "l1" and l1 else kept
+
+
+def ties_merge(models: Sequence[State], base: State, *, density: Any, weight: Any, scale: float, normalize: bool, trim_scope: str = "tensor", rescale: str = "none") -> State:  # fmt: skip
     densities, weights = _list(density, len(models)), _list(weight, len(models))
     groups = [list(base)] if trim_scope == "model" else [[name] for name in base]  # each is trimmed as one long vector
     out = {}
@@ -59,7 +65,9 @@ def ties_merge(models: Sequence[State], base: State, *, density: Any, weight: An
             )
         for name in names:
             deltas = _deltas(models, base, name)
-            trimmed = [d * mask[name].reshape(d.shape) for d, mask in zip(deltas, masks, strict=True)]
+            trimmed = [
+                _restored(d * mask[name].reshape(d.shape), d, rescale) for d, mask in zip(deltas, masks, strict=True)
+            ]
             out[name] = base[name] + scale * _elected_mean(trimmed, weights, normalize)
     return out
 
@@ -69,7 +77,11 @@ def _dare(models: Sequence[State], base: State, name: str, densities: Sequence[f
     for i, (delta, density) in enumerate(zip(_deltas(models, base, name), densities, strict=True)):
         kept = delta * (draw(i, name) < density)
         l1 = np.abs(kept).sum()
-        factor = {"inverse": 1 / density, "l1": np.abs(delta).sum() / l1 if l1 else 1.0, "none": 1.0}[rescale]
+        factor = {
+            "inverse": 1 / density if density else 1.0,
+            "l1": np.abs(delta).sum() / l1 if l1 else 1.0,
+            "none": 1.0,
+        }[rescale]
         found.append(kept * factor)
     return found
 
@@ -92,7 +104,7 @@ def dare_elected(models: Sequence[State], base: State, *, density: Any, weight: 
     }
 
 
-def crumbs(models: Sequence[State], base: State, *, density: Any, gamma: Any, weight: Any, scale: float, normalize: bool, elect: bool = False) -> State:  # fmt: skip
+def crumbs(models: Sequence[State], base: State, *, density: Any, gamma: Any, weight: Any, scale: float, normalize: bool, elect: bool = False, rescale: str = "none") -> State:  # fmt: skip
     weights = np.array(_list(weight, len(models)))
     weights = weights / weights.sum() if normalize and not elect else weights
     out = {}
@@ -103,8 +115,8 @@ def crumbs(models: Sequence[State], base: State, *, density: Any, gamma: Any, we
         )
         for delta, w, keep, top in rows:
             outliers = int(top * delta.size)
-            both = _top(delta, outliers + min(max(1, int(keep * delta.size)), delta.size - outliers))
-            kept.append(delta * (both & ~_top(delta, outliers)))
+            both = _top(delta, outliers + min(_kept(delta.size, keep), delta.size - outliers))
+            kept.append(_restored(delta * (both & ~_top(delta, outliers)), delta, rescale))
             total += w * kept[-1]
         out[name] = b + scale * (_elected_mean(kept, list(weights), normalize) if elect else total)
     return out
@@ -119,7 +131,7 @@ def magprune(models: Sequence[State], base: State, *, density: Any, epsilon: Any
             rows = delta.reshape(-1, delta.shape[-1])
             random = draw(i, name).reshape(rows.shape)
             result = np.zeros(rows.shape)
-            for r, row in enumerate(rows):
+            for r, row in enumerate(rows if keep else []):
                 rank = np.argsort(np.argsort(np.abs(row), kind="stable"), kind="stable") / max(len(row) - 1, 1)
                 p = np.float32(keep - spread) + np.float32(2 * spread) * rank.astype(np.float32)
                 chosen = row * (random[r] < p)
@@ -164,9 +176,13 @@ def variation_ratio(models: Sequence[State], base: State, *, statistic: str, gra
     return out
 
 
-def stock(models: Sequence[State], base: State) -> State:
+def stock(models: Sequence[State], base: State, *, filter_wise: bool = False) -> State:
     out, n = {}, len(models)
     for name, b in base.items():
+        if filter_wise and b.ndim > 1:
+            rows = [dict(enumerate(s[name].reshape(-1, b.shape[-1]))) for s in (*models, base)]
+            out[name] = np.stack([*stock(rows[:-1], rows[-1]).values()]).reshape(b.shape)
+            continue
         flat = [d.ravel() for d in _deltas(models, base, name)]
         norms = [np.linalg.norm(d) for d in flat]
         cosines = [
@@ -230,11 +246,14 @@ def _on_sphere(vectors: Sequence[Array], weights: Sequence[float], steps: int) -
     return (mean * (share @ norms)).reshape(vectors[0].shape)
 
 
-def sphere(models: Sequence[State], base: State | None, *, weight: Any, steps: int = 1) -> State:
+def sphere(models: Sequence[State], base: State | None, *, weight: Any, steps: int = 1, normalize: bool = True) -> State:  # fmt: skip
     out = {}
     for name in models[0]:
         vectors = _deltas(models, base, name) if base is not None else [m[name] for m in models]
-        mean = _on_sphere(vectors, _list(weight, len(models)), steps)
+        weights = _list(weight, len(models))
+        mean = _on_sphere(vectors, weights, steps)
+        if not normalize:
+            mean = mean * sum(w for w, v in zip(weights, vectors, strict=True) if np.any(v))
         out[name] = mean if base is None else base[name] + mean
     return out
 

@@ -33,7 +33,10 @@ def run(slug, models, base=None, *, name="w", statistics=(), found=None, sources
     facts = None
     if "prepare" in method.traits:
         facts = method.traits["prepare"](Whole(name, shape, flats, under, 0, labels, sources, found, below), **own)
-    part = Part(name, shape, 0, [m.clone() for m in models], None if base is None else base.clone(), facts, 0, labels,
+    given_here = [m.clone() for m in (*models, *([] if base is None else [base]))]
+    if method.traits.get("arrays"):
+        given_here = [m.numpy() for m in given_here]
+    part = Part(name, shape, 0, given_here[: len(models)], None if base is None else given_here[-1], facts, 0, labels,
                 sources, [torch.as_tensor(s, dtype=torch.float32) for s in statistics], found, below)  # fmt: skip
     return torch.as_tensor(method.target(part, **own)).reshape(shape)
 
@@ -107,19 +110,81 @@ def test_models_that_learned_nothing_give_the_base(slug):
         np.testing.assert_allclose(ours.numpy(), base[name].numpy(), rtol=2e-6, atol=1e-7)
 
 
-#: methods that mean to change even a single model, or the sum of equal ones
-CHANGES = {"iso-c": "levels the spectrum", "tsv": "adds equal models up", "task-arithmetic": "adds equal models up",
-           "dare-linear": "adds equal models up", "breadcrumbs": "adds equal models up", "model-stock": "one model has no cosine: see its own test"}  # fmt: skip
+#: methods that mean to change even equal models; each has a test of its own
+CHANGES = {"iso-c": "levels the spectrum", "tsv": "turns equal directions apart"}
+#: methods that add task vectors up: with weights of 1 / count they give what equal models are
+ADDING = ("task-arithmetic", "dare-linear", "breadcrumbs")
 
 
 @pytest.mark.parametrize("slug", [s for s in PLAIN if s not in CHANGES])
 def test_equal_models_give_that_model(slug):
     count = counts(slug)[1]
     base, (model, *_) = states(count, 0.1)
-    own = {**parameters(slug, count), **FAITHFUL.get(slug, {})}
+    own = {**parameters(slug, count), **FAITHFUL.get(slug, {}), **({"weight": 1 / count} if slug in ADDING else {})}
     for name in SHAPES:
         ours = run(slug, [model[name]] * count, base[name] if takes_base(slug) else None, name=name, **own)
         np.testing.assert_allclose(ours.numpy(), model[name].numpy(), rtol=5e-6, atol=5e-7)
+
+
+#: what parameters change beside the case of each method: each is held against the oracle too
+OPTIONS = [
+    *(("dare-ties", {"rescale": r, "density": [0.5, 0.3, 1.0]}) for r in ("l1", "none")), ("dare-ties", {"rescale": "l1", "normalize": False}),
+    *(("dare-linear", {"rescale": r}) for r in ("inverse", "none")), ("dare-linear", {"normalize": True}),
+    *(("della", {"rescale": r}) for r in ("l1", "none")), *(("della", {"elect": False, "normalize": n}) for n in (True, False)), ("della", {"normalize": False}),
+    ("lore", {"combine": "sum", "steps": 4}), ("lore", {"scale": 0.5, "steps": 4}),
+    ("varm", {"statistic": "absolute"}), *(("varm", {"granularity": "element", "statistic": s}) for s in ("square", "absolute")),
+    *(("ties", {"rescale": "l1", "density": [0.3, 0.5, 1.0], "normalize": n}) for n in (True, False)),
+    *(("breadcrumbs", {"rescale": "l1", "elect": e, "gamma": 0.1, "density": 0.5}) for e in (True, False)),
+    ("sce", {"select_scope": "weights", "select_topk": 0.4}), ("model-stock", {"filter_wise": True}), ("multislerp", {"normalize": False, "weight": [0.5, 0.3, 0.9]}),
+    *((s, {"density": [0.5, 0.0, 0.5]}) for s in ("ties", "dare-ties", "dare-linear", "della", "breadcrumbs")),
+    ("dare-ties", {"density": [0.5, 0.0, 0.5], "rescale": "l1"}), ("ties", {"density": [0.5, 0.0, 0.5], "rescale": "l1"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("slug", "own"), OPTIONS, ids=[f"{s}: {o}" for s, o in OPTIONS])
+def test_options_give_the_oracles_numbers(slug, own):
+    count = counts(slug)[1]
+    base, models = states(count, 0.05)
+    if slug == "model-stock":  # changes of one direction, so that the cosine of no row is below 0
+        models = [{n: base[n] + 0.05 * torch.ones(s) + 0.3 * (m[n] - base[n]) for n, s in SHAPES.items()} for m in models]  # fmt: skip
+    own = {**parameters(slug, count), **own}
+    said, plain = by_oracle(slug, models, base, **own), by_oracle(slug, models, base, **parameters(slug, count))
+    for name in SHAPES:
+        ours = run(slug, [m[name] for m in models], base[name] if takes_base(slug) else None, name=name, **own)
+        np.testing.assert_allclose(ours.double().numpy(), said[name], rtol=1e-6, atol=1e-7)
+    assert not np.allclose(said["w"], plain["w"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("slug", ["ties", "dare-ties", "dare-linear", "della", "breadcrumbs"])
+def test_a_density_of_0_leaves_a_model_out(slug):
+    base, models = states(2, 0.1)
+    own = {**parameters(slug, 2), "weight": 1.0}
+    pair = run(slug, [m["w"] for m in models], base["w"], **{**own, "density": [0.5, 0.0]})
+    alone = run(slug, [models[0]["w"]], base["w"], **{**own, "density": 0.5})
+    assert pair.equal(alone)
+    nothing = run(slug, [m["w"] for m in models], base["w"], **{**own, "density": 0.0})
+    assert nothing.equal(base["w"])
+
+
+def test_the_angle_of_long_rows_is_that_of_whole_rows():
+    """Rows that are cut by the pieces a tensor is read in."""
+    g = torch.Generator().manual_seed(4)
+    base = {"w": torch.randn(7, 70001, generator=g)}
+    models = [{"w": base["w"] + 0.1 * torch.randn(7, 1, generator=g) + 0.1 * torch.randn(7, 70001, generator=g)} for _ in range(3)]  # fmt: skip
+    said = by_oracle("model-stock", models, base, filter_wise=True)["w"]
+    ours = run("model-stock", [m["w"] for m in models], base["w"], filter_wise=True)
+    np.testing.assert_allclose(ours.double().numpy(), said, rtol=1e-6, atol=1e-6)
+
+
+def test_equal_models_keep_their_leading_directions_under_tsv():
+    """Each of two gives the same leading half of its triplets, and what is made orthogonal spreads over the other half: in the
+    leading directions the result is the change of one model, as if it had not been added twice."""
+    base, (model, *_) = states(2, 0.1)
+    change = (run("tsv", [model["w"]] * 2, base["w"], scale=1.0) - base["w"]).double()
+    u, s, v = torch.linalg.svd((model["w"] - base["w"]).double(), full_matrices=False)
+    half = len(s) // 2
+    torch.testing.assert_close(u[:, :half].T @ change @ v[:half].T, torch.diag(s[:half]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(u[:, :half].T @ change @ v[half:].T, torch.zeros(half, half).double(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("slug", [s for s in PLAIN if counts(s)[0] == 1 and s not in ("iso-c", "model-stock")])

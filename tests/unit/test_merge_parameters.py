@@ -162,7 +162,13 @@ def test_what_makes_no_sense_is_refused_before_work(case, models, tmp_path):
 
 def test_ranges_hold_within_schedules(models):
     ties = load("merge/ties")
-    for value in ({"gradient": [0.5, 1.5]}, [0.5, {"gradient": [0, 1]}], [{"filter": "mlp", "value": 2}], 0, [0.2, -1]):
+    for value in (
+        {"gradient": [0.5, 1.5]},
+        [0.5, {"gradient": [0, 1.1]}],
+        [{"filter": "mlp", "value": 2}],
+        -0.1,
+        [0.2, -1],
+    ):
         with pytest.raises(InterfuseError) as caught:
             ties.check({"density": value})
         assert caught.value.code == "param.value"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -12,23 +13,31 @@ from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
 from interfuse.kit.reductions import Threshold, magnitude_thresholds
 from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, Whole, per_model, shares, weighted_sum
+from interfuse.merge.sparsify import l1_factors, share_of
 
 
-def _bounds(whole: Whole, *, density: PerModel, gamma: PerModel, **_: Any) -> list[tuple[Threshold, Threshold]]:
+def _bounds(
+    whole: Whole, *, density: PerModel, gamma: PerModel, rescale: str, **_: Any
+) -> list[tuple[Threshold, Threshold, float]]:
     count, found = len(whole.models), []
     for delta, share, top in zip(
         whole.deltas(), per_model(density, count, "density"), per_model(gamma, count, "gamma"), strict=True
     ):
-        if share + top > 1 + 1e-12 or share <= 0 or top < 0:
+        if share + top > 1 + 1e-12 or share < 0 or top < 0:
             raise InterfuseError("param.value", f"density {share} + gamma {top} is more than 1, or one is out of range",
                                  fix="density is the share kept, gamma the share of largest changes dropped.")  # fmt: skip
-        size = 1
-        for n in whole.shape:
-            size *= n
+        size = math.prod(whole.shape)
         outliers = int(top * size)
-        kept = min(max(1, int(share * size)), size - outliers)
+        kept = min(share_of(size, share), size - outliers)
         found.append((magnitude_thresholds([delta], outliers)[0], magnitude_thresholds([delta], outliers + kept)[0]))
-    return found
+    factors = l1_factors(whole.deltas(), lambda i, values, start: _trim(values, *found[i], start), rescale)
+    return [(*cuts, factor) for cuts, factor in zip(found, factors, strict=True)]
+
+
+def _trim(delta: Tensor, outliers: Threshold, kept: Threshold, start: int) -> None:
+    """Sets the outliers and what is not kept to zero, in place."""
+    delta.masked_fill_(outliers.mask(delta, start), 0.0)
+    kept.trim_(delta, start)
 
 
 @method(scope="element", base="required", prepare=_bounds, per_model=("weight", "density", "gamma"), temporaries=4)
@@ -41,12 +50,17 @@ def breadcrumbs(
     scale: Annotated[float, Field(description="factor of the summed task vectors (lambda)")] = 1.0,
     normalize: Annotated[bool, Field(description="divide the weights by their sum")] = False,
     elect: Annotated[bool, Field(description="elect a sign as TIES does and add the changes that agree")] = False,
+    rescale: Annotated[
+        Literal["none", "l1"],
+        Field(description="what is kept of a task vector is left, or scaled to its old sum of magnitudes"),
+    ] = "none",
 ) -> Tensor:
     """``theta_0 + lambda * sum_i w_i m_i delta_i``: m_i leaves out the top gamma and all but density of the rest (section 3)."""
     deltas = part.deltas()
-    for delta, (outliers, kept) in zip(deltas, part.facts, strict=True):
-        delta.masked_fill_(outliers.mask(delta, part.start), 0.0)
-        kept.trim_(delta, part.start)
+    for delta, (outliers, kept, factor) in zip(deltas, part.facts, strict=True):
+        _trim(delta, outliers, kept, part.start)
+        if factor != 1.0:
+            delta *= factor
     weights = per_model(weight, len(deltas), "weight")
     assert part.base is not None
     if elect:

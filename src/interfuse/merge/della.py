@@ -40,6 +40,9 @@ def della(
     randoms = [part.random(i) for i in range(len(part.models))]
     deltas = part.deltas()
     for delta, keep, spread, random in zip(deltas, densities, spreads, randoms, strict=True):
+        if keep == 0:
+            delta.zero_()
+            continue
         if keep - spread <= 0 or keep + spread > 1 or spread < 0:
             raise InterfuseError(
                 "param.value", f"density {keep} - epsilon {spread} must be above 0, their sum at most 1"

@@ -12,6 +12,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load
 from interfuse.core.rooms import Call, Source, carry_out, key_of, prepare
 from interfuse.data.formats.mergekit import Stage, read_mergekit
+from interfuse.data.formats.mergekit_methods import SINGLE
 from interfuse.data.models import Model, open_model, tokenizer_folder
 from interfuse.data.tables import Table
 from interfuse.data.vocabulary import Vocabulary
@@ -42,9 +43,12 @@ def recipe_call(path: str | Path, ctx: Ctx | None = None) -> tuple[Call, list[st
         try:
             call = _call(stage, path, made, ctx)
         except InterfuseError as error:
+            line = _line(stage, error)
             place = (
                 error.where
                 if error.where.startswith(f"{path}:")
+                else f"{path}:{line}"
+                if line is not None
                 else f"{where}: {error.where}"
                 if error.where
                 else where
@@ -55,6 +59,22 @@ def recipe_call(path: str | Path, ctx: Ctx | None = None) -> tuple[Call, list[st
             made[stage.name] = _unwritten(stage, call, where)
     assert call is not None, "a file holds at least one merge"
     return call, notes
+
+
+def _line(stage: Stage, error: InterfuseError) -> int | None:
+    """The line of the value that is refused: a number out of its parameter's range, or a condition that fits no tensor."""
+    if error.code != "param.value":
+        return None
+    known = load(stage.method, room="merge").params
+    for name, value, line in stage.spots:
+        if error.where == f"{name}: {value}":
+            return line
+        if name in known and name not in SINGLE and error.what.startswith(f"{name} = "):
+            try:
+                known[name].check(value)
+            except InterfuseError:
+                return line
+    return None
 
 
 def _call(stage: Stage, path: Path, made: dict[str, Model], ctx: Ctx) -> Call:

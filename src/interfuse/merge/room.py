@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 Array = Any
 #: one number for all models, or one per model in their order
 PerModel = float | list[float]
-Share = Annotated[float, Field(gt=0, le=1)]
-#: a share of elements that is kept, for all models or for each
+Share = Annotated[float, Field(ge=0, le=1)]
+#: a share of elements that is kept, for all models or for each; 0 leaves a model out
 PerModelShare = Share | list[Share]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: a share of elements that may be none

@@ -177,5 +177,5 @@ def refuse_idle(values: Iterable[Any], tensors: Sequence[tuple[str, int | None]]
             if not known[key]:
                 words = [part for name, _ in tensors for part in name.split(".") if not part.isdigit()]
                 (kind, text), *_ = key
-                raise InterfuseError("param.value", f"the {kind} {text!r} fits no tensor of the models",
+                raise InterfuseError("param.value", f"the {kind} {text!r} fits no tensor of the models", where=f"{kind}: {text}",
                                      fix=did_you_mean(str(text), words))  # fmt: skip

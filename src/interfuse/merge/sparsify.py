@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,32 +12,61 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
+from interfuse.data.weights import Flat
 from interfuse.kit.reductions import Threshold, blocks, magnitude_thresholds
 from interfuse.merge.room import Part, Whole
 
 
 def trim_thresholds(whole: Whole, densities: Sequence[float]) -> list[Threshold]:
-    """The cut that keeps the given share of each task vector by magnitude; at least one element is kept.
+    """The cut that keeps the given share of each task vector by magnitude; at least one element is kept, none where the share is 0.
 
     Raises:
-        InterfuseError: ``param.value`` for a density outside (0, 1].
+        InterfuseError: ``param.value`` for a density outside [0, 1].
     """
     size = math.prod(whole.shape)
     return [
-        magnitude_thresholds([delta], min(size, max(1, int(checked_density(d) * size))))[0]
-        for delta, d in zip(whole.deltas(), densities, strict=True)
+        magnitude_thresholds([delta], share_of(size, d))[0] for delta, d in zip(whole.deltas(), densities, strict=True)
     ]
+
+
+def share_of(size: int, density: float) -> int:
+    """How many of ``size`` elements a density keeps: at least one, none where it is 0.
+
+    Raises:
+        InterfuseError: ``param.value`` when it is outside [0, 1].
+    """
+    return min(size, max(1, int(density * size))) if checked_density(density) else 0
 
 
 def checked_density(density: float) -> float:
     """The density itself.
 
     Raises:
-        InterfuseError: ``param.value`` when it is outside (0, 1].
+        InterfuseError: ``param.value`` when it is outside [0, 1].
     """
-    if not 0 < density <= 1:
-        raise InterfuseError("param.value", f"density = {density}: it is the share kept, above 0 and at most 1")
+    if not 0 <= density <= 1:
+        raise InterfuseError("param.value", f"density = {density}: it is the share kept, from 0 to 1")
     return density
+
+
+def l1_factors(deltas: Sequence[Flat], cut: Callable[[int, Tensor, int], object], rescale: str) -> list[float]:
+    """What the kept elements of each task vector are multiplied by: the ratio of its sums of magnitudes before and after, for
+    ``rescale`` l1; else 1. One more reading.
+
+    Args:
+        cut: sets what is dropped to zero in place; gets the model's number, a piece, and the piece's first flat index.
+    """
+    if rescale != "l1":
+        return [1.0] * len(deltas)
+    found = []
+    for i, delta in enumerate(deltas):
+        before = after = 0.0
+        for start, (values,) in blocks([delta]):
+            before += float(values.abs().sum(dtype=torch.float64))
+            cut(i, values, start)
+            after += float(values.abs().sum(dtype=torch.float64))
+        found.append(before / after if after > 0 else 1.0)
+    return found
 
 
 #: Elements of a tensor whose masks are kept, one bit each, from the reading that sums them to the one that merges.
@@ -85,8 +114,8 @@ def dropped(whole: Whole, densities: Sequence[float], rescale: str) -> Dropped:
     small = math.prod(whole.shape) <= _MASKED
     for i, (delta, density) in enumerate(zip(whole.deltas(), densities, strict=True)):
         checked_density(density)
-        if rescale != "l1" or density == 1:
-            found.append(1.0 / density if rescale == "inverse" else 1.0)
+        if rescale != "l1" or density in (0, 1):
+            found.append(1.0 / density if rescale == "inverse" and density else 1.0)
             masks.append(None)
             continue
         before = after = 0.0

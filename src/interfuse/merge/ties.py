@@ -15,14 +15,19 @@ from interfuse.kit.merging import disjoint_mean
 from interfuse.kit.reductions import Threshold, magnitude_thresholds
 from interfuse.merge.plan import Output
 from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model
-from interfuse.merge.sparsify import checked_density, trim_thresholds
+from interfuse.merge.sparsify import l1_factors, share_of, trim_thresholds
 
 
-def _thresholds(whole: Whole, *, density: PerModel, trim_scope: str, **_: Any) -> list[Threshold]:
+def _thresholds(
+    whole: Whole, *, density: PerModel, trim_scope: str, rescale: str, **_: Any
+) -> list[tuple[Threshold, float]]:
+    found: list[Threshold]
     if trim_scope == "model":
-        found: list[Threshold] = whole.overall
-        return found
-    return trim_thresholds(whole, per_model(density, len(whole.models), "density"))
+        found = whole.overall
+    else:
+        found = trim_thresholds(whole, per_model(density, len(whole.models), "density"))
+    factors = l1_factors(whole.deltas(), lambda i, values, start: found[i].trim_(values, start), rescale)
+    return list(zip(found, factors, strict=True))
 
 
 def _overall(wholes: Sequence[Whole], owns: Sequence[Mapping[str, Any]], workers: int) -> list[list[Threshold]]:
@@ -37,7 +42,7 @@ def _overall(wholes: Sequence[Whole], owns: Sequence[Mapping[str, Any]], workers
     for places in of.values():
         changes = [wholes[number].deltas()[place] for number, place, _ in places]
         size = sum(math.prod(change.shape) for change in changes)
-        keep = min(size, max(1, int(checked_density(places[0][2]) * size)))
+        keep = share_of(size, places[0][2])
         cuts = magnitude_thresholds(changes, keep, workers=workers)
         for (number, place, _), cut in zip(places, cuts, strict=True):
             found[number][place] = cut
@@ -83,11 +88,19 @@ def ties(
             description="the density is that of every tensor, or (as in the paper) that of a model's whole task vector"
         ),
     ] = "tensor",
+    rescale: Annotated[
+        Literal["none", "l1"],
+        Field(
+            description="what is kept of a task vector is left, or scaled to its old sum of magnitudes, tensor by tensor"
+        ),
+    ] = "none",
 ) -> Tensor:
     """``theta_0 + lambda * mean of the trimmed changes with the elected sign`` (algorithm 1)."""
     deltas = part.deltas()
-    for delta, threshold in zip(deltas, part.facts, strict=True):
+    for delta, (threshold, factor) in zip(deltas, part.facts, strict=True):
         threshold.trim_(delta, part.start)
+        if factor != 1.0:
+            delta *= factor
     merged = disjoint_mean(deltas, per_model(weight, len(deltas), "weight"), normalize=normalize)
     assert part.base is not None
     return part.base.add(merged, alpha=scale)

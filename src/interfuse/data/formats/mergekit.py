@@ -23,7 +23,7 @@ from typing import Any
 
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.safe import Lines, load_yaml, read_text
-from interfuse.data.formats.mergekit_methods import METHODS, OURS, Spelling, spelling, translate
+from interfuse.data.formats.mergekit_methods import METHODS, OURS, SINGLE, Spelling, spelling, translate, weightless
 
 VERSION = "0.1.5"
 KEYS = ("merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype", "tokenizer_source",
@@ -48,6 +48,7 @@ class Stage:
         tokenizer: ``base``, ``union`` or a model's name; None leaves tokens alone.
         calibration: tables of examples (a file or a table of keys) with the lines they stand on: one for all models, or one for each.
         notes: what was accepted without effect, or means something else here.
+        spots: every single value of a parameter, and every condition of a rule, with its line: (our name, value, line).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Stage:
     tokenizer: str | None = None
     notes: tuple[str, ...] = ()
     calibration: tuple[tuple[Any, int], ...] = ()
+    spots: tuple[tuple[str, Any, int], ...] = ()
 
 
 def read_mergekit(path: Path) -> list[Stage]:
@@ -104,7 +106,7 @@ def _in_order(stages: Sequence[Stage], path: Path) -> list[Stage]:
     done: list[Stage] = []
 
     def add(stage: Stage, seen: tuple[str, ...]) -> None:
-        for model in (*stage.models, stage.base or ""):
+        for model in (name.partition("+")[0] for name in (*stage.models, stage.base or "")):
             if model in seen:
                 raise InterfuseError(
                     "recipe.cycle",
@@ -141,6 +143,7 @@ class _Reader:
     def __init__(self, path: Path, lines: Lines) -> None:
         self.path, self.lines = path, lines
         self.notes: list[str] = []
+        self.spots: list[tuple[str, Any, int]] = []
 
     def line(self, at: Path_) -> int:
         return next((self.lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in self.lines), 1)
@@ -195,7 +198,7 @@ class _Reader:
         params |= reading
         tokenizer, tokens = self.tokenizer(table, models, base)
         return Stage(str(table.get("name") or ""), line, how.slug, tuple(models), base if how.base in ("required", "optional") else None,
-                     params | tokens, tokenizer, tuple(dict.fromkeys(self.notes)), tuple(examples))  # fmt: skip
+                     params | tokens, tokenizer, tuple(dict.fromkeys(self.notes)), tuple(examples), tuple(self.spots))  # fmt: skip
 
     def counts(self, model: str, how: Spelling, base: str | None) -> bool:
         """Whether a source is one of the models the method combines."""
@@ -379,31 +382,39 @@ class _Reader:
                     (*at, key),
                     "Give it once, under the recipe's parameters.",
                 )
+            if how.names[key] in SINGLE and not isinstance(setting, bool | int | float | str):
+                raise self.fail(f"{key} is one value for all tensors, not {setting!r}", (*at, key))
+            if how.names[key] in how.plain:
+                self.spots.append((how.names[key] or "", setting, self.line((*at, key))))
         return {
-            key: self.value(setting, (*at, key)) for key, setting in table.items() if how.names[key] not in how.plain
+            key: self.value(setting, (*at, key), how.names[key] or "")
+            for key, setting in table.items()
+            if how.names[key] not in how.plain
         }
 
-    def value(self, value: Any, at: Path_) -> Any:
-        """A number, ``{gradient: [...]}``, or a list of rules."""
+    def value(self, value: Any, at: Path_, name: str) -> Any:
+        """A number, ``{gradient: [...]}``, or a list of rules, of our parameter ``name``."""
         if isinstance(value, str):
             try:
-                return float(value)
+                value = float(value)
             except ValueError as error:
                 raise self.fail(f"a number is wanted, not {value!r}", at) from error
         if isinstance(value, bool | int | float):
+            self.spots.append((name, value, self.line(at)))
             return value
         if isinstance(value, dict):
             value = [value]
         rows = self.items(value, at, "a parameter's value")
         if not any(isinstance(row, dict | list) for row in rows):
-            return {"gradient": [self.value(v, at) for v in rows]}
+            return {"gradient": [self.value(v, (*at, i), name) for i, v in enumerate(rows)]}
         rules = []
         for i, row in enumerate(rows):
             table = self.table(row, ("filter", "regex", "layer", "value"), (*at, i), "a rule")
             if "value" not in table:
                 raise self.fail("a rule needs 'value'", (*at, i))
             rule = {key: table[key] for key in ("filter", "regex", "layer") if table.get(key) not in (None, "*")}
-            rules.append({**rule, "value": self.value(table["value"], (*at, i, "value"))})
+            self.spots += [(key, text, self.line((*at, i, key))) for key, text in rule.items()]
+            rules.append({**rule, "value": self.value(table["value"], (*at, i, "value"), name)})
         return rules
 
     def slice(
@@ -424,10 +435,10 @@ class _Reader:
         for s in sources:
             if s not in combined and s.parameters:
                 self.notes.append(f"parameters of the base ({', '.join(s.parameters)}) have no effect")
-        try:
-            params, notes = translate(how, [s.parameters for s in combined], levels)
-        except ValueError as error:
-            raise self.fail(str(error), at) from error
+        lone = weightless(how, [s.parameters for s in combined], levels)
+        if lone is not None:
+            raise self.fail(f"model {lone + 1} of {len(combined)} has no weight and others have", combined[lone].at[:-1] or at)  # fmt: skip
+        params, notes = translate(how, [s.parameters for s in combined], levels)
         self.notes += notes
         layers = [
             {"model": models.index(s.model), **({"layers": list(s.layers)} if s.layers else {})} for s in combined

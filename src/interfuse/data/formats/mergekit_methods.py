@@ -46,16 +46,16 @@ METHODS: dict[str, Spelling] = {
     "nearswap": Spelling("nearswap", "first", {"t": "t"}),
     "arcee_fusion": Spelling("arcee-fusion", "first", {}),
     "nuslerp": Spelling("nuslerp", "optional", {"weight": "weight", "nuslerp_flatten": "along", "nuslerp_row_wise": "along"}, ("weight",)),
-    "multislerp": Spelling("multislerp", "optional", {"weight": "weight", "normalize_weights": "yes", "eps": None}, ("weight",)),
-    "model_stock": Spelling("model-stock", "required", {"filter_wise": "no"}),
+    "multislerp": Spelling("multislerp", "optional", {"weight": "weight", "normalize_weights": "normalize", "eps": None}, ("weight",)),
+    "model_stock": Spelling("model-stock", "required", {"filter_wise": "filter_wise"}),
     "sce": Spelling("sce", "required", {"select_topk": "select_topk", "int8_mask": None}, fixed={"select_topk": 1.0}),
     "task_arithmetic": Spelling("task-arithmetic", "required", {**_TASKS, "density": None, "rescale": None}, ("weight",)),
-    "ties": Spelling("ties", "required", {**_TASKS, "density": "density", "rescale": "no"}, ("weight", "density"), {"density": 1.0}),
+    "ties": Spelling("ties", "required", {**_TASKS, "density": "density", "rescale": "rescale"}, ("weight", "density"), {"density": 1.0}),
     "dare_ties": Spelling("dare-ties", "required", _RANDOM, ("weight", "density"), _L1),
     "dare_linear": Spelling("dare-linear", "required", _RANDOM, ("weight", "density"), _L1),
-    "breadcrumbs": Spelling("breadcrumbs", "required", {**_TASKS, "density": "density", "gamma": "gamma", "rescale": "no"},
+    "breadcrumbs": Spelling("breadcrumbs", "required", {**_TASKS, "density": "density", "gamma": "gamma", "rescale": "rescale"},
                             ("weight", "density", "gamma"), {"density": 1.0, "gamma": 0.01}),
-    "breadcrumbs_ties": Spelling("breadcrumbs", "required", {**_TASKS, "density": "density", "gamma": "gamma", "rescale": "no"},
+    "breadcrumbs_ties": Spelling("breadcrumbs", "required", {**_TASKS, "density": "density", "gamma": "gamma", "rescale": "rescale"},
                                  ("weight", "density", "gamma"), {"density": 1.0, "gamma": 0.01, "elect": True}),
     "della": Spelling("della", "required", {**_RANDOM, "epsilon": "epsilon"}, ("weight", "density", "epsilon"),
                       {**_L1, "normalize": True, "epsilon": 0.15}),
@@ -88,6 +88,10 @@ OURS: dict[str, Spelling] = {
 }  # fmt: skip
 
 
+#: ours that are one value for all tensors, though they may stand at any level
+SINGLE = ("normalize", "rescale", "filter_wise", "steps")
+
+
 def spelling(name: Any) -> Spelling | None:
     """A method by the name a file gives it; ours may be written with hyphens."""
     return METHODS.get(name) or OURS.get(str(name).replace("-", "_"))
@@ -104,9 +108,6 @@ def translate(
 
     Returns:
         Our parameters, and what has no effect here.
-
-    Raises:
-        ValueError: for a value that is not supported, in words.
     """
     params: dict[str, Any] = {}
     notes: list[str] = []
@@ -116,8 +117,6 @@ def translate(
         if ours in how.per_model:
             chains = [_chain([mine, *levels], theirs) for mine in own]
             given = [c for c in chains if c is not None]
-            if ours == "weight" and 0 < len(given) < len(chains):
-                raise ValueError(f"model {chains.index(None) + 1} of {len(chains)} has no weight and others have")
             if given:
                 default = how.fixed.get(ours, 1.0)
                 params[ours] = [_ending(default if c is None else c, default) for c in chains]
@@ -127,17 +126,10 @@ def translate(
             continue
         if ours is None:
             notes.append(f"{theirs} has no effect here")
-        elif ours in ("yes", "no"):
-            if value is not (ours == "yes"):
-                raise ValueError(
-                    f"{theirs}: {value!r} is not supported, only {theirs}: {'true' if ours == 'yes' else 'false'}"
-                )
         elif ours == "rescale":
             params[ours] = "l1" if value else "none"
-        elif ours in ("normalize", "steps"):
-            if not isinstance(value, bool | int | float):
-                raise ValueError(f"{theirs} is one value for all tensors, not {value!r}")
-            params[ours] = bool(value) if ours == "normalize" else int(value)
+        elif ours in SINGLE:
+            params[ours] = int(value) if ours == "steps" else bool(value)
         elif ours != "along":
             params[ours] = value
     other = {"breadcrumbs": "gamma", "della": "epsilon"}.get(how.slug)
@@ -153,6 +145,14 @@ def translate(
     if "weight" in how.names and "weight" not in params:
         notes.append("no weight is given: every model has 1")
     return params, notes
+
+
+def weightless(how: Spelling, own: Sequence[Mapping[str, Any]], levels: Sequence[Mapping[str, Any]]) -> int | None:
+    """The first model that has no weight where others have, counted from 0."""
+    if how.names.get("weight") not in how.per_model:
+        return None
+    missing = [_chain([mine, *levels], "weight") is None for mine in own]
+    return missing.index(True) if any(missing) and not all(missing) else None
 
 
 def _chain(levels: Sequence[Mapping[str, Any]], name: str) -> Any:
