@@ -63,8 +63,8 @@ def test_the_first_mismatches_are_listed_with_a_remedy(models, tmp_path):
     said = refused(tmp_path, "input.shape", models=[models["x"], odd], base=models["base"])
     assert "model.layers.0.mlp.gate_proj.weight: [24, 16] in" in said
     assert "[32, 16] in odd" in said
-    assert said.count("; ") == 8
-    assert "and 1 more" in said
+    assert len([line for line in said.splitlines() if line.startswith("  model.")]) == 8  # a line each
+    assert "\n  and 1 more" in said
     assert "one base" in said
     lone = copy_of(models["y"], tmp_path / "lone", lambda s: s.pop("model.norm.weight"))
     assert "model.norm.weight: missing in lone" in refused(
@@ -78,6 +78,15 @@ def test_the_first_mismatches_are_listed_with_a_remedy(models, tmp_path):
     said = refused(tmp_path, "input.shape", models=[models["x"], gpt], base=models["base"])
     assert "architectures differ: gpt2 and llama" in said or "architectures differ: llama and gpt2" in said
     assert "distillation" in said
+    rows = said.splitlines()[1:9]
+    assert (
+        rows[0].startswith("  lm_head.weight: [29, 16] in ")
+        or rows[0].startswith("  transformer.")
+        or rows[0].startswith("  model.")
+    )
+    assert {"missing in" in row for row in rows} == {True}
+    assert {row.split(".")[0] for row in rows} >= {"  model", "  transformer"}  # of both in turn
+    assert "more [" in said.splitlines()[9]
 
 
 #: methods that look at nothing but weights, and do something with them
@@ -100,9 +109,28 @@ def test_a_number_that_is_none_is_named_by_its_tensor(models, method, value, tmp
         if load(f"merge/{method}").traits.get("base", "optional") == "none" or method == "linear"
         else {"base": models["base"]}
     )
-    assert "model.layers.2.mlp.down_proj.weight" in refused(
-        tmp_path, "input.nan", method.replace("-", "_"), models=[models["x"], bad], **base
+    said = refused(tmp_path, "input.nan", method.replace("-", "_"), models=[models["x"], bad], **base)
+    assert "model.layers.2.mlp.down_proj.weight" in said
+    assert "bad holds NaN or infinity" in said
+
+
+def test_every_model_that_holds_what_is_no_number_is_named(models, tmp_path):
+    bad = [
+        copy_of(models[n], tmp_path / f"bad-{n}", lambda s: s["model.norm.weight"].fill_(float("inf")))
+        for n in ("base", "y")
+    ]
+    said = refused(tmp_path, "input.nan", models=[models["x"], bad[1]], base=bad[0])
+    assert "bad-y and bad-base hold NaN or infinity" in said
+    halves = refused(
+        tmp_path,
+        "input.nan",
+        "task_arithmetic",
+        models=[models["x"]],
+        base=models["base"],
+        scale=1e38,
+        out_dtype="float16",
     )
+    assert "the result is NaN, infinite or too large" in halves  # no model is to blame
 
 
 def test_missing_bases_numbers_out_of_range_and_rules_that_fit_nothing(models, tmp_path):

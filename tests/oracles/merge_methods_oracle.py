@@ -145,13 +145,15 @@ def magprune(models: Sequence[State], base: State, *, density: Any, epsilon: Any
     return out
 
 
-def select_calculate_erase(models: Sequence[State], base: State, *, select_topk: float, select_scope: str) -> State:
+def select_calculate_erase(
+    models: Sequence[State], base: State, *, select_topk: float, select_scope: str, degenerate: str = "keep"
+) -> State:
     out = {}
     for name, b in base.items():
         deltas = np.stack(_deltas(models, base, name))
         variance = deltas.var(axis=0).astype(np.float32)
         positive = int((variance > 0).sum())
-        everything = select_topk == 1 or positive == 0
+        everything = select_topk == 1 or (positive == 0 and degenerate == "keep")
         mask = np.ones(b.shape, bool) if everything else _top(variance, int(select_topk * positive))
         energy = ((deltas * mask) ** 2).reshape(len(models), -1).sum(1)
         eta = energy / energy.sum() if energy.sum() > 0 else np.full(len(models), 1 / len(models))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from interfuse.core.method import load, read_params
 from interfuse.data.weights import Weights
@@ -135,7 +137,7 @@ OPTIONS = [
     ("varm", {"statistic": "absolute"}), *(("varm", {"granularity": "element", "statistic": s}) for s in ("square", "absolute")),
     *(("ties", {"rescale": "l1", "density": [0.3, 0.5, 1.0], "normalize": n}) for n in (True, False)),
     *(("breadcrumbs", {"rescale": "l1", "elect": e, "gamma": 0.1, "density": 0.5}) for e in (True, False)),
-    ("sce", {"select_scope": "weights", "select_topk": 0.4}), ("model-stock", {"filter_wise": True}), ("multislerp", {"normalize": False, "weight": [0.5, 0.3, 0.9]}),
+    ("sce", {"select_scope": "weights", "select_topk": 0.4}), ("sce", {"degenerate": "pivot", "select_topk": 0.3}), ("model-stock", {"filter_wise": True}), ("multislerp", {"normalize": False, "weight": [0.5, 0.3, 0.9]}),
     *((s, {"density": [0.5, 0.0, 0.5]}) for s in ("ties", "dare-ties", "dare-linear", "della", "breadcrumbs")),
     ("dare-ties", {"density": [0.5, 0.0, 0.5], "rescale": "l1"}), ("ties", {"density": [0.5, 0.0, 0.5], "rescale": "l1"}),
 ]  # fmt: skip
@@ -164,6 +166,42 @@ def test_a_density_of_0_leaves_a_model_out(slug):
     assert pair.equal(alone)
     nothing = run(slug, [m["w"] for m in models], base["w"], **{**own, "density": 0.0})
     assert nothing.equal(base["w"])
+
+
+def test_the_report_says_what_a_density_is_and_when_nothing_differs(tmp_path):
+    """Trim and keep are named both; models that are the same are noted where a selection by variance makes no sense."""
+    import interfuse
+
+    for name, module in (("base", 1), ("x", 2)):
+        torch.manual_seed(module)
+        save_file({"w": torch.randn(6, 4), "b": torch.randn(4)}, _folder(tmp_path / name) / "model.safetensors")
+    two = [str(tmp_path / "x")] * 2
+
+    def remarks(method, **own):
+        made = getattr(interfuse.merge, method)(
+            two, base=str(tmp_path / "base"), out=tmp_path / "out", force=True, **own
+        )
+        return json.loads((made.path / "merge.json").read_text())["remarks"], load_file(made.path / "model.safetensors")
+
+    assert remarks("ties", density=0.2)[0] == ["density 0.2: of every task vector 0.2 is kept, 0.8 is trimmed"]
+    for method in ("dare_ties", "dare_linear", "della", "breadcrumbs"):
+        said, _ = remarks(method, density=[0.5, {"gradient": [0.7, 0.7]}])
+        assert said == ["density 0.5 to 0.7: of task vectors 0.5 to 0.7 is kept, 0.3 to 0.5 is trimmed"], method
+    said, kept = remarks("sce", select_topk=0.5)
+    assert len(said) == 1
+    assert "all models are the same" in said[0]
+    assert "every element is kept" in said[0]
+    torch.testing.assert_close(kept["w"], load_file(tmp_path / "x" / "model.safetensors")["w"])
+    said, pivot = remarks("sce", select_topk=0.5, degenerate="pivot")
+    assert "the result is the base" in said[0]
+    assert pivot["w"].equal(load_file(tmp_path / "base" / "model.safetensors")["w"])
+    assert remarks("sce", select_topk=1.0)[0] == []
+
+
+def _folder(path):
+    path.mkdir()
+    (path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    return path
 
 
 def test_the_angle_of_long_rows_is_that_of_whole_rows():

@@ -13,7 +13,7 @@ from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
 from interfuse.kit.reductions import Threshold, magnitude_thresholds
 from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, Whole, per_model, shares, weighted_sum
-from interfuse.merge.sparsify import l1_factors, share_of
+from interfuse.merge.sparsify import kept_and_trimmed, l1_factors, share_of
 
 
 def _bounds(
@@ -40,7 +40,14 @@ def _trim(delta: Tensor, outliers: Threshold, kept: Threshold, start: int) -> No
     kept.trim_(delta, start)
 
 
-@method(scope="element", base="required", prepare=_bounds, per_model=("weight", "density", "gamma"), temporaries=4)
+@method(
+    scope="element",
+    base="required",
+    prepare=_bounds,
+    per_model=("weight", "density", "gamma"),
+    temporaries=4,
+    remarks=kept_and_trimmed,
+)
 def breadcrumbs(
     part: Part,
     *,

@@ -9,14 +9,22 @@ from torch import Tensor
 
 from interfuse.core.method import method
 from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model, shares, weighted_sum
-from interfuse.merge.sparsify import Dropped, drop_random, dropped
+from interfuse.merge.sparsify import Dropped, drop_random, dropped, kept_and_trimmed
 
 
 def _factors(whole: Whole, *, density: PerModel, rescale: str, **_: Any) -> Dropped:
     return dropped(whole, per_model(density, len(whole.models), "density"), rescale)
 
 
-@method(scope="element", base="required", prepare=_factors, per_model=("weight", "density"), temporaries=4, random=True)
+@method(
+    scope="element",
+    base="required",
+    prepare=_factors,
+    per_model=("weight", "density"),
+    temporaries=4,
+    random=True,
+    remarks=kept_and_trimmed,
+)
 def dare_linear(
     part: Part,
     *,

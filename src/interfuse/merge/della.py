@@ -12,9 +12,17 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.kit.merging import disjoint_mean
 from interfuse.merge.room import Part, PerModel, PerModelPart, PerModelShare, per_model, shares, weighted_sum
+from interfuse.merge.sparsify import kept_and_trimmed
 
 
-@method(scope="row", base="required", per_model=("weight", "density", "epsilon"), temporaries=8, random=True)
+@method(
+    scope="row",
+    base="required",
+    per_model=("weight", "density", "epsilon"),
+    temporaries=8,
+    random=True,
+    remarks=kept_and_trimmed,
+)
 def della(
     part: Part,
     *,

@@ -7,6 +7,7 @@ It follows from headers alone. Architectures are not known by name: the layer of
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from interfuse.merge.schedule import at, listed, refuse_idle, varies
 _NUMBER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 #: tensors that come before the layers; all others outside the layers come after them
 _BEFORE = re.compile(r"(?:^|[._])(?:embed(?!_out)|embeddings|wte|wpe|shared)")
+#: how many mismatches a message shows
+_SHOWN = 8
 #: keys of a slice, and of each of its sources
 SLICE, SOURCE = ("sources", "base", "parameters", "module"), ("model", "layers")
 
@@ -326,7 +329,24 @@ def _refuse_strangers(
 
 
 def _refuse(rows: Sequence[str], names: Sequence[str]) -> None:
-    """Raises ``input.shape`` with the first mismatches, or ``input.vocabulary`` when they are about tokens alone."""
-    shown = "; ".join(rows[:8]) + (f"; and {len(rows) - 8} more" if len(rows) > 8 else "")
-    raise InterfuseError("input.shape", f"the models' tensors differ: {shown}", where=", ".join(names),
+    """Raises ``input.shape`` with the first mismatches, a line each."""
+    raise InterfuseError("input.shape", f"the models' tensors differ:{listing(rows)}", where=", ".join(names),
                          fix="Use models of one base and one vocabulary.")  # fmt: skip
+
+
+def listing(rows: Sequence[str]) -> str:
+    """The first rows of a message, a line each, and how many more there are."""
+    return "".join(f"\n  {row}" for row in rows[:_SHOWN]) + (f"\n  and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")  # fmt: skip
+
+
+def mismatches(one: Tensors, two: Tensors, names: tuple[str, str]) -> list[str]:
+    """The tensors two models do not share, as rows: what has other shapes, then what one lacks, of both in turn."""
+    shared = [n for n in one if n in two and one[n].shape != two[n].shape]
+    rows = [f"{n}: {list(one[n].shape)} in {names[0]}, {list(two[n].shape)} in {names[1]}" for n in shared]
+    lacking = [
+        [f"{n}: {list(mine[n].shape)} in {name}, missing in {other}" for n in mine if n not in theirs]
+        for mine, theirs, name, other in ((one, two, *names), (two, one, *names[::-1]))
+    ]
+    for pair in itertools.zip_longest(*lacking):
+        rows += [row for row in pair if row is not None]
+    return rows

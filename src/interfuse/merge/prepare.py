@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import read_params
 from interfuse.core.rooms import Call
@@ -15,8 +17,9 @@ from interfuse.data.overlay import Tensors
 from interfuse.data.tokenizer_union import check_template
 from interfuse.data.vocabulary import Alignment
 from interfuse.data.weights import Weights
+from interfuse.kit.reductions import array_blocks
 from interfuse.merge.finish import same_vocabulary, untied
-from interfuse.merge.plan import Output, Slice, plan_outputs, read_slices
+from interfuse.merge.plan import Output, Slice, listing, mismatches, plan_outputs, read_slices
 from interfuse.merge.schedule import listed
 
 
@@ -83,7 +86,7 @@ def check(call: Call) -> None:
     for model in known[1:]:
         if model.config.get("model_type") != known[0].config.get("model_type"):
             raise InterfuseError("input.shape", f"the architectures differ: {known[0].config.get('model_type')} and "
-                                 f"{model.config.get('model_type')}", where=f"{known[0].name}, {model.name}",
+                                 f"{model.config.get('model_type')}{_differences(known[0], model)}", where=f"{known[0].name}, {model.name}",
                                  fix="Merging needs one architecture; distillation does not.")  # fmt: skip
     if call.params["output"] == "lora":
         from interfuse.merge.adapters import refuse_others
@@ -102,6 +105,18 @@ def _is_there(model: Model) -> bool:
 
         return not isinstance(model.computed, AdaptedModel) or model.computed.adapter.is_dir()
     return model.module is not None or (model.path is not None and model.path.is_dir())
+
+
+def _differences(one: Model, two: Model) -> str:
+    """The first tensors that two models do not share, a line each; nothing where weights are not here."""
+    if not (_is_there(one) and _is_there(two)):
+        return ""
+    with contextlib.ExitStack() as stack:
+        held = []
+        for model in (one, two):
+            held.append(weights_of(model))
+            stack.callback(held[-1].close)
+        return listing(mismatches(held[0], held[1], (one.name, two.name)))
 
 
 def _check_calibration(call: Call) -> None:
@@ -160,6 +175,24 @@ def prepared(call: Call) -> Iterator[Prepared]:
         outputs = plan_outputs(weights[: len(call.inputs["models"])], weights[-1] if has_base else None, parts, defaults,
                                [m.name for m in models])  # fmt: skip
         yield Prepared(weights, outputs, alignment, merged, remarks)
+
+
+def with_its_models(error: InterfuseError, call: Call, plan: Prepared) -> InterfuseError:
+    """An error about NaN or infinity in a tensor, with the models that hold it: their tensors are looked at once more. The error
+    itself where all sources are finite, and the result is not."""
+    output = next((o for o in plan.outputs if error.where == f"tensor {o.name}" or error.where.startswith(f"tensor {o.name!r},")), None)  # fmt: skip
+    if error.code != "input.nan" or output is None:
+        return error
+    named, found = everyone(call), []
+    for index, name in [*output.sources, *([output.base] if output.base else [])]:
+        flat = plan.weights[index].source(name)
+        if any(not np.isfinite(values).all() for _, (values,) in array_blocks([flat])):
+            found.append(named[index].name if name == output.name else f"{named[index].name} ({name})")
+    if not found:
+        return error
+    which = " and ".join(dict.fromkeys(found))
+    return InterfuseError("input.nan", f"{which} hold{'s' if len(found) == 1 else ''} NaN or infinity", where=error.where,
+                          fix="Use a checkpoint from before training diverged.")  # fmt: skip
 
 
 def weights_of(model: Model) -> Tensors:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -37,7 +38,16 @@ from interfuse.kit.streaming import Block, Job, Journal, stream_merge
 from interfuse.merge.finish import finish, open_vocabulary
 from interfuse.merge.looks import looking
 from interfuse.merge.plan import Output
-from interfuse.merge.prepare import Prepared, check, everyone, leading, own_params, per_model_params, prepared
+from interfuse.merge.prepare import (
+    Prepared,
+    check,
+    everyone,
+    leading,
+    own_params,
+    per_model_params,
+    prepared,
+    with_its_models,
+)
 from interfuse.merge.schedule import widen
 from interfuse.merge.told import Told, as_given
 
@@ -293,9 +303,10 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         plan = stack.enter_context(prepared(call))
         _refuse_full(work, layout_of(call, plan))
         found_before = stack.enter_context(_calibrated(call, plan))
+        labels, layout = [m.fingerprint() for m in call.inputs["models"]], layout_of(call, plan)
+        plan.remarks += _own_remarks(call, plan, labels)
         for remark in plan.remarks:
             call.ctx.log(remark)
-        labels, layout = [m.fingerprint() for m in call.inputs["models"]], layout_of(call, plan)
         overall = overall_of(call, plan, labels)
         total = sum(w[name].nbytes for w in plan.weights for name in w)
         work.mkdir(parents=True, exist_ok=True)
@@ -315,8 +326,11 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
                 bar.advance(done - seen, tensor)
                 seen = done
 
-            stats = stream_merge(jobs, writer, workers=settings.workers or None, max_memory=int(settings.max_memory * 1e9),
-                                 journal=journal, progress=progress)  # fmt: skip
+            try:
+                stats = stream_merge(jobs, writer, workers=settings.workers or None, max_memory=int(settings.max_memory * 1e9),
+                                     journal=journal, progress=progress)  # fmt: skip
+            except InterfuseError as error:
+                raise with_its_models(error, call, plan) from error
             told.complete(jobs if "tells" in call.method.traits else ())
     if work != folder:
         for file in sorted(work.glob("*.safetensors*")):
@@ -331,6 +345,16 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         **found,
         **({"calibration": dict(found_before.report)} if found_before is not None else {}),
     }
+
+
+def _own_remarks(call: Call, plan: Prepared, labels: Sequence[str]) -> list[str]:
+    """What the method itself has to say in the report (trait ``remarks``): of its parameters, each combination once, and of models that
+    are all the same."""
+    if "remarks" not in call.method.traits:
+        return []
+    owns = {json.dumps(o.own, sort_keys=True, default=str): o.own for o in plan.outputs if o.info.kind.floating}
+    found: list[str] = call.method.traits["remarks"](list(owns.values()), len(labels) > 1 and len(set(labels)) == 1)
+    return found
 
 
 def _refuse_full(work: Path, layout: Mapping[str, Any]) -> None:

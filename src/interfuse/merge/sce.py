@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -30,14 +31,24 @@ def _variance(deltas: list[Tensor]) -> Tensor:
     return total.div_(len(numbers)).float()
 
 
-def _facts(whole: Whole, *, select_topk: float, **_: Any) -> tuple[Threshold | None, list[float]]:
+def _noted(owns: Sequence[Mapping[str, Any]], same: bool) -> list[str]:
+    """What the report says of models that do not differ."""
+    if not same or all(own["select_topk"] == 1 for own in owns):
+        return []
+    degenerate = owns[0]["degenerate"]
+    kept = "every element is kept" if degenerate == "keep" else "nothing is selected, the result is the base"
+    return [f"all models are the same, so that no variance tells elements apart: {kept} (degenerate: {degenerate})"]
+
+
+def _facts(whole: Whole, *, select_topk: float, degenerate: str, **_: Any) -> tuple[Threshold | None, list[float]]:
     deltas = whole.deltas()
     selected: Threshold | None = None
     if select_topk < 1:
         spread = Computed(deltas, _variance)
         positive = sum(int(np.count_nonzero(values[0].numpy() > 0)) for _, values in blocks([spread]))
         # where every variance is 0 the models agree, and there is nothing to choose between
-        selected = magnitude_thresholds([spread], int(select_topk * positive))[0] if positive else None
+        if positive or degenerate == "pivot":
+            selected = magnitude_thresholds([spread], int(select_topk * positive))[0]
     energy = torch.zeros(len(deltas), dtype=torch.float64)
     for start, values in blocks(deltas):
         mask = selected.trim_(_variance(values), start).sign_() if selected is not None else None
@@ -53,7 +64,7 @@ def _tells(facts: tuple[Threshold | None, list[float]], **_: Any) -> dict[str, A
     return {"weights": facts[1]}
 
 
-@method(scope="element", base="required", prepare=_facts, tells=_tells, temporaries=8, per_model=())
+@method(scope="element", base="required", prepare=_facts, tells=_tells, temporaries=8, per_model=(), remarks=_noted)
 def sce(
     part: Part,
     *,
@@ -65,6 +76,12 @@ def sce(
         Literal["deltas", "weights"],
         Field(description="selection masks the task vectors, or (as the FuseChat code does) only their weights"),
     ] = "deltas",
+    degenerate: Annotated[
+        Literal["keep", "pivot"],
+        Field(
+            description="a tensor whose elements all have variance 0: keep them all, or none, which leaves the base (as the authors' code)"
+        ),
+    ] = "keep",
 ) -> Tensor:
     """``theta_0 + sum_j eta_j E_j delta_j / sum_j eta_j E_j`` over the selected elements (section 3.3)."""
     selected, eta = part.facts

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,6 +67,21 @@ def l1_factors(deltas: Sequence[Flat], cut: Callable[[int, Tensor, int], object]
             after += float(values.abs().sum(dtype=torch.float64))
         found.append(before / after if after > 0 else 1.0)
     return found
+
+
+def kept_and_trimmed(owns: Sequence[Mapping[str, Any]], same: bool) -> list[str]:
+    """A line for the report that says what a density means: papers and tools give either the share kept or the share dropped.
+
+    Args:
+        owns: the parameters of every tensor, each combination once.
+    """
+    found = [d for own in owns for d in (own["density"] if isinstance(own["density"], list) else [own["density"]])]
+    least, most = min(found, default=1.0), max(found, default=1.0)
+    if least == most:
+        return [f"density {most:.4g}: of every task vector {most:.4g} is kept, {1 - most:.4g} is trimmed"]
+    return [
+        f"density {least:.4g} to {most:.4g}: of task vectors {least:.4g} to {most:.4g} is kept, {1 - most:.4g} to {1 - least:.4g} is trimmed"
+    ]
 
 
 #: Elements of a tensor whose masks are kept, one bit each, from the reading that sums them to the one that merges.

@@ -15,7 +15,7 @@ from interfuse.kit.merging import disjoint_mean
 from interfuse.kit.reductions import Threshold, magnitude_thresholds
 from interfuse.merge.plan import Output
 from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model
-from interfuse.merge.sparsify import l1_factors, share_of, trim_thresholds
+from interfuse.merge.sparsify import kept_and_trimmed, l1_factors, share_of, trim_thresholds
 
 
 def _thresholds(
@@ -74,6 +74,7 @@ def _passes(params: Mapping[str, Any]) -> int:
     passes=_passes,
     per_model=("weight", "density"),
     temporaries=4,
+    remarks=kept_and_trimmed,
 )
 def ties(
     part: Part,
