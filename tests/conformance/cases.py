@@ -76,6 +76,7 @@ case("distill/compose", inputs="images", student="convnext", oracle="composed_lo
 case("distill/reviewkd", inputs="images", student="vit", teachers=["convnext"], warmup_epochs=3, oracle="review_loss")
 case("measure/classification", resamples=500, oracle="classification")
 case("measure/choice", inputs="choices", resamples=500, normalize="byte", oracle="likeliest_choice")
+case("measure/answers", inputs="answers", resamples=500, max_tokens=6, oracle="written_answers")
 case("measure/likelihood", inputs="texts", resamples=500, oracle="bits_per_byte")
 case("distill/fantastic-gains", inputs="images", teachers=2, epochs=2, tau=2.0, top_k=4, alpha=0.8, oracle="gains_loss")
 case("distill/hard", inputs="images", epochs=2, student_steps=2, augmentor_steps=2, ce=0.5, oracle="hard_loss")

@@ -51,3 +51,28 @@ def likeliest_choice(
         right += scores.index(top) == int(row["label"])
         nll -= own - top - math.log(math.fsum(math.exp(s - top) for s in scores))
     return {"accuracy": right / len(rows), "nll": nll / len(rows)}
+
+
+def written_answers(folder: str, rows: list[dict[str, Any]], max_tokens: int, **given: Any) -> dict[str, float]:
+    """The likeliest token again and again, one prompt at a time, until the end token or the limit."""
+    import torch
+
+    tokenizer, model = _opened(folder)
+    right = tokens = cut = reflects = 0
+    for row in rows:
+        start = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+        made: list[int] = []
+        while len(made) < max_tokens:
+            with torch.no_grad():
+                logits = model(torch.tensor([start + made])).logits[0, -1].tolist()
+            made.append(logits.index(max(logits)))
+            if made[-1] == tokenizer.eos_token_id:
+                break
+        ended = made[-1:] == [tokenizer.eos_token_id]
+        said = tokenizer.decode(made, skip_special_tokens=True).strip()
+        right += said == row["label"]
+        tokens += len(made) - ended
+        cut += not ended
+        reflects += "wait" in said
+    count = len(rows)
+    return {"accuracy": right / count, "tokens": tokens / count, "cut_off": cut / count, "reflective": reflects / count}

@@ -91,3 +91,87 @@ def test_an_endpoint_that_cannot_score_says_so(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "choices": ["x", "y"], "label": "0"}] * 2
     with pytest.raises(InterfuseError, match=r"needs\.capability"):
         interfuse.measure.choice([{"endpoint": "http://127.0.0.1:9/v1", "model": "m"}], data=table(tmp_path, rows))
+
+
+def said(place: Path, name: str, replies: dict[str, str]) -> str:
+    """A recorded model that knows some replies."""
+    rows = [{"prompt": p, "replies": [r]} for p, r in replies.items()]
+    (place / f"{name}.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    return f"replies:{place / name}.jsonl"
+
+
+def test_answers_by_hand(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "6 x 3", "label": "18"},
+        {"prompt": "1,000 + 1", "label": "1001"},
+        {"prompt": "Capital of France", "label": "Paris"},
+        {"prompt": "2 + 2", "label": "4"},
+    ]
+    short = {"6 x 3": "18", "1,000 + 1": "It is 1,001.0!", "Capital of France": "paris.", "2 + 2": "5"}
+    long = {
+        "6 x 3": "Wait, let me just verify: 18.",
+        "1,000 + 1": "1001, double-check, 1002",
+        "Capital of France": "Paris",
+        "2 + 2": "waiter, 4",
+    }
+    read = interfuse.measure.answers(
+        [said(tmp_path, "short", short)],
+        [said(tmp_path, "long", long)],
+        table(tmp_path, rows),
+        resamples=200,
+        out=tmp_path / "r",
+    ).read()
+    found = {m["name"]: m for m in read["models"]}
+    means = {name: {k: v["mean"] for k, v in m["scores"].items()} for name, m in found.items()}
+    assert means["short"]["accuracy"] == 0.75
+    assert means["long"]["accuracy"] == 0.75
+    assert means["short"]["reflective"] == 0
+    assert means["long"]["reflective"] == 0.5  # a waiter does not wait
+    assert means["short"]["tokens"] < means["long"]["tokens"]
+    assert (found["short"]["on_front"], found["long"]["on_front"]) == (True, False)
+    duel = read["comparisons"][0]
+    assert [duel[k] for k in ("gained", "kept", "lost", "never")] == [1, 2, 1, 0]
+    assert duel["length"]["mean"] == pytest.approx(means["short"]["tokens"] / means["long"]["tokens"])
+    log = pq.read_table(tmp_path / "r" / "items.parquet").to_pydict()
+    assert [c for c, m in zip(log["correct"], log["model"], strict=True) if m == "short"] == [True, True, True, False]
+
+
+def test_where_the_answer_stands(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "response": "Long ... #### 7"}, {"prompt": "b", "response": "#### 12"}]
+    lm = said(tmp_path, "m", {"a": "so 3 #### 7 (sure: 8)", "b": "12"})
+    ask = {"data": table(tmp_path, rows), "resamples": 200}
+    read = interfuse.measure.answers([lm], pattern=r"#### (\S+)", **ask).read()
+    assert read["models"][0]["scores"]["accuracy"]["mean"] == 0.5
+    words = interfuse.measure.answers([lm], pattern=r"#### (\S+)", match="words", **ask).read()
+    assert words["models"][0]["scores"]["accuracy"]["mean"] == 0.5
+    for given, code in (
+        ({"pattern": "("}, "param.value"),
+        ({"pattern": "never (x)"}, "param.value"),
+        ({"max_tokens": 0}, "param.value"),
+    ):
+        with pytest.raises(InterfuseError) as caught:
+            interfuse.measure.answers([lm], **given, **ask)
+        assert caught.value.code == code
+    for row in ({"prompt": "a", "label": ""}, {"prompt": "", "label": "x"}, {"prompt": "a", "label": "x", "id": "1"}):
+        with pytest.raises(InterfuseError) as caught:
+            interfuse.measure.answers([lm], data=table(tmp_path, [row]))
+        assert caught.value.code in ("input.missing", "input.empty")
+    with pytest.raises(InterfuseError, match="no number"):
+        interfuse.measure.answers(
+            [lm], data=table(tmp_path, [{"prompt": "a", "label": "x"}, {"prompt": "b", "label": "y"}]), match="number"
+        )
+
+
+def test_answers_that_are_cut_off_are_told(tmp_path: Path) -> None:
+    from tests.conformance.scenes.measure import question_table, speaker
+
+    models = [speaker(tmp_path, "one"), speaker(tmp_path, "two")]
+    read = interfuse.measure.answers(
+        models[:1], models[1:], question_table(tmp_path, "answers"), max_tokens=2, resamples=200
+    ).read()
+    cut = read["models"][0]["scores"]["cut_off"]["mean"]
+    assert cut > 0
+    assert any(
+        f"cut off at 2 tokens: {read['models'][0]['name']} {cut:.0%}".replace("%", " %") in note
+        for note in read["notes"]
+    )

@@ -37,9 +37,19 @@ def test_long_to_short_on_models_of_ones_own(tmp_path):
         rows = [t.split() for t in texts if len(t.split()) >= 4][:6]
         lines = [json.dumps({"question": " ".join(r[:2]) + " ", "answer": " ".join(r[2 : 2 + length])}) for r in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [
+        json.dumps({"question": " ".join(t.split()[:2]) + " ", "answer": t.split()[2]})
+        for t in texts
+        if len(t.split()) >= 4
+    ][6:10]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines) + "\n")
     recipe = tmp_path / "long-to-short.yaml"
-    recipe.write_text((SHIPPED / "long-to-short.yaml").read_text())
+    recipe.write_text((SHIPPED / "long-to-short.yaml").read_text().replace("max_tokens: 1024", "max_tokens: 3"))
     made = run(recipe, tmp_path / "out", ctx=Ctx(cache=tmp_path / "cache"))
+    read = json.loads((made.pop("report") / "report.json").read_text())
+    assert len(made) == len(read["models"]) - 2 == len(read["comparisons"]) / 2 == 9
+    assert all(0 < m["scores"]["tokens"]["mean"] <= 3 for m in read["models"])
+    assert any(m["on_front"] for m in read["models"])
     assert set(made) == {"average", "task-arithmetic", "ties", "dare", "lore", "twin", "aim", "sens", "acm"}
     base, quick, slow = (state(tmp_path / "models" / n) for n in ("base", "quick", "slow"))
     for name, path in made.items():

@@ -142,13 +142,19 @@ class LocalLM:
         return Vocabulary(self.tokenizer)
 
     def _shaped(self, schema: Mapping[str, Any] | None, start: int) -> Any:
-        """What keeps replies to a schema; nothing without one."""
+        """What refuses a model that gives no numbers, and keeps replies to a schema."""
         from transformers import LogitsProcessorList
+
+        def numbers(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            """The scores, when the first ones are numbers: of NaN the likeliest token would be the first, whatever was asked."""
+            if ids.shape[1] <= start and bool(scores.isnan().any()):
+                raise InterfuseError("input.nan", "the model gives a logit that is not a number", where=self.name)
+            return scores
 
         stack = stack_of(schema) if schema else None
         if not stack or not self._vocabulary.writes_json:
-            return LogitsProcessorList([])
-        return LogitsProcessorList([Shaped(self._vocabulary, stack, start, self._end_tokens())])
+            return LogitsProcessorList([numbers])
+        return LogitsProcessorList([numbers, Shaped(self._vocabulary, stack, start, self._end_tokens())])
 
     def _end_tokens(self) -> list[int]:
         ends = self.module.generation_config.eos_token_id

@@ -21,11 +21,11 @@ from interfuse.kit.resample import sign_flip
 from interfuse.kit.stats import holm, verdict
 from interfuse.measure.classification import AllowLeak, Resamples
 from interfuse.measure.room import Contender, Findings, Logits, Predictions, Reading
+from interfuse.measure.scores import LEVEL, ratio
 
 Floats = NDArray[np.float64]
 #: adjusted p-values up to this are taken as shown
 ALPHA = 0.05
-LEVEL = 0.95
 #: columns of a reading
 NATS, BYTES, TOKENS = 0, 1, 2
 
@@ -115,20 +115,8 @@ def likelihood(
     )  # fmt: skip
 
 
-def _ratio(values: Floats, sizes: Floats, rng: np.random.Generator, draws: int) -> tuple[float, float, float]:
-    """``sum(values) / sum(sizes)`` with its bootstrap interval over items."""
-    order = np.lexsort((sizes, values))  # the order of the items must not matter
-    values, sizes = values[order], sizes[order]
-    n, found = len(values), []
-    for start in range(0, draws, 256):
-        picked = rng.integers(0, n, size=(min(256, draws - start), n))
-        found.append(values[picked].sum(axis=1) / sizes[picked].sum(axis=1))
-    low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(values.sum() / sizes.sum()), float(low), float(high)
-
-
 def _model(c: Contender, bits: Floats, sizes: Floats, ctx: Ctx, draws: int) -> dict[str, Any]:
-    mean, low, high = _ratio(bits, sizes, ctx.rng(f"measure/bits/{c.name}"), draws)
+    mean, low, high = ratio(bits, sizes, ctx.rng(f"measure/bits/{c.name}"), draws)
     each = c.logits[:, :, NATS].sum(axis=1)
     per_seed = each / math.log(2) / sizes.sum()
     tokens = c.logits[:, :, TOKENS].sum(axis=1)
@@ -142,7 +130,7 @@ def _duel(
     c: Contender, source: str, bits: Mapping[str, Floats], sizes: Floats, ctx: Ctx, draws: int, best: bool
 ) -> dict[str, Any]:
     change, name = bits[c.name] - bits[source], f"measure/{c.name}/{source}"
-    mean, low, high = _ratio(change, sizes, ctx.rng(f"{name}/delta"), draws)
+    mean, low, high = ratio(change, sizes, ctx.rng(f"{name}/delta"), draws)
     p = sign_flip(bits[source], bits[c.name], ctx.rng(f"{name}/signs"), draws=draws).p
     return {"model": c.name, "role": c.role, "baseline": source, "n": len(change), "best_source": best, "delta": {"mean": mean, "low": low, "high": high},
             "likelier": int((change < 0).sum()), "less_likely": int((change > 0).sum()), "same": int((change == 0).sum()), "p": p}  # fmt: skip

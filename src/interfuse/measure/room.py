@@ -274,8 +274,9 @@ def _refuse_leak(roles: Sequence[tuple[str, Model]], table: Table) -> None:
 
 
 def estimate(call: Call) -> Cost:
-    """One pass of every model over the items: about two operations per parameter and item."""
+    """One pass of every model over the items, or one for every token it may write: about two operations per parameter each."""
     total = 0
+    steps = call.params.get("max_tokens", 1)
     items = sum(len(t) for t in (call.inputs["data"], call.inputs.get("validation")) if t is not None)
     done: dict[str, None] = {}
     for replica, seed in zip(call.replicas, call.seeds, strict=True):
@@ -284,7 +285,9 @@ def estimate(call: Call) -> Cost:
             if slot not in done:
                 done[slot] = None
                 total += size_of(model)
-    return Cost(bytes_read=4 * total, bytes_written=200 * items * len(done), seconds=2.0 * total * items / 2e9 + 2.0)
+    return Cost(
+        bytes_read=4 * total, bytes_written=200 * items * len(done), seconds=2.0 * total * items * steps / 2e9 + 2.0
+    )
 
 
 def promise(call: Call, path: Path) -> Report:

@@ -58,6 +58,18 @@ def summary(n: int, per_seed: Floats, low: float, high: float) -> dict[str, Any]
             "seeds": per_seed.tolist()}  # fmt: skip
 
 
+def ratio(values: Floats, sizes: Floats, rng: np.random.Generator, draws: int) -> tuple[float, float, float]:
+    """``sum(values) / sum(sizes)`` of items ``[items]`` with its percentile bootstrap interval over items."""
+    order = np.lexsort((sizes, values))  # the order of the items must not matter
+    values, sizes = values[order], sizes[order]
+    n, found = len(values), []
+    for start in range(0, draws, 256):
+        picked = rng.integers(0, n, size=(min(256, draws - start), n))
+        found.append(values[picked].sum(axis=1) / sizes[picked].sum(axis=1))
+    low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(values.sum() / sizes.sum()), float(low), float(high)
+
+
 def confidences(logits: Floats, labels: Ints) -> tuple[Floats, NDArray[np.bool_]]:
     """Highest probability and whether its class is the label, both ``[seeds, items]``."""
     pairs = [calibration.confidence_and_correct(softmax(z, axis=1), labels) for z in logits]

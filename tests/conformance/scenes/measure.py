@@ -94,7 +94,7 @@ VOCABULARY = ["the", "a", "red", "blue", "cat", "dog", "bird", "sees", "likes", 
 
 
 def question_table(path: Path, kind: str, change: str = "") -> str:
-    """A JSONL file of 30 texts, or of prompts with two to four choices; whole or with a fault."""
+    """A JSONL file of 30 texts, or of prompts with two to four choices or one answer; whole or with a fault."""
     file = path / f"{kind}{'-' + change if change else ''}.jsonl"
     if not file.is_file():
         rng, rows = np.random.Generator(np.random.Philox(5)), []
@@ -103,6 +103,8 @@ def question_table(path: Path, kind: str, change: str = "") -> str:
             row: dict[str, Any] = {"id": f"q{i}"}
             if kind == "texts":
                 row["text"] = " ".join(said[: 3 + i % 4])
+            elif kind == "answers":
+                row |= {"prompt": " ".join(said[:4]), "label": said[4]}
             else:
                 row |= {"prompt": " ".join(said[:4]), "choices": said[4 : 6 + i % 3], "label": str(i % 2)}
             rows.append(row)
@@ -189,9 +191,14 @@ def _language_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[...,
         ours = (
             {"bits": m["bits_per_byte"]["mean"]}
             if case.inputs == "texts"
-            else {k: v["mean"] for k, v in m["scores"].items() if k in ("accuracy", "nll")}
+            else {
+                k: v["mean"]
+                for k, v in m["scores"].items()
+                if k in ("accuracy", "nll", "tokens", "cut_off", "reflective")
+            }
         )
         said = oracle(folders[m["name"]], rows, **case.given)
+        assert set(ours) == set(said)
         pairs += [(f"{m['name']}: {key}", value, said[key]) for key, value in ours.items()]
     return pairs
 
