@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from datasets import Dataset
 from torch import nn
@@ -22,7 +23,8 @@ from interfuse.core.rooms import Source, apply
 from interfuse.data.models import build, open_model
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
-from interfuse.kit.encode import Encoder, predict
+from interfuse.kit.encode import Encoder, forward, predict
+from interfuse.kit.taps import Taps
 from tests.distill_bars import log_of, weights
 from tests.tiny_texts import BERT
 
@@ -95,6 +97,74 @@ def test_real_sentences(real: dict[str, Any], tmp_path: Path, slug: str, extra: 
     assert len(rows) == 2
     assert all(bool(v.isfinite().all()) for v in weights(found).values())
     assert predict(found, real["given"]["data"], Ctx()).shape == (len(real["given"]["data"]), 2)
+
+
+SMALL = {
+    "vocab_size": 0,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_labels": 2,
+    "pad_token_id": 0,
+}
+#: text classifiers whose last linear layer by name is another, or that give logits of every token: configuration and the classifier's name
+CLASSIFIERS: dict[str, tuple[dict[str, Any], str]] = {
+    "xlm-roberta": ({**SMALL, "max_position_embeddings": 64}, "classifier.out_proj"),
+    "gpt2": ({"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "num_labels": 2, "pad_token_id": 0}, "score"),
+    "llama": ({**SMALL, "max_position_embeddings": 64}, "score"),
+    "bert": ({**SMALL, "max_position_embeddings": 64}, "classifier"),
+}
+
+
+def classifier(real: dict[str, Any], kind: str, **changes: Any) -> dict[str, Any]:
+    """The source of a small classifier of sentences."""
+    config = {
+        **CLASSIFIERS[kind][0],
+        "vocab_size": real["student"]["config"]["vocab_size"],
+        "model_type": kind,
+        **changes,
+    }
+    return {**real["student"], "config": config}
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_penultimate_is_what_the_logits_are_made_from(real: dict[str, Any], kind: str) -> None:
+    model = open_model(Source(classifier(real, kind)), Ctx())
+    module = build(model, Ctx())
+    rows = Encoder(model, real["given"]["data"], 48).encode(np.arange(6))
+    assert int(rows["attention_mask"].min()) == 0  # some are padded
+    with Taps(module, ["penultimate"]) as taps, torch.no_grad():
+        for part in (slice(0, 6), slice(2, 5)):
+            logits = forward(module, model, {k: v[part] for k, v in rows.items()})
+            assert taps.classifier == CLASSIFIERS[kind][1]
+            assert taps.features["penultimate"].shape == (len(logits), 16)
+            torch.testing.assert_close(module.get_submodule(taps.classifier)(taps.features["penultimate"]), logits)
+
+
+@pytest.mark.parametrize("slug", ["dhkd", "nd-kd"])
+@pytest.mark.parametrize("kind", ["xlm-roberta", "gpt2"])
+def test_heads_that_are_no_plain_last_layer(real: dict[str, Any], tmp_path: Path, kind: str, slug: str) -> None:
+    given = {**real["given"], "epochs": 1}
+    teacher = apply("distill/none", student=classifier(real, kind), **given, out=tmp_path / "teacher")
+    found = apply(f"distill/{slug}", student=classifier(real, kind), teacher=[teacher], **given, out=tmp_path / "out")
+    assert all(bool(v.isfinite().all()) for v in weights(found).values())
+    if slug == "dhkd":
+        return
+    means = safetensors.torch.load_file(tmp_path / "out" / "class_means.safetensors")["class_means"]
+    table, module = given["data"], build(teacher, Ctx())
+    rows = Encoder(teacher, table, 48).encode(np.arange(len(table)))
+    head = module.get_submodule(CLASSIFIERS[kind][1])
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        forward(module, teacher, rows)
+    vectors = seen[0]
+    if vectors.ndim == 3:  # GPT-2 classifies by the last token that is no padding
+        vectors = vectors[torch.arange(len(vectors)), rows["attention_mask"].sum(dim=1) - 1]
+    labels = torch.from_numpy(table.labels())
+    expected = torch.stack([vectors[labels == c].mean(dim=0) for c in range(2)])
+    torch.testing.assert_close(means, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("slug", "code"), [("hard", "input.type"), ("kd3", "input.type")])

@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassifica
 from transformers.modeling_outputs import ImageClassifierOutput
 
 MODEL_TYPE = "interfuse-composed"
-#: layer name that stands for the input of the backbone's last linear layer
+#: layer name that stands for the input of the backbone's last linear layer; ``penultimate:NAME`` for the input of another one
 PENULTIMATE = "penultimate"
 
 
@@ -131,8 +131,9 @@ class ComposedForImageClassification(PreTrainedModel):
 def _tapped(backbone: nn.Module, layer: str, args: Any, kwargs: Any) -> torch.Tensor:
     """What a layer gives during one forward pass of the backbone."""
     seen: list[Any] = []
-    if layer == PENULTIMATE:
-        last = [m for m in backbone.modules() if isinstance(m, nn.Linear)][-1]
+    before, _, name = layer.partition(":")
+    if before == PENULTIMATE:
+        last = backbone.get_submodule(name) if name else [m for m in backbone.modules() if isinstance(m, nn.Linear)][-1]
         handle = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     else:
         handle = backbone.get_submodule(layer).register_forward_hook(lambda _, __, output: seen.append(output))

@@ -14,7 +14,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.losses import binary_kl, log_cosh_logits, mse_logits
-from interfuse.kit.taps import PENULTIMATE, classifier_name
+from interfuse.kit.taps import PENULTIMATE, as_vector
 
 #: parameters of an auxiliary head that are refused unless ``allow_large`` is set
 LARGE = 50_000_000
@@ -77,14 +77,16 @@ class DHKD(Hooks):
     def terms(self, run: Run, views: Views) -> dict[str, torch.Tensor]:
         u, t = views.student, views.teachers[0]
         if "auxiliary" in run.modules:
-            h = views.features[PENULTIMATE]
+            taps = run.student_taps
+            by_token = taps is not None and taps.by_token  # the main head reads every token, one decides
+            h = taps.read if taps is not None and by_token else views.features[PENULTIMATE]
             if self.align == "features":  # under a name of its own, by which what comes down this head is told apart
                 h = run.held[AUX] = h.view_as(h)
             if u.ndim == 3:  # of a language model, the positions that have a next token
                 h = h[:, : u.shape[1]]
                 u = run.modules["auxiliary"](h.flatten(0, -2)).unflatten(0, h.shape[:-1])
             else:
-                u = run.modules["auxiliary"](h)
+                u = run.modules["auxiliary"](as_vector(taps.taken(h) if taps is not None and by_token else h))
         t = t - t.mean(dim=-1, keepdim=True) if self.center else t
         if self.aux_loss == "bkl-norm":
             loss = log_cosh_logits(u, t, tau=self.tau)  # tau^2 sum_k KL(Bern(1/2) || Bern(sigmoid((u - t)/tau)))
@@ -121,7 +123,7 @@ class DHKD(Hooks):
         Both may carry the scale of half precision: turning does not depend on it.
         """
         assert run.student_taps is not None
-        h = run.student_taps.features[PENULTIMATE]
+        h = run.student_taps.read
         seen: list[torch.Tensor] = []
         if AUX in run.held:
             handles = [run.held.pop(AUX).register_hook(seen.append)]
@@ -161,9 +163,9 @@ class DHKD(Hooks):
 
 def _head(run: Run) -> set[str]:
     """The names of both heads' parameters: everything that is not the backbone."""
-    student = run.bare
-    main = classifier_name(student)
-    names = {f"student/{main}.{n}" for n, _ in student.get_submodule(main).named_parameters()}
+    assert run.student_taps is not None
+    main = run.student_taps.classifier
+    names = {f"student/{main}.{n}" for n, _ in run.bare.get_submodule(main).named_parameters()}
     return names | {f"auxiliary/{n}" for m in run.modules.values() for n, _ in m.named_parameters()}
 
 

@@ -86,7 +86,7 @@ class KD3(Hooks):
         if run.labels is not None:
             run.ctx.log("the labels of the pool are not used")
         ours, theirs = self._layers(run)
-        teacher = run.teachers[0].get_submodule(classifier_name(run.teachers[0]))
+        teacher = run.teachers[0].get_submodule(run.teacher_taps[0].classifier)
         assert isinstance(teacher, nn.Linear)
         target = run.teacher_taps[0].features[theirs]
         spec: dict[str, Any] = {"rectify": bool((target >= 0).all())}
@@ -243,7 +243,7 @@ class KD3(Hooks):
     def export(self, run: Run) -> nn.Module:
         """Backbone, transfer block and classifier: the backbone's own head has learned nothing."""
         student = run.bare
-        transfer, head, layer = run.modules["transfer"], run.modules["classifier"], run.facts["student_layer"]
+        transfer, head, layer = run.modules["transfer"], run.modules["classifier"], _saved_layer(run)
         assert isinstance(head, nn.Linear)
         if run.student_model.task == "module":
             return Composed(student, layer, transfer, head)
@@ -261,7 +261,7 @@ class KD3(Hooks):
 
     def write(self, run: Run, folder: Path) -> None:
         if run.student_model.task == "module":
-            spec = {"layer": run.facts["student_layer"], "transfer": run.facts["transfer"], "classes": run.classes,
+            spec = {"layer": _saved_layer(run), "transfer": run.facts["transfer"], "classes": run.classes,
                     "bias": run.modules["classifier"].bias is not None}  # fmt: skip
             (folder / SPEC).write_text(json.dumps(spec, sort_keys=True), encoding="utf-8")
         if self.selection == "none":
@@ -348,6 +348,14 @@ def nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tenso
     similarity = (e @ e.T / temperature).fill_diagonal_(-torch.inf)
     positive = torch.arange(len(e), device=e.device).roll(len(a))
     return F.cross_entropy(similarity, positive, reduction="none").reshape(2, -1).mean(dim=0)
+
+
+def _saved_layer(run: Run) -> str:
+    """The student's layer as a composed model names it."""
+    assert run.student_taps is not None
+    layer: str = run.facts["student_layer"]
+    main = run.student_taps.classifier
+    return f"{layer}:{main}" if layer == PENULTIMATE and main != classifier_name(run.bare) else layer
 
 
 def _last_map(shapes: dict[str, tuple[int, ...]], wanted: str) -> str:

@@ -17,6 +17,7 @@ from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.encode import forward
 from interfuse.kit.feature_losses import cosine_distance, norm_direction_watched
 from interfuse.kit.losses import dist, dkd, forward_kl, full_precision
+from interfuse.kit.nets import unpadded
 from interfuse.kit.taps import PENULTIMATE, as_vector
 
 
@@ -142,7 +143,9 @@ def class_means(run: Run, labels: torch.Tensor, classes: int) -> tuple[torch.Ten
     model, teacher, taps = run.teacher_models[0], run.teachers[0], run.teacher_taps[0]
     sums = torch.zeros(classes, taps.shapes()[PENULTIMATE][-1], dtype=torch.float64)
     for positions, batch in run.teacher_encoders[0].batches(np.arange(len(run.data)), run.settings.batch_size):
-        forward(teacher, model, {k: v.to(run.device) for k, v in batch.items()})
-        sums.index_add_(0, labels[torch.from_numpy(positions)], as_vector(taps.features[PENULTIMATE]).double().cpu())
+        inputs = {k: v.to(run.device) for k, v in batch.items()}
+        forward(teacher, model, inputs)
+        vectors = as_vector(unpadded(taps.features[PENULTIMATE], inputs))  # as the terms see them
+        sums.index_add_(0, labels[torch.from_numpy(positions)], vectors.double().cpu())
     counts = torch.bincount(labels, minlength=classes)
     return (sums / counts.clamp_min(1).unsqueeze(1)).float(), counts

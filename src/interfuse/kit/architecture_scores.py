@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from interfuse.core.errors import InterfuseError
 from interfuse.kit.feature_losses import linear_cka, similarity_preserving
 from interfuse.kit.losses import forward_kl
-from interfuse.kit.taps import AUTO, Taps, classifier_name
+from interfuse.kit.taps import AUTO, PENULTIMATE, Taps
 
 Forward = Callable[[nn.Module], Tensor]
 
@@ -27,8 +27,8 @@ class Probe:
     """One network at initialisation on one batch.
 
     Attributes:
-        features: of the last stage before pooling, [B, ...]. gradient: of the cross entropy with respect to the last linear
-            layer's weight, [K, d]. logits: [B, K]. gradient_norm: of all parameters together.
+        features: of the last stage before pooling, [B, ...]. gradient: of the cross entropy with respect to the
+            classifier's weight, [K, d]. logits: [B, K]. gradient_norm: of all parameters together.
         finite: whether all of it is.
     """
 
@@ -54,11 +54,10 @@ def probe(module: nn.Module, forward: Forward, labels: Tensor, *, layer: str = A
     """
     if len(labels) < 2:
         raise InterfuseError("input.shape", "similarity within a batch needs at least two examples")
-    weight = module.get_submodule(classifier_name(module)).weight
-    assert isinstance(weight, nn.Parameter)
     training = module.training
-    with Taps(module.train(), [layer]) as taps:
+    with Taps(module.train(), [PENULTIMATE, layer]) as taps:
         logits = forward(module)
+        weight = module.get_submodule(taps.classifier).weight
         if int(labels.max()) >= logits.shape[-1] or int(labels.min()) < 0:
             raise InterfuseError("input.shape", f"a label is {int(labels.max())}, the model has {logits.shape[-1]} classes")  # fmt: skip
         parameters = [p for p in module.parameters() if p.requires_grad]

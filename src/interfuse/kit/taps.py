@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,7 @@ PENULTIMATE, AUTO = "penultimate", "auto"
 
 
 def classifier_name(module: torch.nn.Module) -> str:
-    """The name of the last linear layer (the classifier), whose input are the penultimate features.
+    """The name of the last linear layer: the classifier of most models. :attr:`Taps.classifier` tells it of any that has run.
 
     Raises:
         InterfuseError: ``needs.capability`` when the model has no linear layer.
@@ -70,20 +71,48 @@ class Taps:
     """Records what named layers give during forward passes.
 
     Use as a context manager; ``features`` maps name -> tensor of the last forward: [B, C, H, W], [B, N, D] or [B, D].
+
+    The classifier, whose input ``penultimate`` is, is found in the first forward pass: the linear layer whose output are the model's
+    logits. Where it gives logits of every token and the model takes one token's, ``penultimate`` is what that token's were made from,
+    [B, D]. A model whose logits are no layer's output has its last linear layer taken for the classifier.
     """
 
     def __init__(self, module: torch.nn.Module, patterns: Sequence[str]) -> None:
         self.names = layer_names(module, patterns)
         self.features: dict[str, torch.Tensor] = {}
+        self._module = module
+        self._head: _Head | None = None
         self._handles = [self._attach(module, name) for name in self.names]
 
     def _attach(self, module: torch.nn.Module, name: str) -> Any:
         if name == PENULTIMATE:
-            layer = module.get_submodule(classifier_name(module))
-            return layer.register_forward_pre_hook(lambda _, args: self.features.__setitem__(PENULTIMATE, args[0]))
+            self._head = _Head(module, self.features)
+            return self._head
         return module.get_submodule(name).register_forward_hook(
             lambda _, __, output: self.features.__setitem__(name, _tensor(output, name))
         )
+
+    @property
+    def classifier(self) -> str:
+        """The name of the layer whose input ``penultimate`` is; before the first forward pass the last linear layer's."""
+        found = self._head.name if self._head is not None else ""
+        return found or classifier_name(self._module)
+
+    @property
+    def read(self) -> torch.Tensor:
+        """All that the classifier read in the last forward pass, of every token [B, L, D] where it reads tokens, else [B, D]."""
+        found = self._head.read if self._head is not None else None
+        assert found is not None, "penultimate is tapped, and a forward pass was made"
+        return found
+
+    @property
+    def by_token(self) -> bool:
+        """Whether the classifier reads every token and the model takes the logits of one."""
+        return self._head is not None and self._head.at is not None
+
+    def taken(self, read: torch.Tensor) -> torch.Tensor:
+        """Of something of :attr:`read`'s shape, what the model's logits come from: the one token's [B, D] where it takes one."""
+        return self._head.taken(read) if self._head is not None else read
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every layer's last feature, without the batch.
@@ -109,6 +138,78 @@ class Taps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Head:
+    """Finds a module's classifier in its first forward pass and records what it reads in every one."""
+
+    def __init__(self, module: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
+        self.features = features
+        self.name = ""
+        self.read: torch.Tensor | None = None
+        self.at: torch.Tensor | None = None
+        self._last = classifier_name(module)
+        self._said: torch.Tensor | None = None
+        self._seen: dict[int, deque[tuple[str, torch.Tensor, torch.Tensor]]] = {}
+        linear = [(name, child) for name, child in module.named_modules() if isinstance(child, torch.nn.Linear)]
+        self._handles = {name: child.register_forward_hook(self._noting(name)) for name, child in linear}
+        # no bound method: a copy of the module must not copy what was seen
+        self._handles["model"] = module.register_forward_hook(lambda _, __, output: self._ended(output))
+
+    def _noting(self, name: str) -> Any:
+        def note(layer: Any, args: Any, output: torch.Tensor) -> None:
+            if self.name:
+                self.read, self._said = args[0], output
+            else:
+                kept = self._seen.setdefault(-1 if name == self._last else layer.out_features, deque(maxlen=4))
+                kept.append((name, args[0], output))
+
+        return note
+
+    def _ended(self, output: Any) -> None:
+        logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+        if not self.name:
+            self._settle(logits)
+        if self.read is None or self._said is None:
+            return
+        self.at = _token(self._said, logits)
+        self.features[PENULTIMATE] = self.taken(self.read)
+        self._said = None
+
+    def _settle(self, logits: torch.Tensor | None) -> None:
+        last = self._seen.get(-1, deque())
+        width = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.ndim else 0
+        found = [s for s in (*self._seen.get(width, ()), *last) if _gives(s[2], logits)] or last
+        if not found:
+            return  # the last linear layer takes no part
+        self.name, self.read, self._said = found[-1]
+        for name in [n for n in self._handles if n not in ("model", self.name)]:
+            self._handles.pop(name).remove()
+        self._seen.clear()
+
+    def taken(self, read: torch.Tensor) -> torch.Tensor:
+        return read if self.at is None else read[torch.arange(len(read), device=read.device), self.at]
+
+    def remove(self) -> None:
+        for handle in self._handles.values():
+            handle.remove()
+
+
+def _token(said: torch.Tensor, logits: torch.Tensor | None) -> torch.Tensor | None:
+    """Which token's output [B, L, K] the logits [B, K] are, int64 [B]; None where they are not one token's."""
+    if logits is None or said.ndim != 3 or logits.shape != (said.shape[0], said.shape[2]):
+        return None
+    same = (said.detach().to(logits.dtype) == logits.detach().unsqueeze(1)).all(dim=-1)
+    return same.int().argmax(dim=1) if bool(same.any(dim=1).all()) else None
+
+
+def _gives(said: torch.Tensor, logits: torch.Tensor | None) -> bool:
+    """Whether a layer's output is a model's logits, or one token's of it."""
+    if logits is None:
+        return False
+    if said.shape == logits.shape:
+        return torch.equal(said.detach().to(logits.dtype), logits.detach())
+    return _token(said, logits) is not None
 
 
 def _tensor(output: Any, name: str) -> torch.Tensor:
