@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,9 +24,11 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import apply
 from interfuse.data.models import Model, build
 from interfuse.data.tables import Table
+from interfuse.distill.dhkd import DHKD
 from interfuse.distill.mix_kd import mix, plan
 from interfuse.distill.tgeo_kd import class_means, geometry, hyper_gradient
 from interfuse.distill.trg import TRG, patches, sample_places, unit_graph
+from interfuse.kit.feature_losses import info_nce
 from tests.distill_bars import (
     CNN,
     TwoLayers,
@@ -384,17 +389,46 @@ def test_neighbours_entries_do_not_underflow(data: Table) -> None:
     assert gaussian_graph(tokens, near)[~near].abs().max() == 0
 
 
-def test_contextual_in_turns_is_the_same_and_fits_the_budget() -> None:
+def peak_of(work: Callable[[], object]) -> int:
+    """The most bytes of tensors alive at once that some work made, by the memory events of PyTorch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    alive = list(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+    return max(alive)
+
+
+@pytest.mark.parametrize(("places", "memory", "rows"), [(150, 1, "images"), (400, 1, "rows"), (200, 64, "whole")])
+def test_contextual_in_turns_is_the_same_and_fits_the_budget(places: int, memory: int, rows: str) -> None:
     g = torch.Generator().manual_seed(2)
-    s, t = (torch.randn(6, 200, 4, generator=g, requires_grad=r) for r in (True, False))
-    whole = TRG(memory=64)._inner(s, t)
+    s, t = (torch.randn(6, places, 4, generator=g, requires_grad=r) for r in (True, False))
+    whole = TRG(memory=512)._inner(s, t)
     [a] = torch.autograd.grad(whole.sum(), s)
-    method = TRG(memory=1)  # one image of 200 x 200 at a time
-    assert method.memory * 2**20 // method._bytes(200) == 1
+    method = TRG(memory=memory, tokens=60)
+    step = method._left(60) // (24 * places**2)
+    assert rows == ("whole" if step >= 6 else "images" if step else "rows")
     parts = method._inner(s, t)
     [b] = torch.autograd.grad(parts.sum(), s)
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(a, b)
+
+    def step_of(method: TRG) -> Callable[[], object]:
+        """The three losses of a step, whose matrices are alive together, and their gradients."""
+        ours, theirs = s[:, :10].flatten(0, 1), t[:, :10].flatten(0, 1)
+        return lambda: (method._inner(s, t).sum() + method._local(ours, theirs).sum() + info_nce(ours, theirs, tau=0.1).sum()).backward()  # fmt: skip
+
+    beside = 16 * s.nbytes  # features and their gradients, which are no matrices of tokens by tokens
+    assert peak_of(step_of(method)) < memory * 2**20 + beside
+    if rows != "whole":
+        assert peak_of(step_of(TRG(memory=512, tokens=60))) > memory * 2**20 + beside
+
+
+def test_the_graphs_of_sampled_tokens_take_what_is_reckoned() -> None:
+    g = torch.Generator().manual_seed(3)
+    s, t = (torch.randn(256, 4, generator=g, requires_grad=r) for r in (True, False))
+    for method in (TRG(), TRG(normalise=False), TRG(neighbours="teacher"), TRG(axis="column", direction="forward")):
+        peak = peak_of(lambda m=method: (m._local(s, t).sum() + info_nce(s, t, tau=0.1).sum()).backward())  # type: ignore[misc]
+        assert 0.8 < peak / (42 * 256**2) <= 1.0
 
 
 def test_patches_and_places() -> None:
@@ -427,6 +461,46 @@ def test_both_networks_are_sampled_at_the_same_places(data: Table, teacher: Mode
     terms = hooks.terms(run, hooks.views(run, engine.make_batch(run, np.arange(8))))
     for name in ("inner", "local", "kd"):
         assert terms[name].abs().max() < 1e-5, name
+
+
+@pytest.mark.parametrize(("slug", "extra", "code", "word"), [
+    ("tgeo-kd", {"val_fraction": 0.25}, "input.limit", "features: norms"),
+    ("mix-kd", {}, "input.shape", "one class"),
+])  # fmt: skip
+def test_refused_numbers_of_classes(slug: str, extra: dict[str, Any], code: str, word: str, tmp_path: Path) -> None:
+    classes = 1001 if slug == "tgeo-kd" else 1
+    x = np.random.default_rng(0).random((8, 64), dtype=np.float32)
+    rows = Dataset.from_dict({"features": x.tolist(), "label": [i % 2 * (classes > 1) for i in range(8)]})
+    nets = [nn.Sequential(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, classes)) for _ in range(2)]
+    said = refused(code, slug, rows, nets[0], tmp_path / "out", nets[1], batch_size=4, **extra)
+    assert word in said.replace("every example has the class", "one class")
+
+
+def test_gradients_are_aligned_in_one_process_only(data: Table, teacher: Model) -> None:
+    run, _ = started("dhkd", data, teacher, align="none")
+    run.accelerator = SimpleNamespace(num_processes=2)
+    for align in ("features", "backbone", "all"):
+        with pytest.raises(InterfuseError) as caught:
+            DHKD(align=align).setup(run)  # type: ignore[arg-type]
+        assert (caught.value.code, caught.value.where) == ("param.value", "align")
+    DHKD(align="none").setup(run)
+
+
+def test_trg_of_texts_reckons_with_the_longest(data: Table, teacher: Model) -> None:
+    run, hooks = started("trg", data, teacher, k=3)
+    run.data = dataclasses.replace(data, columns={"text": "image", "label": "label"})
+    assert run.data.kind == "text"
+    short, settings = {"student": torch.rand(2, 5, 4), "teacher": torch.rand(2, 5, 4)}, run.settings
+    taps = [SimpleNamespace(features={"a": v}) for v in short.values()]
+    run.student_taps, run.teacher_taps = taps[0], [taps[1]]
+    run.student_shapes, run.teacher_shapes = {"a": (5, 4)}, [{"a": (5, 4)}]
+    run.settings = dataclasses.replace(settings, batch_size=2, max_length=600)
+    hooks = TRG(k=3, student_layer="a", teacher_layer="a", memory=1, tokens=1024)
+    with pytest.raises(InterfuseError) as caught:
+        hooks.setup(run)
+    assert caught.value.code == "input.limit"
+    run.settings = dataclasses.replace(settings, batch_size=2, max_length=60)
+    hooks.setup(run)
 
 
 def test_trg_refusals(data: Table, teacher: Model, tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ from interfuse.kit.losses import forward_kl, full_precision
 from interfuse.kit.nets import as_map, as_tokens, check_places, grid_of, same_places
 from interfuse.kit.taps import AUTO
 
+#: bytes alive at once, as measured over a forward and backward pass: per pair of sampled tokens (both graphs and the contrast), and per
+#: entry of the contextual loss's matrices
+PAIR_BYTES, ROW_BYTES = 42, 24
+
 
 @method()
 @dataclass(frozen=True)
@@ -58,7 +62,11 @@ class TRG(Hooks):
     tau_high: Annotated[float, Field(gt=0, description="temperature of the global loss at the start")] = 1.0
     tau_low: Annotated[float, Field(gt=0, description="temperature of the global loss at the end")] = 0.1
     memory: Annotated[
-        int, Field(ge=1, description="MiB that token-by-token matrices may take; beyond it images are taken in turns")
+        int,
+        Field(
+            ge=1,
+            description="MiB that token-by-token matrices may take, backward pass included; beyond it images, or their rows, are taken in turns",
+        ),
     ] = 256
 
     def needs(self) -> Needs:
@@ -80,8 +88,12 @@ class TRG(Hooks):
         if self.k >= sampled:
             raise InterfuseError("param.value", f"k = {self.k} neighbours of {sampled} tokens", where=run.data.name,
                                  fix="Use a smaller k, a larger batch_size or more tokens.")  # fmt: skip
-        if self._bytes(max(sampled, s.shape[1])) > self.memory * 2**20:
-            raise InterfuseError("input.limit", f"{max(sampled, s.shape[1])} tokens need more than {self.memory} MiB", where="memory",
+        longest = (
+            run.settings.max_length if run.data.kind == "text" else s.shape[1]
+        )  # texts to come may be longer than these
+        most = max(images, min(self.tokens, images * longest))
+        if self._left(most) < ROW_BYTES * longest:
+            raise InterfuseError("input.limit", f"{most} sampled tokens need more than {self.memory} MiB", where="memory",
                                  fix="Raise memory, lower tokens, or use a larger patch.")  # fmt: skip
         run.add("student_projection", nn.Linear(s.shape[2], self.width, bias=False))
         run.add("teacher_projection", nn.Linear(t.shape[2], self.width, bias=False))
@@ -133,14 +145,22 @@ class TRG(Hooks):
 
     def _inner(self, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Contextual loss times N, the mean squared distance of two rows, a few images at a time when memory is short."""
-        step = max(1, self.memory * 2**20 // self._bytes(s.shape[1]))
-        if step >= len(s):
-            return contextual(s, t) * s.shape[1]
-        parts = [
-            checkpoint(contextual, s[i : i + step], t[i : i + step], use_reentrant=False)
-            for i in range(0, len(s), step)
-        ]
-        return torch.cat(parts) * s.shape[1]
+        images, count = s.shape[:2]
+        room = self._left(images * self._per_image(images, count))
+        step = room // (ROW_BYTES * count**2)
+        if step >= images:
+            return contextual(s, t) * count
+        if step >= 1:
+            parts = [checkpoint(contextual, s[i : i + step], t[i : i + step], use_reentrant=False) for i in range(0, images, step)]  # fmt: skip
+            return torch.cat(parts) * count
+        # not even one image's matrix fits: its rows in turns
+        height = max(1, room // (ROW_BYTES * count))
+        blocks = [slice(k, k + height) for k in range(0, count, height)]
+        each = [
+            torch.stack([checkpoint(contextual, s[i : i + 1], t[i : i + 1], b, use_reentrant=False) for b in blocks]).sum(dim=0)
+            for i in range(images)
+        ]  # fmt: skip
+        return torch.cat(each) * count
 
     def _local(self, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
         k = min(self.k, len(ours) - 1)  # the last batch may be small
@@ -177,10 +197,9 @@ class TRG(Hooks):
     def _per_image(self, images: int, places: int) -> int:
         return max(1, min(places, self.tokens // images))
 
-    @staticmethod
-    def _bytes(count: int) -> int:
-        """Of the float32 matrices count x count alive at once: product, softmax and difference of both sides."""
-        return 16 * count * count
+    def _left(self, sampled: int) -> int:
+        """Bytes of the budget that the graphs of so many sampled tokens leave to the contextual loss."""
+        return self.memory * 2**20 - PAIR_BYTES * sampled**2
 
 
 def unit_graph(

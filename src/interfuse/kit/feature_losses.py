@@ -134,7 +134,7 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, p: float = 2.0) -> T
     return (a_s - a_t).square().mean(dim=1)
 
 
-def contextual(student: Tensor, teacher: Tensor) -> Tensor:
+def contextual(student: Tensor, teacher: Tensor, rows: slice | None = None) -> Tensor:
     """Contextual (inner-instance) loss of TRG (Zhang et al. 2023): how the tokens of one sample attend to each other.
 
     Mean squared difference of ``softmax_row(F F^T / sqrt(D))``, each side with its own width D.
@@ -142,6 +142,7 @@ def contextual(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: ``[B, N, D_s]``.
         teacher: ``[B, N, D_t]``.
+        rows: tokens whose share of the whole alone is wanted; only their rows of the N x N matrices are made.
 
     Returns:
         ``[B]``.
@@ -149,10 +150,11 @@ def contextual(student: Tensor, teacher: Tensor) -> Tensor:
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
         raise _shape_error("both sides need [B, N, D] with the same B and N", student, teacher)
     c_s, c_t = (
-        torch.softmax(_matmul(x, x.transpose(1, 2)) / x.shape[2] ** 0.5, dim=-1)
+        torch.softmax(_matmul(x if rows is None else x[:, rows], x.transpose(1, 2)) / x.shape[2] ** 0.5, dim=-1)
         for x in (full_precision(student), full_precision(teacher))
     )
-    return (c_s - c_t).square().flatten(1).mean(dim=1)
+    squares = (c_s - c_t).square().flatten(1)
+    return squares.mean(dim=1) if rows is None else squares.sum(dim=1) / student.shape[1] ** 2
 
 
 def inter_channel_correlation(student: Tensor, teacher: Tensor) -> Tensor:
