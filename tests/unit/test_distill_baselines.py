@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -21,8 +23,10 @@ from interfuse.distill.crd import CRD, Memory
 from interfuse.distill.hooks import Batch, Hooks, Run, Views, per_position
 from interfuse.distill.reviewkd import Fusion, hierarchical_context
 from interfuse.kit import nets
+from interfuse.kit.feature_losses import info_nce
 from tests.oracles.distill_baselines_oracle import crd_loss
 from tests.oracles.seen import Seen
+from tests.unit.test_distill_inputs import Mixer
 from tests.unit.test_losses import F_S, F_T, F_T_SMALL, V_S, V_T, V_T_WIDE, S, T, Y, close, wave
 
 FEATURES = ("fitnets", "at", "sp", "rkd", "crd", "reviewkd")
@@ -350,6 +354,27 @@ def test_padding_is_not_seen() -> None:
     assert nets.unpadded(tokens, {"pixel_values": mask}) is tokens
 
 
+def test_a_batch_of_one_class_is_told_by_in_batch_crd() -> None:
+    said: list[str] = []
+    run = SimpleNamespace(held={}, ctx=SimpleNamespace(log=said.append))
+    assert CRD._alone(run, torch.tensor([1, 0, 1])).tolist() == [False] * 3  # type: ignore[arg-type]
+    assert not said
+    for _ in range(2):
+        assert CRD._alone(run, torch.tensor([1, 1])).tolist() == [True, True]  # type: ignore[arg-type]
+    assert len(said) == 1
+    assert "one class" in said[0]
+    alone = info_nce(S, T, tau=0.1, classes=torch.zeros(len(S)))
+    assert float(alone.abs().max()) < 1e-6  # which is why
+
+
+def test_the_share_of_lone_anchors_is_logged(tmp_path: Path) -> None:
+    apply("distill/crd", **given("convnext", "resnet", negatives="in-batch", epochs=1), out=tmp_path / "out", ctx=Ctx())
+    with (tmp_path / "out" / "training.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["raw/alone"]) == 0.0
+    assert float(row["weighted/alone"]) == 0.0
+
+
 def test_layers_are_paired_in_order() -> None:
     assert nets.pair_layers(["a", "b"], ["x", "y"]) == [("a", "x"), ("b", "y")]
     assert nets.pair_layers(["a", "b"], ["w", "x", "y", "z"], auto=True) == [("a", "x"), ("b", "z")]
@@ -389,6 +414,15 @@ def test_unlike_architectures(slug: str, student: str, teacher: str, tmp_path: P
     assert made.config["model_type"] == student
     rows = (tmp_path / "out" / "training.csv").read_text().splitlines()
     assert len(rows) == 3
+    assert all(math.isfinite(float(x)) for row in rows[1:] for x in row.split(","))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("mixer", "vit"), ("convnext", "mixer")])
+@pytest.mark.parametrize("slug", FEATURES)
+def test_a_mixer_learns_and_teaches_by_automatic_layers(slug: str, student: str, teacher: str, tmp_path: Path) -> None:
+    sides = [Mixer(classes=10) if side == "mixer" else side for side in (student, teacher)]
+    apply(f"distill/{slug}", **given(*sides), out=tmp_path / "out", ctx=Ctx())
+    rows = (tmp_path / "out" / "training.csv").read_text().splitlines()
     assert all(math.isfinite(float(x)) for row in rows[1:] for x in row.split(","))
 
 

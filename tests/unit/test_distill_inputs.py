@@ -64,6 +64,38 @@ def started(method: str, **given: Any) -> tuple[Any, Any]:
 
 # ------------------------------------------------------------------------------------------------ layers by name
 
+
+class Mixing(torch.nn.Module):
+    """A block of an MLP-Mixer: over places, then over channels."""
+
+    def __init__(self, places: int, width: int) -> None:
+        super().__init__()
+        self.norms = torch.nn.ModuleList([torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)])
+        self.places, self.channels = torch.nn.Linear(places, places), torch.nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.places(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        found: torch.Tensor = x + self.channels(torch.nn.functional.gelu(self.norms[1](x)))
+        return found
+
+
+class Mixer(torch.nn.Module):
+    """A small MLP-Mixer on 8 x 8 grey images in patches of 2 x 2."""
+
+    def __init__(self, width: int = 12, depth: int = 4, classes: int = 6) -> None:
+        super().__init__()
+        self.stem = torch.nn.Conv2d(1, width, 2, stride=2)
+        self.blocks = torch.nn.ModuleList([Mixing(16, width) for _ in range(depth)])
+        self.head = torch.nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        found: torch.Tensor = self.head(x.mean(dim=1))
+        return found
+
+
 PIXELS = {"pixel_values": torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)}
 TOKENS = {
     "input_ids": torch.tensor([[3, 4, 5, 2], [6, 7, 8, 2]]),
@@ -79,6 +111,14 @@ MODELS: dict[str, tuple[Any, Mapping[str, torch.Tensor], str, list[str], tuple[i
                  ["convnext.encoder.stages.0.layers.0", "convnext.encoder.stages.1.layers.0"], (2, 16), [(2, 8, 4, 4), (2, 16, 2, 2)]),
     "bert": ({"config": tiny_texts.BERT, "task": "text-classification"}, TOKENS, "bert.encoder.layer.[01]",
              ["bert.encoder.layer.0", "bert.encoder.layer.1"], (2, 16), [(2, 4, 16), (2, 4, 16)]),
+    "mixer": (Mixer(), PIXELS, "blocks.?", [f"blocks.{i}" for i in range(4)], (2, 12), [(2, 16, 12)] * 4),
+    "pvt": ({"config": {"model_type": "pvt", "image_size": 8, "num_channels": 1, "num_labels": 6, "num_encoder_blocks": 2, "patch_sizes": [4, 2],
+                        "strides": [4, 2], "hidden_sizes": [8, 16], "depths": [1, 2], "num_attention_heads": [1, 1], "mlp_ratios": [2, 2],
+                        "sequence_reduction_ratios": [1, 1]}}, PIXELS, "pvt.encoder.block.*.0", ["pvt.encoder.block.0.0", "pvt.encoder.block.1.0"],
+            (2, 16), [(2, 4, 8), (2, 2, 16)]),
+    "poolformer": ({"config": {"model_type": "poolformer", "num_channels": 1, "num_labels": 6, "num_encoder_blocks": 2, "patch_sizes": [2, 2],
+                               "strides": [2, 2], "padding": [0, 0], "hidden_sizes": [8, 16], "depths": [1, 2], "mlp_ratio": 2.0}}, PIXELS, "poolformer.encoder.block.*.0",
+                   ["poolformer.encoder.block.0.0", "poolformer.encoder.block.1.0"], (2, 16), [(2, 8, 4, 4), (2, 16, 2, 2)]),
     "cnn": (cnn(), PIXELS, "[02]", ["0", "2"], (2, 96), []),
     "mlp": (mlp(), NUMBERS, "2", ["2"], (2, 5), [(2, 8), (2, 5), (2, 5), (2, 3)]),
 }  # fmt: skip
@@ -104,6 +144,73 @@ def test_layers_are_tapped_by_glob_penultimate_and_auto(name: str) -> None:
     for feature in taps.features.values():
         assert as_vector(feature).shape[0] == 2
         assert as_vector(feature).ndim == 2
+
+
+class Several(torch.nn.Module):
+    """A layer that gives what the test says, before a linear layer."""
+
+    def __init__(self, gives: Any) -> None:
+        super().__init__()
+        self.layer = torch.nn.Module()
+        self.layer.forward = lambda x: gives(x)  # type: ignore[method-assign]
+        self.head = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.layer(x)
+        found: torch.Tensor = self.head(x)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("gives", "pattern", "expected"),
+    [
+        (lambda x: (x.sum(), 2 * x), "layer", 2.0),  # a loss before the feature
+        (lambda x: (x, x[:, None].expand(-1, 3, -1)), "layer", 1.0),  # hidden states, attentions
+        (lambda x: (x, 2 * x), "layer[1]", 2.0),
+        (lambda x: {"loss": x.sum(), "hidden": 3 * x}, "layer", 3.0),
+        (lambda x: (x, 2 * x), "layer", "needs.capability"),
+        (lambda x: (x, 2 * x), "layer[2]", "param.value"),
+        (lambda x: (x.sum(), None), "layer", "needs.capability"),
+        (lambda x: x.sum(), "layer", "needs.capability"),
+    ],
+)
+def test_one_of_several_tensors_is_taken_or_asked_for(gives: Any, pattern: str, expected: Any) -> None:
+    module, x = Several(gives), NUMBERS["x"]
+    with Taps(module, [pattern]) as taps:
+        if isinstance(expected, str):
+            with pytest.raises(InterfuseError) as caught:
+                module(x)
+            assert caught.value.code == expected
+            assert "layer[" in caught.value.fix or "[0]" in caught.value.fix or "no tensor" in caught.value.what
+        else:
+            module(x)
+            torch.testing.assert_close(taps.features[pattern], expected * x)
+
+
+def test_an_index_is_no_glob() -> None:
+    module = build(open_model(Source({"config": tiny_texts.BERT, "task": "text-classification"}), Ctx()), Ctx())
+    assert layer_names(module, ["bert.encoder.layer.[1]"]) == ["bert.encoder.layer.1"]
+    assert layer_names(module, ["bert.encoder.layer.1[0]"]) == ["bert.encoder.layer.1[0]"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [("deit", {"patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}),
+     ("levit", {"image_size": 64, "num_channels": 3, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [4, 4, 4]})],
+)  # fmt: skip
+def test_families_of_several_classifiers_start_from_a_configuration(
+    kind: str, fields: dict[str, Any], images: Path, tmp_path: Path
+) -> None:
+    config = {"model_type": kind, "image_size": 8, "num_channels": 1, **fields}
+    found = apply("distill/kd", student={"config": {**config, "num_labels": 6}}, teacher=[image_model(images, "vit", 0)],
+                  data=image_table(images), epochs=1, out=tmp_path / "out")  # fmt: skip
+    assert found.config["architectures"] == [
+        {"deit": "DeiTForImageClassification", "levit": "LevitForImageClassification"}[kind]
+    ]
+    with pytest.raises(InterfuseError) as caught:
+        apply("distill/none", student={"config": {**config, "hidden_sizes": [3], "num_hidden_layers": "two", "num_labels": 6}},
+              data=image_table(images), epochs=1, out=tmp_path / "bad")  # fmt: skip
+    assert caught.value.code == "param.value"
 
 
 def test_taps_leave_nothing_behind() -> None:

@@ -365,7 +365,9 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
                                                     trust_remote_code=False, dtype=dtype, output_loading_info=True)  # fmt: skip
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise InterfuseError(
-                "input.format", f"the weights cannot be loaded: {str(error).splitlines()[0]}", where=str(model.path)
+                "input.format",
+                f"the weights cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]}",
+                where=str(model.path),
             ) from error
         lost = sorted(info["missing_keys"]) + sorted(str(k) for k in info.get("mismatched_keys", ()))
         if lost:
@@ -377,7 +379,7 @@ def build(model: Model, ctx: Ctx, *, train: bool = False) -> torch.nn.Module:
         module = in_memory(model)
     else:
         with seeded(ctx.seed_for("init/" + fingerprint({"config": _plain(model.config), "task": model.task}))):
-            module = getattr(transformers, TASKS[model.task][0]).from_config(make_config(model))
+            module = _from_scratch(model)
     return module.train(train)
 
 
@@ -409,6 +411,7 @@ def make_config(model: Model) -> Any:
     Raises:
         InterfuseError: ``param.value`` when the configuration is refused.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     fields = {
@@ -417,11 +420,36 @@ def make_config(model: Model) -> Any:
         if k not in ("model_type", "architectures", "transformers_version", "dtype")
     }
     try:
-        return AutoConfig.for_model(model.config["model_type"], **fields)
-    except (TypeError, ValueError, AttributeError) as error:
+        made = AutoConfig.for_model(model.config["model_type"], **fields)
+        made.architectures = list(
+            model.config.get("architectures") or []
+        )  # which of a family's classes; the first if none is named
+        return made
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, StrictDataclassError) as error:
         raise InterfuseError(
-            "param.value", f"transformers refuses the configuration: {error}", where=model.name
+            "param.value",
+            f"transformers refuses the configuration: {(str(error) or type(error).__name__).splitlines()[0]}",
+            where=model.name,
         ) from error
+
+
+def _from_scratch(model: Model) -> torch.nn.Module:
+    """The module that a configuration describes, with new weights.
+
+    Raises:
+        InterfuseError: ``param.value`` when ``transformers`` cannot build it, ``needs.package`` where that takes a package.
+    """
+    import transformers
+
+    config = make_config(model)
+    try:
+        module: torch.nn.Module = getattr(transformers, TASKS[model.task][0]).from_config(config)
+    except ImportError as error:
+        raise InterfuseError("needs.package", str(error).strip().splitlines()[0], where=model.name) from error
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, ArithmeticError, AssertionError) as error:
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        raise InterfuseError("param.value", f"transformers cannot build a model of this configuration: {what}", where=model.name) from error  # fmt: skip
+    return module
 
 
 def save(module: torch.nn.Module, folder: Path, *, tokenizer_from: Path | None = None, processor: Mapping[str, Any] | None = None) -> None:  # fmt: skip
@@ -487,11 +515,10 @@ def size_of(model: Model) -> int:
 @functools.cache
 def _meta_size(config: str, task: str) -> int:
     import torch
-    import transformers
 
-    model = Model("", None, json.loads(config), task)
+    fields = json.loads(config)
     with torch.device("meta"):
-        module = getattr(transformers, TASKS[task][0]).from_config(make_config(model))
+        module = _from_scratch(Model(str(fields.get("model_type", "")), None, fields, task))
     return sum(p.numel() for p in module.parameters())
 
 

@@ -83,17 +83,31 @@ class CRD(Hooks):
             full_precision(run.modules[f"embed_{k}"](x)) for k, x in (("student", student), ("teacher", teacher))
         ]
         both = F.normalize(torch.stack(embedded), dim=2)
+        terms: dict[str, Tensor] = {}
         if self.negatives == "memory":
             loss = self._nce(run, views, both)
         else:
             s, t = both.unbind()
             classes = views.labels if views.labels is not None and views.labels.ndim == 1 else None
             loss = info_nce(s, t, tau=self.tau, classes=classes) + info_nce(t, s, tau=self.tau, classes=classes)
-        terms = {"crd": per_position(loss, views)}
+            if classes is not None:
+                terms["alone"] = self._alone(run, classes).to(loss.dtype)
+        terms = {"crd": per_position(loss, views)} | terms
         return terms | ({"ce": hard_loss(views)} if self.label_weight else {})
 
     def weights(self, run: Run, views: Views) -> dict[str, float | Tensor]:
-        return {"crd": self.weight, "ce": self.label_weight}
+        watched: dict[str, float | Tensor] = {"alone": 0.0} if self.negatives == "in-batch" else {}
+        return {"crd": self.weight, "ce": self.label_weight} | watched
+
+    @staticmethod
+    def _alone(run: Run, classes: Tensor) -> Tensor:
+        """Whose batch holds no other class [B], so that there is nothing to tell it from: logged, and said once."""
+        alone = (classes == classes[0]).all().expand(len(classes))
+        if "crd/told" not in run.held and bool(alone[0]):
+            run.held["crd/told"] = True
+            run.ctx.log("a batch holds one class alone: in-batch negatives are examples of other classes, so nothing is contrasted in it "
+                        "(column raw/alone: the share); use a larger batch_size or negatives: memory")  # fmt: skip
+        return alone
 
     def after_step(self, run: Run) -> None:
         if self.negatives == "memory":

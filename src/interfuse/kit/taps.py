@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from interfuse.core.errors import InterfuseError, did_you_mean
 
 PENULTIMATE, AUTO = "penultimate", "auto"
+#: one of several things that a layer gives
+INDEXED = re.compile(r"(.*[^.])\[(\d+)\]")
 
 
 def classifier_name(module: torch.nn.Module) -> str:
@@ -28,10 +31,13 @@ def classifier_name(module: torch.nn.Module) -> str:
 
 
 def blocks(module: torch.nn.Module) -> list[str]:
-    """Names of the model's main blocks, in order: the members of its outermost list of two or more layers."""
-    for name, child in module.named_modules():
-        if isinstance(child, torch.nn.ModuleList) and len(child) >= 2:
-            return [f"{name}.{i}" if name else str(i) for i in range(len(child))]
+    """Names of the model's main blocks, in order: the members of its outermost list of two or more layers, of several such lists side
+    by side the last (patches are embedded before they are worked on). A member that is a list itself stands for its last layer."""
+    lists = {n: m for n, m in module.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) >= 2}
+    if lists:
+        outer = next(iter(lists)).rpartition(".")[0]
+        name = [n for n in lists if n.rpartition(".")[0] == outer][-1]
+        return [_last_of(child, f"{name}.{i}" if name else str(i)) for i, child in enumerate(lists[name])]
     for name, child in module.named_modules():
         if isinstance(child, torch.nn.Sequential) and len(child) >= 2:
             return [f"{name}.{key}" if name else key for key, _ in child.named_children()]
@@ -39,10 +45,17 @@ def blocks(module: torch.nn.Module) -> list[str]:
                          fix="Name the layers.")  # fmt: skip
 
 
+def _last_of(module: torch.nn.Module, name: str) -> str:
+    while isinstance(module, torch.nn.ModuleList) and len(module):
+        name, module = f"{name}.{len(module) - 1}", module[-1]
+    return name
+
+
 def layer_names(module: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
     """The layers that patterns name: exact names, globs, ``penultimate``, or ``auto`` (the quarter points of the blocks).
 
-    A star stays within one level: ``encoder.layer.*`` names the layers, not what is inside them.
+    A star stays within one level: ``encoder.layer.*`` names the layers, not what is inside them. Of a layer that gives several tensors
+    the first of two or more axes is taken; ``NAME[1]`` takes the second thing it gives.
 
     Raises:
         InterfuseError: ``param.value`` listing close names when a pattern matches nothing.
@@ -58,9 +71,9 @@ def layer_names(module: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
             hits = [all_blocks[i] for i in sorted({max(0, -(-n * q // 4) - 1) for q in (1, 2, 3, 4)})]
         else:
             depth = pattern.count(".")
-            hits = (
-                [pattern] if pattern in known else fnmatch.filter([n for n in known if n.count(".") == depth], pattern)
-            )
+            picked = INDEXED.fullmatch(pattern)
+            exact = pattern in known or (picked is not None and picked[1] in known)
+            hits = [pattern] if exact else fnmatch.filter([n for n in known if n.count(".") == depth], pattern)
         if not hits:
             raise InterfuseError("param.value", f"no layer matches {pattern!r}", fix=did_you_mean(pattern, known))
         found += [h for h in hits if h not in found]
@@ -88,9 +101,9 @@ class Taps:
         if name == PENULTIMATE:
             self._head = _Head(module, self.features)
             return self._head
-        return module.get_submodule(name).register_forward_hook(
-            lambda _, __, output: self.features.__setitem__(name, _tensor(output, name))
-        )
+        found = INDEXED.fullmatch(name)
+        layer = module.get_submodule(found[1] if found is not None else name)
+        return layer.register_forward_hook(lambda _, __, output: self.features.__setitem__(name, _tensor(output, name)))
 
     @property
     def classifier(self) -> str:
@@ -213,14 +226,33 @@ def _gives(said: torch.Tensor, logits: torch.Tensor | None) -> bool:
 
 
 def _tensor(output: Any, name: str) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
+    if isinstance(output, torch.Tensor) and output.ndim >= 2:
         return output
-    first = next(
-        (v for v in (output.values() if isinstance(output, dict) else output) if isinstance(v, torch.Tensor)), None
+    given = (
+        list(output.values() if isinstance(output, dict) else output)
+        if isinstance(output, Iterable) and not isinstance(output, torch.Tensor)
+        else []
     )
-    if first is None:
-        raise InterfuseError("needs.capability", f"the layer {name!r} gives no tensor")
-    return first
+    chosen = INDEXED.fullmatch(name)
+    if chosen is not None:
+        index = int(chosen[2])
+        if index >= len(given) or not isinstance(given[index], torch.Tensor):
+            kinds = ", ".join(f"[{i}] {_kind(v)}" for i, v in enumerate(given))
+            raise InterfuseError("param.value", f"the layer {chosen[1]!r} gives no tensor number {index}", where=name, fix=f"It gives {kinds}.")  # fmt: skip
+        found: torch.Tensor = given[index]
+        return found
+    features = [(i, v) for i, v in enumerate(given) if isinstance(v, torch.Tensor) and v.ndim >= 2]
+    if not features:
+        raise InterfuseError("needs.capability", f"the layer {name!r} gives no tensor [B, ...]")
+    alike = [i for i, v in features if v.shape == features[0][1].shape]
+    if len(alike) > 1:
+        raise InterfuseError("needs.capability", f"the layer {name!r} gives {len(alike)} tensors of one shape", where=name,
+                             fix=f"Name one: {', '.join(f'{name}[{i}]' for i in alike)}.")  # fmt: skip
+    return features[0][1]
+
+
+def _kind(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def as_vector(feature: torch.Tensor) -> torch.Tensor:
