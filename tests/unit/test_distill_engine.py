@@ -526,3 +526,100 @@ def test_padding_does_not_change_what_a_classifier_says(texts: Path) -> None:
     both = predict(call.inputs["student"], call.inputs["data"], Ctx())
     alone = predict(call.inputs["student"], call.inputs["data"], Ctx(), batch_size=1)
     np.testing.assert_allclose(both, alone, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ refused before a weight changes
+
+
+def test_what_only_the_method_cannot_do_is_told_in_the_first_step(texts: Path, tmp_path: Path) -> None:
+    t5 = {"model_type": "t5", "vocab_size": tiny_texts.VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2,
+          "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 0, "num_labels": 2}  # fmt: skip
+    student = {"config": t5, "task": "text-classification", "tokenizer": str(texts)}
+    said = refusal(
+        "needs.capability", method="mix-kd", student=student, teacher=[student], data=text_table(), out=tmp_path / "out"
+    )
+    assert "MixKD" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError("sizes differ"), "input.shape"), (KeyError("layer"), "input.shape"), (AttributeError("no head"), "needs.capability")])  # fmt: skip
+@pytest.mark.parametrize("hook", ["batch", "views", "terms", "weights", "backward"])
+def test_errors_of_a_method_are_coded_in_the_first_step_only(
+    error: Exception, code: str, hook: str, tmp_path: Path
+) -> None:
+    given = {"student": Perceptron(), "teacher": [Perceptron(seed=1)], "data": features(), "batch_size": 8, "epochs": 2}
+    for broken_in, expected in ((0, InterfuseError), (1, type(error))):
+        run, hooks = started("kd", **given)
+        calls = itertools.count()
+        plain = getattr(hooks, hook)
+
+        def breaks(*args: Any, plain: Any = plain, calls: Any = calls, at: int = broken_in) -> Any:
+            if next(calls) == at:
+                raise error
+            return plain(*args)
+
+        before = {n: p.clone() for n, p in run.student.named_parameters()}
+        with mock.patch.object(type(hooks), hook, lambda self, *args: breaks(*args)), pytest.raises(expected) as caught:
+            engine.train(run, hooks)
+        moved = any(not torch.equal(p, before[n]) for n, p in run.student.named_parameters())
+        assert moved == (broken_in == 1)
+        if isinstance(caught.value, InterfuseError):
+            assert caught.value.code == code
+            assert caught.value.__cause__ is error
+
+
+def frozen() -> torch.nn.Module:
+    return Perceptron(seed=1).requires_grad_(False)
+
+
+def trees() -> Any:
+    from sklearn.ensemble import RandomForestClassifier
+
+    table = features()
+    return RandomForestClassifier(3, random_state=0).fit(np.array(table["features"]), np.array(table["label"]))
+
+
+@pytest.mark.parametrize("method", ["bd-kd", "dml", "kdcl"])
+@pytest.mark.parametrize("teacher", [frozen, trees], ids=["frozen", "trees"])
+def test_a_teacher_that_is_to_train_and_cannot_is_refused(
+    method: str, teacher: Callable[[], Any], tmp_path: Path
+) -> None:
+    given = {"student": Perceptron(), "data": features(), "batch_size": 8}
+    said = refusal("needs.capability", method=method, teacher=[teacher()], out=tmp_path / "out", **given)
+    assert "no parameter that may" in said
+
+
+def test_what_a_teachers_owner_froze_stays_frozen_online(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    teacher = Perceptron(seed=1)
+    teacher.body.requires_grad_(False)
+    before = {n: p.clone() for n, p in teacher.named_parameters()}
+    apply(
+        "distill/bd-kd",
+        student=Perceptron(),
+        teacher=[teacher],
+        data=features(),
+        batch_size=8,
+        epochs=2,
+        lr=1e-2,
+        out=tmp_path / "out",
+    )
+    after = safetensors.torch.load_file(tmp_path / "out" / "teacher-0" / "model.safetensors")
+    for name, value in before.items():
+        assert torch.equal(after[name], value) == name.startswith("body"), name
+    run, _ = started("dml", student=Perceptron(), teacher=[teacher], data=features(), batch_size=8)
+    assert {n for n, p in run.modules["peer_1"].named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("method", ["bd-kd", "dml", "kdcl", "hard"])
+def test_stored_predictions_neither_train_nor_run(method: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    ids = [str(i) for i in range(23)]
+    pyarrow.parquet.write_table(pa.table({"id": ids, "logits": [[0.1, 0.2, 0.3]] * 23}), tmp_path / "said.parquet")
+    data = features().add_column("id", ids)
+    said = refusal("needs.capability", method=method, student=Perceptron(), teacher=[{"predictions": str(tmp_path / "said.parquet")}], data=data,
+                   batch_size=8, out=tmp_path / "out", **({"augmentor": "noise"} if method == "hard" else {}))  # fmt: skip
+    assert "stored predictions cannot" in said

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -17,10 +17,15 @@ from interfuse.core.method import method
 from interfuse.data.models import save, tokenizer_folder
 from interfuse.data.tables import Table
 from interfuse.distill import pages
+from interfuse.distill.dml import check_trainable
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.encode import IGNORE, forward, predict
 from interfuse.kit.losses import cross_entropy, entropy, forward_kl, reverse_kl
 from interfuse.kit.train import TrainSettings, make_optimizer, set_lr
+
+if TYPE_CHECKING:
+    from interfuse.core.rooms import Call
+    from interfuse.data.models import Model
 
 
 @method()
@@ -57,6 +62,10 @@ class BDKD(Hooks):
     def needs(self) -> Needs:
         return Needs(labels=self.online or self.ce > 0, teachers=(1, 100), live=self.online, validation=True)
 
+    def check(self, call: Call) -> None:
+        if self.online:
+            check_trainable(call)
+
     def setup(self, run: Run) -> None:
         if not self.online:
             return
@@ -67,7 +76,7 @@ class BDKD(Hooks):
         settings = self._teacher_settings(run)
         for k, teacher in enumerate(run.teachers):
             # a copy: a module the caller passed stays as it was
-            module = run.add(_name(k), copy.deepcopy(teacher).requires_grad_(True), train=False)
+            module = run.add(_name(k), _unfrozen(copy.deepcopy(teacher), run.teacher_models[k]), train=False)
             optimizer = make_optimizer([{"params": list(module.parameters())}], settings)
             scaled = run.accelerator.scaler is not None
             run.optimizers[_name(k)] = run.accelerator.prepare(optimizer) if scaled else optimizer
@@ -186,6 +195,14 @@ class BDKD(Hooks):
     def _teacher_settings(self, run: Run) -> TrainSettings:
         chosen = run.settings.optimizer if self.teacher_optimizer == "same" else self.teacher_optimizer
         return dataclasses.replace(run.settings, lr=self.teacher_lr or run.settings.lr, optimizer=chosen)
+
+
+def _unfrozen(module: torch.nn.Module, model: Model) -> torch.nn.Module:
+    """The module with gradients for all parameters but those that the owner of a module in memory froze."""
+    frozen = {n for n, p in model.module.named_parameters() if not p.requires_grad} if model.module is not None else {}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return module
 
 
 def _name(k: int) -> str:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import Field
 
+from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.data.models import build
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.encode import forward
 from interfuse.kit.losses import forward_kl
+
+if TYPE_CHECKING:
+    from interfuse.core.rooms import Call
 
 
 @method()
@@ -29,6 +33,9 @@ class DML(Hooks):
 
     def needs(self) -> Needs:
         return Needs(labels=True, teachers=(1, 16), live=True, batch=2)  # a peer may normalise over the batch
+
+    def check(self, call: Call) -> None:
+        check_trainable(call)
 
     def setup(self, run: Run) -> None:
         add_peers(run)
@@ -56,8 +63,20 @@ def add_peers(run: Run) -> None:
     for k, model in enumerate(run.teacher_models, start=1):
         # a seed of its own: a peer of the student's configuration must not start from the student's weights
         ctx = run.ctx.with_(seed=run.ctx.seed_for(f"peer/{k}"))
-        run.add(f"peer_{k}", build(model, ctx, train=True).requires_grad_(True))
+        run.add(f"peer_{k}", build(model, ctx, train=True))
     run.teachers = []
+
+
+def check_trainable(call: Call) -> None:
+    """Refuses a network that is to train beside the student and has nothing to train. What a module's owner froze stays frozen.
+
+    Raises:
+        InterfuseError: ``needs.capability`` for a module all of whose parameters are frozen, or that has none (trees).
+    """
+    for model in call.inputs["teacher"]:
+        if model.module is not None and not any(p.requires_grad for p in model.module.parameters()):
+            raise InterfuseError("needs.capability", "the teacher is to train as well, and has no parameter that may", where=model.name,
+                                 fix="Give a network with requires_grad_(True), or use a method whose teacher stays as it is, such as kd.")  # fmt: skip
 
 
 def peer_views(run: Run, batch: Batch) -> Views:

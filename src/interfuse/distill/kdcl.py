@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
-from interfuse.distill.dml import add_peers, peer_views
+from interfuse.distill.dml import add_peers, check_trainable, peer_views
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.losses import cross_entropy, forward_kl, full_precision
+
+if TYPE_CHECKING:
+    from interfuse.core.rooms import Call
 
 #: steps of the search for the best mixture of logits, and their length
 STEPS, RATE = 20, 2.0
@@ -37,6 +40,9 @@ class KDCL(Hooks):
 
     def needs(self) -> Needs:
         return Needs(labels=True, teachers=(1, 16), live=True, batch=2)  # a peer may normalise over the batch
+
+    def check(self, call: Call) -> None:
+        check_trainable(call)
 
     def setup(self, run: Run) -> None:
         if run.student_model.task == "causal-lm":

@@ -265,7 +265,8 @@ def _least_batch(state: Run, needs: Needs) -> int:
 
 
 def _dry_batch(state: Run, *, same_shapes: bool = True) -> None:
-    """One batch through every model without gradient: shapes and numbers are checked before the first epoch."""
+    """One batch through every model without gradient: shapes and numbers are checked before the first epoch. What only the method
+    itself does is tried by :func:`_first_step`."""
     batch = make_batch(state, np.arange(min(2, len(state.data))), live=True)
     shape: torch.Size | None = None
     rows = [
@@ -361,7 +362,7 @@ def train(state: Run, hooks: Hooks) -> list[dict[str, Any]]:
         state.epoch, state.step, history = facts["epoch"], facts["step"], facts["history"]
         ctx.log(f"resuming after epoch {state.epoch} of {settings.epochs}")
     hooks.scan(state)
-    saved = time.monotonic()
+    saved, begun = time.monotonic(), state.epoch
     window, least = settings.batch_size * settings.accumulate, _least_batch(state, hooks.needs())
     world, rank = accelerator.num_processes, accelerator.process_index
     with ctx.bar(f"train {state.student_model.name}", settings.epochs * len(state.data), "examples") as bar:
@@ -379,7 +380,8 @@ def train(state: Run, hooks: Hooks) -> list[dict[str, Any]]:
                         for i in range(0, len(chunk), settings.batch_size)
                     ]
                     micro = [m for m in micro if len(m) >= least]
-                    seen += _step(state, hooks, micro, sums) if micro else 0
+                    step = _first_step if seen == 0 and epoch == begun else _step
+                    seen += step(state, hooks, micro, sums) if micro else 0
                     bar.advance(len(chunk))
             state.epoch = epoch + 1
             hooks.on_epoch_end(state)
@@ -399,6 +401,27 @@ def train(state: Run, hooks: Hooks) -> list[dict[str, Any]]:
                 )
                 saved = time.monotonic()
     return history
+
+
+def _first_step(state: Run, hooks: Hooks, micro: list[NDArray[np.int64]], sums: Sums) -> int:
+    """The first step: what a method's own batch, views, terms or gradients cannot do with these models and examples is refused by
+    a code here, before any weight has changed; nothing is left of the attempt, since nothing was written.
+
+    Raises:
+        InterfuseError: ``needs.capability`` where the model has no such function, ``input.shape`` else.
+    """
+    before = state.step
+    try:
+        return _step(state, hooks, micro, sums)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        if state.step > before:
+            raise
+        code = "needs.capability" if isinstance(error, NotImplementedError | AttributeError) else "input.shape"
+        what = (str(error) or type(error).__name__).splitlines()[0]
+        raise InterfuseError(code, f"{type(hooks).__name__} cannot learn from these models and examples: {what}",
+                             where=f"{state.student_model.name}, {state.data.name}") from error  # fmt: skip
 
 
 def _step(state: Run, hooks: Hooks, micro: list[NDArray[np.int64]], sums: Sums) -> int:
