@@ -46,6 +46,7 @@ def test_two_halves_are_the_whole(data: Table, teacher: Model, tmp_path: Path) -
     [
         [{"use": "dist"}, {"use": "trg", "kd": 0, "ce": 0, "k": 3}],
         [{"use": "mix-kd", "alpha": 0, "gamma": 0}, {"use": "dist"}],
+        [{"use": "mix-kd", "alpha": 0, "gamma": 0}, {"use": "ofa-kd", "cka": True}],
         [{"use": "crd", "count": 8}, {"use": "fitnets", "student_layers": ["stages.1"], "teacher_layers": ["stages.1"]}],
         [{"use": "nd-kd", "base": "none"}, {"use": "reviewkd", "label_weight": 0}],
     ],

@@ -106,10 +106,9 @@ class OFAKD(Hooks):
         logged: dict[str, float | Tensor] = {f"right_{k}": 0.0 for k in range(1, count + 1)}
         return {"ce": self.w_gt, "ofa": self.w_kd} | {_exit_name(k): self.w_ofa for k in range(1, count + 1)} | logged
 
-    def export(self, run: Run) -> nn.Module:
-        if self.cka:
+    def on_epoch_end(self, run: Run) -> None:
+        if self.cka and run.epoch == run.settings.epochs:
             run.facts["cka_after"] = self._cka(run)
-        return run.student
 
     def _exit(self, run: Run, k: int, feature: Tensor) -> Tensor:
         logits: Tensor = run.modules[_exit_name(k)](feature)
