@@ -144,6 +144,41 @@ def test_kd3_refusals(data: Table, teacher: Model, tmp_path: Path) -> None:
     refused("input.shape", "kd3", data, teacher, tmp_path / "b", student_layer="stages.1", teacher_layer="stages.0")
 
 
+def test_kd3_says_that_labels_are_not_used(data: Table, teacher: Model, tmp_path: Path) -> None:
+    said: list[str] = []
+    given = {"student": made(CNN, 1), "teacher": [teacher], "epochs": 1, "batch_size": 16, "min_per_class": 4}
+    apply("distill/kd3", **given, data=data, out=tmp_path / "a", ctx=Ctx(log=said.append))
+    assert "the labels of the pool are not used" in said
+    said.clear()
+    bare = dataclasses.replace(data, columns={k: v for k, v in data.columns.items() if k != "label"})
+    apply("distill/kd3", **given, data=bare, out=tmp_path / "b", ctx=Ctx(log=said.append))
+    assert not [line for line in said if "labels" in line]
+
+
+class HeadFirst(nn.Module):
+    """A network whose classifier is not its last linear layer by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(5, CLASSES), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.body(x.flatten(1)).relu())
+        return found
+
+
+def test_kd3_taps_the_classifier_wherever_it_is(data: Table, tmp_path: Path) -> None:
+    layers = {"student_layer": "penultimate", "teacher_layer": "penultimate"}
+    found = trained(
+        "kd3", data, made(TwoLayers, 2), tmp_path / "out", made(HeadFirst, 1), min_per_class=4, epochs=1, **layers
+    )
+    net = build(found, Ctx()).eval()
+    x = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        expected = net.classifier(net.transfer(net.backbone.body(x.flatten(1)).relu()))  # type: ignore[operator,union-attr]
+        torch.testing.assert_close(net(x), expected)
+
+
 # -- DHKD ------------------------------------------------------------------------------------------------------------
 
 U, T = torch.tensor([[1.0, 0.5, -2.0]], dtype=torch.float64), torch.tensor([[2.0, 0.0, -1.0]], dtype=torch.float64)
