@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 META = "graph.json"
 FORMAT = 1
 ROWS = 50_000
+_LOOKED_FOR = ("op", "subject", "predicate", "object", "document", "row")
 _BLOCK = 500_000
 _LIMIT = 2**33
 
@@ -82,16 +83,24 @@ def columns_of(rows: Sequence[tuple[int, Statement]], first: int) -> tuple[dict[
     return table, proof
 
 
+def table_writer(path: Path, schema: Any) -> Any:
+    """A writer of one of a graph's tables. Readers may skip by the least and largest of the columns that rows are looked for by; of
+    texts and numbers of one row they would learn nothing for the time it takes."""
+    import pyarrow.parquet as pq
+
+    looked_for = [name for name in _LOOKED_FOR if name in schema.names]
+    return pq.ParquetWriter(path, schema, compression="zstd", write_statistics=looked_for)
+
+
 def write_statements(statements: Path, evidence: Path, rows: Iterable[tuple[int, Statement]]) -> int:
     """Writes (operation, statement) rows as two parquet tables, a batch at a time; returns how many there were."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema, proof_schema, _ = schemas()
     done = 0
     with (
-        pq.ParquetWriter(statements, schema, compression="zstd") as out,
-        pq.ParquetWriter(evidence, proof_schema, compression="zstd") as proof_out,
+        table_writer(statements, schema) as out,
+        table_writer(evidence, proof_schema) as proof_out,
     ):
         for batch in _batches(rows, ROWS):
             table, proof = columns_of(batch, done)
@@ -123,11 +132,10 @@ def write_columns(folder: Path, columns: Mapping[str, Any]) -> None:
 def write_nodes(path: Path, rows: Iterable[tuple[str, str, list[str], int]]) -> int:
     """Writes (id, label, types, number of statements) rows."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = schemas()[2]
     done = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as out:
+    with table_writer(path, schema) as out:
         for batch in _batches(rows, ROWS):
             out.write_table(
                 pa.table({name: [row[i] for row in batch] for i, name in enumerate(schema.names)}, schema=schema)
@@ -284,11 +292,10 @@ def copy_others(old: Path, new: Path) -> None:
 def write_documents(folder: Path, documents: Iterable[tuple[str, str, str]]) -> int:
     """Keeps documents' texts beside a graph, so that its evidence can be shown: (id, name, text) rows."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = pa.schema([("id", pa.string()), ("name", pa.string()), ("text", pa.large_string())])
     done = 0
-    with pq.ParquetWriter(folder / DOCUMENTS, schema, compression="zstd") as out:
+    with table_writer(folder / DOCUMENTS, schema) as out:
         for batch in _batches(documents, 500):
             out.write_table(pa.table({n: [row[i] for row in batch] for i, n in enumerate(schema.names)}, schema=schema))
             done += len(batch)

@@ -235,12 +235,11 @@ def is_literal(rows: Rows) -> Any:
 def write_rows(statements: Path, evidence: Path, rows: Rows, op: int) -> None:
     """What :func:`interfuse.data.graph_files.write_statements` writes."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema, proof_schema, _ = files.schemas()
     with (
-        pq.ParquetWriter(statements, schema, compression="zstd") as out,
-        pq.ParquetWriter(evidence, proof_schema, compression="zstd") as proof_out,
+        files.table_writer(statements, schema) as out,
+        files.table_writer(evidence, proof_schema) as proof_out,
     ):
         for start in range(0, len(rows), files.ROWS):
             part = rows.slice(start, min(start + files.ROWS, len(rows)))
@@ -260,10 +259,9 @@ def write_rows(statements: Path, evidence: Path, rows: Rows, op: int) -> None:
 def write_node_table(path: Path, nodes: pa.Table) -> None:
     """What :func:`interfuse.data.graph_files.write_nodes` writes."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = files.schemas()[2]
-    with pq.ParquetWriter(path, schema, compression="zstd") as out:
+    with files.table_writer(path, schema) as out:
         for start in range(0, nodes.num_rows, files.ROWS):
             part = nodes.slice(start, files.ROWS).combine_chunks()
             out.write_table(pa.table({n: part.column(n) for n in schema.names}, schema=schema))
