@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -23,6 +24,7 @@ from interfuse.data.statements import TYPE, XSD, Evidence, Literal, Statement, e
 from interfuse.kit.shapes import shapes_of
 from interfuse.web.explorer import Explorer, export, open_explorer, page
 from interfuse.web.server import make_server
+from tests.browser_pipe import opened
 
 TEXTS = {
     "d" * 64: (
@@ -185,15 +187,81 @@ def test_a_folder_keeps_its_documents_and_shapes(tmp_path: Path) -> None:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--window-size=1300,800",
+]  # fmt: skip
+#: what the picture shows of colours: pixels that are not grey
+COLOURED = """(() => { const c = document.getElementById("canvas"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data; let n = 0;
+for (let i = 0; i < d.length; i += 4) if (d[i + 3] && Math.max(d[i], d[i + 1], d[i + 2]) - Math.min(d[i], d[i + 1], d[i + 2]) > 60) n++; return n; })()"""
+#: the places of the picture's nodes on the screen, in the order of their distance from a node in the middle: where the cursor becomes a hand
+NODES = """(() => { const c = document.getElementById("canvas"), b = c.getBoundingClientRect(), found = [];
+for (let y = b.top + 4; y < b.bottom; y += 6) for (let x = b.left + 4; x < b.right; x += 6) {
+  c.dispatchEvent(new PointerEvent("pointermove", { clientX: x, clientY: y }));
+  if (c.style.cursor === "pointer") found.push([x, y]);
+} return found; })()"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+def test_a_person_searches_clicks_and_switches_a_source_off(served: str, tmp_path: Path) -> None:
+    export(curie(), tmp_path / "x.html")
+    with opened(str(CHROMIUM), FLAGS, tmp_path / "profile") as page:
+        for start in (served, f"file://{tmp_path / 'x.html'}"):
+            page.send("Page.navigate", url=start)
+            page.until("document.body && document.body.dataset.ready === 'yes'")
+            page.click_on("document.getElementById('search')")
+            page.type("wars")
+            page.until("document.querySelectorAll('#hits button').length === 1")
+            assert page.value("document.querySelector('#hits button').textContent").strip() == "Warsaw"
+            page.click_on("document.querySelector('#hits button')")
+            page.until(
+                "document.querySelector('#detail h3') && document.querySelector('#detail h3').textContent === 'Warsaw'"
+            )
+            assert page.value("location.hash").startswith("#e=")
+            statement = (
+                "[...document.querySelectorAll('#detail .row button')].find((b) => b.textContent.includes('born in'))"
+            )
+            page.click_on(statement)
+            page.until("[...document.querySelectorAll('#detail mark')].some((m) => m.textContent === 'born in Warsaw')")
+            assert page.value("location.hash").startswith("#s=")
+            page.click_on(
+                "[...document.querySelectorAll('#detail button')].find((b) => b.textContent === 'Marie Curie')"
+            )  # the neighbour
+            page.until(
+                "document.querySelector('#detail h3') && document.querySelector('#detail h3').textContent === 'Marie Curie'"
+            )
+            # in the picture: a node that is not the centre
+            page.until("(() => { const c = document.getElementById('canvas'); return c.width > 0; })()")
+            last = None
+            for _ in range(60):  # until the nodes stand still
+                seen = page.value(NODES)
+                if seen and seen == last:
+                    break
+                last = seen
+                time.sleep(0.2)
+            middle = page.value(
+                "(() => { const b = document.getElementById('canvas').getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2]; })()"
+            )
+            others = [p for p in seen if abs(p[0] - middle[0]) + abs(p[1] - middle[1]) > 60]
+            assert others
+            page.click(*others[0])
+            page.until("document.querySelector('#detail h3').textContent !== 'Marie Curie'")
+            # the colours of a source go and come
+            before = page.until(COLOURED)
+            for off in (True, False):
+                for i in range(page.value("document.querySelectorAll('#sources li').length")):
+                    page.click_on(f"document.querySelectorAll('#sources li')[{i}]")
+                assert page.value("document.querySelectorAll('#sources li.off').length > 0") is off
+                page.until(f"{COLOURED} {'<' if off else '>'} {before} / 2")
+        assert not page.says
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
 def test_it_works_in_a_real_browser(served: str, tmp_path: Path) -> None:
     explorer = curie()
     export(explorer, tmp_path / "x.html")
     born = next(s for s in explorer.graph.statements(p=relation_id("born in")))
-    flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--window-size=1300,800", "--virtual-time-budget=4000",
-    ]  # fmt: skip
+    flags = [*FLAGS, "--virtual-time-budget=4000"]
 
     def browse(url: str, *more: str) -> str:
         done = subprocess.run(
