@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import time
 import zipfile
@@ -193,6 +194,52 @@ def test_what_a_corpus_is_refused_for(tmp_path: Path) -> None:
     corpus = open_corpus(Source(str(tmp_path)), Ctx())
     assert len(list(corpus.documents())) == 1
     assert [s.code for s in corpus.skipped] == ["input.duplicate"]
+
+
+DOCLING = {
+    "base_models": "class DocumentStream:\n    def __init__(self, name, stream):\n        self.name, self.stream = name, stream\n",
+    "document_converter": """
+import os
+from pathlib import Path
+class Document:
+    pages = {1: None, 2: None}
+    def export_to_markdown(self, page_no=None):
+        return {1: "# Title\\n\\nOslo is the capital of Norway.", 2: "Bergen lies in Norway."}[page_no]
+class DocumentConverter:
+    def __init__(self):
+        self.models = bytearray(2**30)  # reserved, not touched
+        with Path(os.environ["HF_HOME"], "made").open("a") as file:
+            file.write("x")
+    def convert(self, source):
+        assert source.stream.read(5) == b"%PDF-"
+        return type("Made", (), {"document": Document()})()
+""",
+}
+
+
+def test_docling_reads_page_by_page_with_one_converter_and_room_for_its_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in: the library and its models are not here."""
+    for name, text in DOCLING.items():
+        place = tmp_path / "stub" / "docling" / ("datamodel" if name == "base_models" else "")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{name}.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "stub"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.pdf").write_bytes(made.pdf(name, ["words that docling would look at"]))
+    corpus = open_corpus(Source({"documents": str(tmp_path / "in"), "reader": "docling"}), Ctx())
+    read = list(corpus.documents())
+    assert not corpus.skipped
+    assert [[(e.kind, e.page, d.of(e)) for e in d.elements] for d in read] == 2 * [
+        [("heading", 1, "Title"), ("paragraph", 1, "Oslo is the capital of Norway."), ("paragraph", 2, "Bergen lies in Norway.")]
+    ]  # fmt: skip
+    assert (tmp_path / "made").read_text() == "x"
+    small = open_corpus(Source({"documents": str(tmp_path / "in"), "reader": "docling", "max_memory": 2**29}), Ctx())
+    assert list(small.documents()) == []
+    assert [s.code for s in small.skipped] == ["input.limit", "input.limit"]
 
 
 def test_a_reader_that_is_not_installed_is_named(tmp_path: Path) -> None:

@@ -184,6 +184,28 @@ def test_a_folder_keeps_its_documents_and_shapes(tmp_path: Path) -> None:
         module.WHOLE = whole
 
 
+def test_one_file_may_hold_a_part(tmp_path: Path) -> None:
+    explorer = curie()
+    every = [s["id"] for s in explorer.whole()["statements"]]
+    near = explorer.whole("warsaw", 5)
+    assert near["stats"]["part"] == len(near["statements"]) == 5
+    first = {s.id for s in explorer.graph.neighbourhood(entity_id("Warsaw"), 1)}
+    assert first < {s["id"] for s in near["statements"]} < set(every)
+    assert [s["id"] for s in explorer.whole(entity_id("Warsaw"), 9)["statements"]] == [
+        s["id"] for s in explorer.whole("warsaw", 9)["statements"]
+    ]
+    busiest = explorer.whole(most=7)
+    assert len(busiest["statements"]) == 7
+    assert all(entity_id("Marie Curie") in (s["s"], s["o"]) for s in busiest["statements"])
+    assert {n["id"] for n in busiest["nodes"]} >= {entity_id("Marie Curie")}
+    assert explorer.whole()["stats"]["part"] is None
+    assert export(explorer, tmp_path / "x.html", most=7) == 7
+    for words, code in ((("nowhere", None), "input.missing"), (("", 0), "param.value"), (("", 10**9), "param.value")):
+        with pytest.raises(InterfuseError) as caught:
+            explorer.whole(*words)
+        assert caught.value.code == code
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

@@ -181,3 +181,41 @@ def test_show_writes_one_page(graph: Path, tmp_path: Path) -> None:
     assert "5 statements in one page" in call("build", "show", graph, "-o", tmp_path / "x.html")
     assert Literal("Oslo").value in (tmp_path / "x.html").read_text()
     refused("output.exists", "build", "show", graph, "-o", tmp_path / "x.html")
+    assert "2 of 5 statements in one page" in call("build", "show", graph, "--most", "2", "-o", tmp_path / "y.html")
+    call("build", "show", graph, "--around", "oslo", "-o", tmp_path / "z.html")
+    assert "urn:x:italy" not in (tmp_path / "z.html").read_text()
+    refused("param.value", "build", "show", graph, "--most", "2")
+
+
+def test_plain_texts_are_aligned_with_a_graph(tmp_path: Path) -> None:
+    (tmp_path / "names.ttl").write_text(
+        "@prefix x: <urn:x:> . @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> . "
+        'x:oslo x:capitalOf x:norway ; rdfs:label "Oslo" ; x:founded "1048" . x:norway rdfs:label "Norway", "Kingdom of Norway" . '
+        'x:rome x:capitalOf x:italy ; rdfs:label "Rome" . x:italy rdfs:label "Italy" . x:other x:capitalOf x:norway ; rdfs:label "Rome" .'
+    )
+    call("build", "import", tmp_path / "names.ttl", "-o", tmp_path / "known")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text(
+        "Oslo lies by the sea. Few doubt that Oslo rules the Kingdom of Norway. Oslo is from 1048. Rome is in Italy."
+    )
+    call("build", "align", tmp_path / "known", texts, "--parser", "rules", "-o", tmp_path / "rows.jsonl")
+    rows = [json.loads(x) for x in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert rows == [  # Rome is the name of two, and one end is not enough
+        {"text": "Few doubt that Oslo rules the Kingdom of Norway.", "triples": [{"sub": "Oslo", "rel": "capitalOf", "obj": "Kingdom of Norway"}]},
+        {"text": "Oslo is from 1048.", "triples": [{"sub": "Oslo", "rel": "founded", "obj": "1048"}]},
+    ]  # fmt: skip
+    words = (
+        "build",
+        "distant-supervision",
+        texts,
+        "--table",
+        tmp_path / "rows.jsonl",
+        "--parser",
+        "rules",
+        "-o",
+        tmp_path / "learnt",
+    )
+    call(*words)
+    (texts / "a.txt").write_text("Nothing is said.")
+    refused("input.empty", "build", "align", tmp_path / "known", texts, "-o", tmp_path / "none.jsonl")

@@ -53,7 +53,7 @@ from interfuse.kit.rule_search import (
     snapped,
     usable,
 )
-from interfuse.kit.sifting import Funnel, Proposal, harvested
+from interfuse.kit.sifting import Funnel, Proposal, judged
 from tests.tiny_world import RULES
 
 # ------------------------------------------------------------------------------------------------ critics
@@ -145,26 +145,21 @@ def test_clusters_and_their_best() -> None:
     assert rouge_l("", "x") == 0.0
 
 
-def test_the_loop_keeps_an_account() -> None:
-    batches = [
+def test_the_funnel_keeps_an_account() -> None:
+    funnel = Funnel()
+    for batch in (
         [Proposal(("a",), score=1.0), Proposal(("b",), score=3.0)],
         [Proposal(("a",), score=2.0), Proposal(("c",), score=9.0)],
-    ]
-    funnel = Funnel()
-    kept = harvested(
-        batches,
-        lambda b: [0.2 if p.key == ("c",) else 0.9 for p in b],
-        lambda p: p.score,
-        threshold=0.5,
-        most=1,
-        funnel=funnel,
-    )
-    assert [(p.key, p.p_valid) for p in kept] == [(("b",), 0.9)]
-    assert {r["stage"]: (r["in"], r["out"]) for r in funnel.rows()} == {
-        "search": (4, 4),
-        "critic": (4, 3),
-        "rank": (2, 1),
-    }
+    ):
+        seen = judged(batch, [0.2 if p.key == ("c",) else 0.9 for p in batch])
+        funnel.keep("critic", seen, lambda p: "" if (p.p_valid or 0.0) > 0.5 else "the critic doubts it")
+    one = funnel.unique("same", [Proposal(("a",), score=1.0), Proposal(("a",), score=2.0)], lambda p: p.key)
+    assert [p.score for p in one] == [2.0]
+    assert funnel.rows() == [
+        {"stage": "critic", "in": 4, "out": 3, "dropped": {"the critic doubts it": 1}}, {"stage": "same", "in": 2, "out": 1, "dropped": {"the same again": 1}},
+    ]  # fmt: skip
+    with pytest.raises(InterfuseError, match=r"input\.nan"):
+        judged(one, [float("nan")])
 
 
 # ------------------------------------------------------------------------------------------------ rules

@@ -248,6 +248,32 @@ def _fuse(
     print_value({"path": str(place), **found}, words)
 
 
+def _align(graph: str, documents: str, out: Path, parser: str) -> None:
+    """Sentences of documents that name both ends of a graph's statements, as the table that distant-supervision learns from."""
+    import json
+
+    from interfuse.core.artifact import refuse_taken
+    from interfuse.core.rooms import Source
+    from interfuse.core.safe import write_atomic
+    from interfuse.data.corpus import open_corpus
+    from interfuse.kit.aligned_texts import aligned
+    from interfuse.kit.language import open_parser
+
+    refuse_taken(out)
+    known = _copy(graph)
+    with contextlib.redirect_stdout(sys.stderr):
+        corpus = open_corpus(Source(documents), verb_context())
+        rows = list(aligned(known, corpus.documents(), open_parser(parser)))
+    if not rows:
+        raise InterfuseError("input.empty", "no sentence names both ends of a statement", where=documents)
+    write_atomic(out, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
+    triples = sum(len(r["triples"]) for r in rows)
+    print_value(
+        {"path": str(out), "sentences": len(rows), "triples": triples},
+        lambda: [f"{triples} triples in {len(rows)} sentences: {out}"],
+    )
+
+
 def command(name: str, callback: Callable[..., None], params: list[click.Parameter], example: str) -> click.Command:
     """A verb of the room, with an example."""
     return click.Command(name, callback=callback, help=callback.__doc__, params=[*params, *shared_options()],
@@ -263,6 +289,10 @@ ONTOLOGY = click.Option(
 SHAPES = click.Option(["--shapes"], type=PATH, multiple=True, help="A SHACL file; repeat it for several.")
 
 VERBS = {
+    "align": command("align", _align, [
+        GRAPH, click.Argument(["documents"]), click.Option(["-o", "--out"], type=PATH, required=True, help="The table to write, JSON lines."),
+        click.Option(["--parser"], type=click.Choice(["auto", "spacy", "rules"]), default="auto", show_default=True, help="Who finds the sentences."),
+    ], "align graph/ texts/ -o aligned.jsonl"),
     "query": command("query", _query, [
         GRAPH, click.Argument(["sparql"], default="", required=False), click.Option(["--file"], type=PATH, default=None, help="The query in a file."),
         click.Option(["--meta"], is_flag=True, help="Reifiers too: confidence, status, qualifiers, evidence."), _LIMIT,

@@ -24,7 +24,7 @@ from interfuse.core.safe import file_sha256, fingerprint, jsonable
 if TYPE_CHECKING:
     from interfuse.data.loaders.layout import Limits
 
-KEYS = ("documents", "include", "exclude", "max_files", "max_bytes", "max_seconds", "texts", "reader")
+KEYS = ("documents", "include", "exclude", "max_files", "max_bytes", "max_seconds", "max_memory", "texts", "reader")
 MAX_FILES = 1_000_000
 
 
@@ -196,7 +196,7 @@ def open_corpus(source: Source, ctx: Ctx) -> Corpus:
         include:    ["*.pdf", "*.html"]
         exclude:    ["drafts/*"]
         reader:     docling            # optional: for scanned pages, when docling and its models are installed
-        max_bytes:  209715200          # of one file; max_files: of the folder; max_seconds: of reading one
+        max_bytes:  209715200          # of one file; max_files: of the folder; max_seconds and max_memory (bytes): of reading one
 
     Hidden files, and links that lead out of the folder, are left out.
 
@@ -214,9 +214,21 @@ def open_corpus(source: Source, ctx: Ctx) -> Corpus:
     for key in options:
         if key not in KEYS:
             raise InterfuseError("param.unknown", f"a corpus has no key {key!r}", fix=did_you_mean(key, KEYS))
-    usual = Limits()
-    limits = Limits(
-        bytes=int(options.get("max_bytes", usual.bytes)), seconds=float(options.get("max_seconds", usual.seconds))
+    reader = str(options.get("reader", "light"))
+    if reader not in ("light", "docling"):
+        raise InterfuseError(
+            "param.value",
+            f"documents are read by light or docling, not {reader!r}",
+            fix=did_you_mean(reader, ("light", "docling")),
+        )
+    usual = (
+        Limits() if reader == "light" else Limits(seconds=600.0, memory=8 * 2**30)
+    )  # docling loads models and looks at pictures
+    limits = replace(
+        usual,
+        bytes=int(options.get("max_bytes", usual.bytes)),
+        seconds=float(options.get("max_seconds", usual.seconds)),
+        memory=int(options.get("max_memory", usual.memory)),
     )
     if "texts" in options:
         rows = [(str(k), str(v)) for k, v in options["texts"].items()]
@@ -241,13 +253,6 @@ def open_corpus(source: Source, ctx: Ctx) -> Corpus:
             if len(files) >= most:
                 raise InterfuseError("input.limit", f"more than {most} files", where=str(place), fix="Raise max_files.")
             files.append(_file(path, name, limits))
-    reader = str(options.get("reader", "light"))
-    if reader not in ("light", "docling"):
-        raise InterfuseError(
-            "param.value",
-            f"documents are read by light or docling, not {reader!r}",
-            fix=did_you_mean(reader, ("light", "docling")),
-        )
     first = Path(places[0]).name if places else ""
     return replace(_corpus(source.name or first or "documents", files, limits), reader=reader)
 

@@ -1,12 +1,13 @@
-"""Search, judge, rank: the loop by which knowledge is taken out of a model, with an account of what fell out where.
+"""Search, judge, rank: candidates for knowledge that is taken out of a model, and an account of what fell out where.
 
-Each stage gets the candidates that are left and says what becomes of them; :class:`Funnel` writes down how many came in, how many
-went on, and why the others did not, so that a graph's report can say what a filter cost.
+What is shared is the candidate (:class:`Proposal`) and the account: :class:`Funnel` writes down how many came into a stage, how many went on, and
+why the others did not, so that a graph's report can say what a filter cost. The loops themselves differ too much (BertNet searches tuples best
+first, LINK lowers its bar value by value, NeuroComparatives filters once): each stands in its own method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,43 +109,3 @@ def judged(items: Sequence[Proposal], p: ArrayLike) -> list[Proposal]:
     if not np.isfinite(values).all():
         raise InterfuseError("input.nan", "the critic gave something that is not a number")
     return [replace(item, p_valid=float(v)) for item, v in zip(items, values, strict=True)]
-
-
-def harvested(
-    search: Iterable[Sequence[Proposal]], critic: Callable[[Sequence[Proposal]], ArrayLike] | None,
-    rank: Callable[[Proposal], float], *, threshold: float = 0.0, most: int | None = None, funnel: Funnel | None = None,
-) -> list[Proposal]:  # fmt: skip
-    """The loop: candidates batch by batch from the search, judged, cut at the threshold (kept: ``p > threshold``), ranked.
-
-    Args:
-        search: batches of candidates; the same key again replaces a lower score. critic: probabilities [N] of a batch; None keeps all.
-        rank: higher comes first; ties keep the order of the search. most: how many are kept at the end.
-    """
-    account = funnel if funnel is not None else Funnel()
-    found: dict[tuple[str, ...], Proposal] = {}
-    for batch in search:
-        fresh = [b for b in batch if b.key not in found or b.score > found[b.key].score]
-        account.note("search", len(batch), len(fresh), ["the same again"] * (len(batch) - len(fresh)))
-        if critic is not None and fresh:
-            seen = judged(fresh, critic(fresh))
-            fresh = account.keep(
-                "critic", seen, lambda b: "" if (b.p_valid or 0.0) > threshold else "the critic doubts it"
-            )
-        for item in fresh:
-            found[item.key] = item
-    ranked = sorted(found.values(), key=lambda b: -rank(b))
-    kept = ranked if most is None else ranked[:most]
-    account.note("rank", len(ranked), len(kept), ["beyond the wanted count"] * (len(ranked) - len(kept)))
-    return kept
-
-
-def batches(items: Iterable[Proposal], size: int) -> Iterator[list[Proposal]]:
-    """Candidates in lists of at most ``size``."""
-    part: list[Proposal] = []
-    for item in items:
-        part.append(item)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part

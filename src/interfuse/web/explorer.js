@@ -206,7 +206,7 @@
   async function start() {
     const stats = state.stats = await ask.stats(), c = stats.counts;
     document.title = stats.name; byId("title").textContent = stats.name;
-    byId("counts").textContent = `${c.statements} statements, ${c.entities} entities, ${c.relations} relations, ${stats.sources.length} sources`;
+    byId("counts").textContent = `${c.statements} statements, ${c.entities} entities, ${c.relations} relations, ${stats.sources.length} sources` + (stats.part ? `; this file holds ${stats.part} of the statements` : "");
     byId("hint").textContent = "Drag to move, wheel to zoom, click a node to go there. Dashed: not stated by a source but inferred, claimed or contested.";
     stats.sources.slice(0, 40).forEach((s, i) => {
       const item = make("li", {}, make("span", { class: "dot", colour: colour(i) }), make("span", {}, s.name), make("span", { class: "kind" }, String(s.statements)));

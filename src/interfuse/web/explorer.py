@@ -157,22 +157,64 @@ class Explorer:
             for v in self.verdict.violations[:WHOLE]
         ]  # fmt: skip
 
-    def whole(self) -> dict[str, Any]:
-        """Everything the page may ask for, for a file that stands alone.
+    def chosen(self, around: str = "", most: int | None = None) -> list[Statement]:
+        """The statements that one file shall hold: all; or the nearest to a node (its IRI or a name); or those of the busiest entities first.
+
+        Args:
+            most: how many at most; :data:`WHOLE` when None.
 
         Raises:
-            InterfuseError: ``input.limit`` for a graph that is too large for one file.
+            InterfuseError: ``input.missing`` for a node that is not there, ``input.limit`` for a graph too large when nothing was chosen,
+                ``param.value`` for a number that one file cannot hold.
         """
-        if len(self._statements) > WHOLE:
-            raise InterfuseError("input.limit", f"the graph has {len(self._statements)} statements, one file holds {WHOLE}",
-                                 fix="Serve it: interfuse build show GRAPH.")  # fmt: skip
-        nodes: dict[str, None] = {}
+        if most is not None and not 1 <= most <= WHOLE:
+            raise InterfuseError("param.value", f"one file holds 1 to {WHOLE} statements, not {most}", where="--most")
+        if around:
+            hits = self.search(around)
+            if not hits:
+                raise InterfuseError(
+                    "input.missing",
+                    "the graph has no such node",
+                    where=around[:80],
+                    fix="Name an IRI, or words of a label.",
+                )
+            found = self.graph.neighbourhood(hits[0]["id"], 100, limit=most or WHOLE)
+            return sorted(found, key=lambda s: s.order)
+        if most is None:
+            if len(self._statements) > WHOLE:
+                raise InterfuseError("input.limit", f"the graph has {len(self._statements)} statements, one file holds {WHOLE}",
+                                     fix="Serve it (interfuse build show GRAPH), or write a part: --around NODE, --most N.")  # fmt: skip
+            return self._statements
+        of: dict[str, list[Statement]] = {}
         for s in self._statements:
+            for end in dict.fromkeys(
+                (s.subject, s.object if isinstance(s.object, str) and s.predicate != TYPE else s.subject)
+            ):
+                of.setdefault(end, []).append(s)
+        taken: dict[str, Statement] = {}
+        for name in sorted(of, key=lambda n: (-sum(isinstance(s.object, str) for s in of[n]), n)):
+            for s in of[name]:
+                if len(taken) == most:
+                    break
+                taken[s.id] = s
+        return sorted(taken.values(), key=lambda s: s.order)
+
+    def whole(self, around: str = "", most: int | None = None) -> dict[str, Any]:
+        """Everything the page may ask for, for a file that stands alone; or a part of it, see :meth:`chosen`.
+
+        Raises:
+            InterfuseError: as :meth:`chosen`.
+        """
+        statements = self.chosen(around, most)
+        nodes: dict[str, None] = {}
+        for s in statements:
             nodes[s.subject] = None
             if isinstance(s.object, str):
                 nodes[s.object] = None
+        part = len(statements) if len(statements) < len(self._statements) else None
         return {
-            "stats": self.stats(), "nodes": [self.node(n) for n in sorted(nodes)], "statements": [self.statement(s.id) for s in self._statements],
+            "stats": {**self.stats(), "part": part}, "nodes": [self.node(n) for n in sorted(nodes)],
+            "statements": [self.statement(s.id) for s in statements],
             "names": {n: [w for _, w in sorted(self._words.get(n, ()))] for n in sorted(nodes) if n in self._words}, "failures": self.failures(),
         }  # fmt: skip
 
@@ -236,12 +278,14 @@ def page(data: Mapping[str, Any] | None = None) -> tuple[str, str]:
     return filled.replace("%DATA%", held), policy + "; frame-ancestors 'none'"
 
 
-def export(explorer: Explorer, path: Path) -> None:
-    """Writes the page with its data as one file.
+def export(explorer: Explorer, path: Path, *, around: str = "", most: int | None = None) -> int:
+    """Writes the page with its data as one file, or with a part of it (see :meth:`Explorer.chosen`), and gives the number of statements.
 
     Raises:
-        InterfuseError: ``input.limit``, ``output.space`` or ``output.write``.
+        InterfuseError: as :meth:`Explorer.chosen`, ``output.space`` or ``output.write``.
     """
     from interfuse.core.safe import write_atomic
 
-    write_atomic(path, page(explorer.whole())[0].encode())
+    data = explorer.whole(around, most)
+    write_atomic(path, page(data)[0].encode())
+    return len(data["statements"])

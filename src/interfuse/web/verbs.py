@@ -20,6 +20,8 @@ def _show(
     shapes: Sequence[Path],
     ontology: Path | None,
     out: Path | None,
+    around: str,
+    most: int | None,
     port: int,
     no_browser: bool,
 ) -> None:
@@ -33,12 +35,14 @@ def _show(
         )
     explorer = open_explorer(graph, documents=documents, shapes=shapes, ontology=ontology)
     if out is not None:
-        export(explorer, out)
+        count, of = export(explorer, out, around=around, most=most), len(explorer.graph.statements())
         print_value(
-            {"path": str(out), "statements": len(explorer.graph)},
-            lambda: [f"{len(explorer.graph)} statements in one page: {out}"],
+            {"path": str(out), "statements": count, "of": of},
+            lambda: [f"{count} {f'of {of} ' if count < of else ''}statements in one page: {out}"],
         )
         return
+    if around or most is not None:
+        raise InterfuseError("param.value", "--around and --most choose what one file holds", fix="Add -o FILE.html.")
     server, address = make_server(explorer, port)
     print_value({"address": address}, lambda: [f"{address}  (only on this machine; Ctrl-C ends it)"])
     sys.stdout.flush()
@@ -56,6 +60,8 @@ VERBS = {
         "show": command("show", _show, [
             GRAPH, click.Option(["--documents"], type=PATH, default=None, help="The folder of the documents."),
             SHAPES, ONTOLOGY, click.Option(["-o", "--out"], type=PATH, default=None, help="Write one HTML file instead of serving."),
+            click.Option(["--around"], default="", metavar="NODE", help="With -o: the statements nearest to this node (an IRI, or words of its name)."),
+            click.Option(["--most"], type=int, default=None, metavar="N", help="With -o: statements at most, of the busiest entities or the nearest first [at most 20000]"),
             click.Option(["--port"], type=int, default=0, help="[default: a free one]"),
             click.Option(["--no-browser"], is_flag=True, help="Print the address, open nothing."),
         ], "show graph/"),

@@ -54,7 +54,20 @@ class Reader:
             yield Skipped(**row["skipped"]) if "skipped" in row else from_row(row)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        keep = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+        keep = (
+            "PATH",
+            "PYTHONPATH",
+            "HOME",
+            "LANG",
+            "LC_ALL",
+            "SYSTEMROOT",
+            "LD_LIBRARY_PATH",
+            "VIRTUAL_ENV",
+            "HF_HOME",
+            "HF_HUB_OFFLINE",
+            "XDG_CACHE_HOME",
+            "DOCLING_ARTIFACTS_PATH",
+        )
         environment = {k: v for k, v in os.environ.items() if k in keep}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "interfuse.data.loaders.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import io
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import Any
 
 from interfuse.core.errors import InterfuseError
 from interfuse.data.corpus import Document, Skipped
@@ -117,26 +121,35 @@ def read(
         yield Skipped(name, "input.limit", "reading it takes too much memory")
 
 
-def _by_docling(name: str, data: bytes, limits: Limits, media: str) -> Document:
-    """A document by docling's models, as Markdown: pages are not known then."""
-    import importlib
-    import io
-
-    from interfuse.data.loaders.layout import Writer, clean
-    from interfuse.data.loaders.text import write_markdown
-
+@functools.cache
+def _docling() -> tuple[Any, Any]:
+    """docling's class of streams and its converter, which loads models: one per process."""
     base, converter = (
         importlib.import_module(n) for n in ("docling.datamodel.base_models", "docling.document_converter")
     )
+    return base.DocumentStream, converter.DocumentConverter()
+
+
+def _by_docling(name: str, data: bytes, limits: Limits, media: str) -> Document:
+    """A document by docling's models, as Markdown, page by page where it has pages."""
+    from interfuse.data.loaders.layout import Writer, clean
+    from interfuse.data.loaders.text import write_markdown
+
+    stream, converter = _docling()
+    writer = Writer(limits, meta={"read by": "docling"})
     try:
-        made = converter.DocumentConverter().convert(
-            base.DocumentStream(name=PurePosixPath(name).name, stream=io.BytesIO(data))
-        )
-        words = made.document.export_to_markdown()
+        made = converter.convert(stream(name=PurePosixPath(name).name, stream=io.BytesIO(data))).document
+        pages = sorted(int(n) for n in made.pages)
+        parts = [(n, made.export_to_markdown(page_no=n)) for n in pages] or [(0, made.export_to_markdown())]
+    except MemoryError:
+        raise
     except Exception as error:  # the library's own errors, of many classes
         raise InterfuseError("input.format", f"docling cannot read it: {str(error)[:200]}") from error
-    writer = Writer(limits, meta={"read by": "docling"})
-    write_markdown(writer, clean(words, lines=True))
+    for page, words in parts:
+        before = len(writer.rows)
+        write_markdown(writer, clean(words, lines=True))
+        for row in writer.rows[before:]:
+            row["page"] = page
     return writer.document(data, name, media)
 
 
