@@ -12,7 +12,9 @@ import interfuse
 from interfuse.core.artifact import open_artifact
 from interfuse.core.ctx import Budget
 from interfuse.core.errors import InterfuseError
+from interfuse.data.graph import Graph
 from interfuse.data.lm import RecordedLM
+from interfuse.data.statements import SUBCLASS, TYPE, Literal, Statement
 from interfuse.kit.ontology_growth import (
     Concepts,
     Operation,
@@ -183,13 +185,19 @@ def test_islands_and_questions() -> None:
         Triplet("c", "bornIn", "1775"),
     ]
     assert islands(rows) == {"entities": 3, "islands": 2, "outside the largest": pytest.approx(1 / 3)}
+    ontology = PEOPLE.ontology()
+    iri = {ontology.label(i): i for i in [*ontology.classes, *ontology.properties]} | {"isA": TYPE}
+    graph = Graph.open(None)
+    graph.add(s for s in ontology.statements() if s.predicate == SUBCLASS)
+    graph.add(Statement(f"urn:x:{t.subject}", iri[t.predicate], iri.get(t.object, f"urn:x:{t.object}") if t.predicate != "bornIn" else Literal(t.object)) for t in rows)  # fmt: skip
     found = coverage(
-        ["Who wrote which books?", "Which poets are there?", "What does it cost?", "Which things are stones?"],
-        PEOPLE,
-        rows,
-    )
-    assert [r["rows"] for r in found["each"]] == [1, 2, 0, 3]
-    assert (found["asked"], found["in the ontology's terms"], found["answerable"]) == (4, 3, 3)
+        ["Who wrote which books?", "Which poets are there?", "What does it cost?", "Which things are stones?", "Which authors wrote books?",
+         "Which thing wrote?", "Which poets were born in 1775?"], ontology, graph,
+    )  # fmt: skip
+    assert [r["rows"] for r in found["each"]] == [1, 2, 0, 3, 1, 1, 1]
+    assert (found["asked"], found["in the ontology's terms"], found["answerable"]) == (7, 6, 6)
+    again = [len(list(graph.query(r["pattern"]))) for r in found["each"] if r["pattern"]]
+    assert again == [1, 2, 3, 1, 1, 1]
 
 
 # ------------------------------------------------------------------------------------------------ the whole
@@ -215,6 +223,7 @@ def test_from_a_domain_to_a_verified_graph(tmp_path: Path) -> None:
     verified = facts["method"]["verification"]
     assert verified["violations"] == 0
     assert verified["questions"]["answerable"] == 3
+    assert verified["violations of shapes"] == 0
     assert facts["method"]["contracts"]["ontology"]["mended"] == 1  # the first proposal broke the contract
     assert json.loads((out / "questions.json").read_text()) == sorted(QUESTIONS, key=lambda q: (-len(q.split()), q))
     assert {c["name"] for c in json.loads((out / "concepts.json").read_text())["classes"]} == {
@@ -240,8 +249,9 @@ def test_planted_faults_stay_out_of_the_graph_under_contracts(tmp_path: Path, co
     verified = facts["method"]["verification"]
     if contracts == "off":
         assert verified["violations"] > 0
+        assert verified["violations of shapes"] > 0, "told by the graph itself"
     else:
-        assert verified["violations"] == 0
+        assert verified["violations"] == verified["violations of shapes"] == 0
         assert sum(facts["method"]["remedies"].values()) == len((out / "remedies.jsonl").read_text().splitlines()) > 0
 
 

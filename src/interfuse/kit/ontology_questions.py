@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from interfuse.data.ontology import closure
-from interfuse.kit.ontology_growth import Concepts
+from interfuse.data.graph import Graph
+from interfuse.data.ontology import Ontology, closure
+from interfuse.data.statements import SUBCLASS
 from interfuse.kit.typed_triplets import IS_A, Triplet, snake
 
 
@@ -42,28 +43,34 @@ def _terms(question: str, names: Sequence[str]) -> list[str]:
     return sorted((n for n in names if inside(n)), key=lambda n: (-len(n), n))
 
 
-def coverage(questions: Sequence[str], concepts: Concepts, triplets: Sequence[Triplet]) -> dict[str, Any]:
-    """Which questions the graph can answer: each becomes a pattern of the ontology's own terms (a property it names, between the
-    classes it names; else a class it names), and is answerable when at least one triplet fits.
+def as_sparql(question: str, ontology: Ontology) -> str:
+    """A question as a query of the ontology's own terms: a property it names, one of whose ends is of a class it names; else a class it
+    names. Empty where it names neither."""
+    iris = {ontology.label(i): i for i in [*ontology.properties, *ontology.classes]}
+    classes = _terms(question, [ontology.label(c) for c in ontology.classes])
+    properties = _terms(question, [ontology.label(p) for p in ontology.properties])
+    kinds = " ".join(f"<{iris[c]}>" for c in (classes if properties else classes[:1]))
+    of_kind = f"a/<{SUBCLASS}>* ?kind"
+    if properties:
+        ends = f" VALUES ?kind {{ {kinds} }} {{ ?x {of_kind} }} UNION {{ ?y {of_kind} }}" if classes else ""
+        return f"SELECT DISTINCT ?x ?y WHERE {{ ?x <{iris[properties[0]]}> ?y .{ends} }}"
+    return f"SELECT DISTINCT ?x WHERE {{ VALUES ?kind {{ {kinds} }} ?x {of_kind} }}" if classes else ""
+
+
+def coverage(questions: Sequence[str], ontology: Ontology, graph: Graph) -> dict[str, Any]:
+    """Which questions a graph can answer: each is asked as :func:`as_sparql` says, and answerable when there is a row.
 
     Returns:
         ``asked``, ``in the ontology's terms``, ``answerable``, and per question its ``pattern`` and number of ``rows``.
+
+    Raises:
+        InterfuseError: ``needs.package`` for pyoxigraph.
     """
-    types = {t.subject: t.object for t in triplets if t.predicate == IS_A}
     rows: list[dict[str, Any]] = []
     for question in questions:
-        classes, properties = _terms(question, list(concepts.classes)), _terms(question, list(concepts.properties))
-
-        def fits(entity: str, wanted: Sequence[str] = tuple(classes)) -> bool:
-            return not wanted or any(c in concepts.above(types.get(entity, "")) for c in wanted)
-
-        if properties:
-            hits = [t for t in triplets if t.predicate == properties[0] and (fits(t.subject) or fits(t.object))]
-            pattern = f"?x {properties[0]} ?y"
-        else:
-            hits = [t for t in triplets if t.predicate == IS_A and classes and classes[0] in concepts.above(t.object)]
-            pattern = f"?x {IS_A} {classes[0]}" if classes else ""
-        rows.append({"question": question, "pattern": pattern, "rows": len(hits)})
+        pattern = as_sparql(question, ontology)
+        count = sum(1 for _ in graph.query(pattern)) if pattern else 0
+        rows.append({"question": question, "pattern": pattern, "rows": count})
     return {
         "asked": len(rows),
         "in the ontology's terms": sum(bool(r["pattern"]) for r in rows),
