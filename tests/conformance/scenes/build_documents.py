@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tests import documents as made
 from tests.conformance.cases import Case
 from tests.conformance.fixtures import Bad, Killed, Scene
+from tests.scripted_writer import Scripted, record
 
 TEXTS = [
     "Oslo is the capital of Norway. It was founded by Harald Hardrada.",
@@ -129,6 +130,38 @@ def recorded(path: Path, folder: Path) -> str:
             for c in split(d, 400)
         ]
         file.write_text("\n".join(lines))
+    return f"replies:{file}"
+
+
+#: what a model says of concepts: (words that a text must hold, subject, relation, object)
+CONCEPTS = [
+    ("Oslo is the capital", "Oslo", "Part-of", "Norway"), ("Grieg", "Edvard Grieg", "Conjunction", "Peer Gynt"), ("Bergen", "Bergen", "Part-of", "Norwegian"),
+    ("agency of the", "World Health Organization", "Part-of", "United Nations"), ("agency of the", "World Health Organization", "Used-for", "United Nations"),
+]  # fmt: skip
+
+
+def fused(path: Path, given: Mapping[str, Any], *documents: Any) -> str:
+    """What a model says to Graphusion of some documents: candidate triplets, then two lists fused, recorded once."""
+    import interfuse
+
+    file = path / "fused.jsonl"
+
+    def play(words: str, number: int) -> str:
+        shown = words.split("<document")[-1]
+        rows = [{"subject": s, "relation": r, "object": o, "quote": q} for q, s, r, o in CONCEPTS if q in shown]
+        if "fuse two lists" in words:  # the second relation of one pair is settled, and something new is added
+            rows = [r for r in rows if r["relation"] != "Used-for"] + [
+                {"subject": "Oslo", "relation": "Conjunction", "object": "Harald Hardrada"}
+            ]
+        return "Of course! " + json.dumps({"statements": rows})
+
+    if not file.is_file():
+        player = Scripted(play)
+        for i, each in enumerate(documents):
+            interfuse.build.graphusion(
+                each, lm=player, out=path / f"fused-{i}", ctx=interfuse.Ctx(cache=path / f"fused-cache-{i}"), **given
+            )
+        return record(file, player)
     return f"replies:{file}"
 
 
@@ -274,6 +307,9 @@ def documents(case: Case, path: Path) -> Scene:
     empty.mkdir(exist_ok=True)
     one.mkdir(exist_ok=True)
     (one / "a.txt").write_text(TEXTS[0])
+    if given.get("lm") == "fused":
+        rest = {k: v for k, v in given.items() if k not in ("documents", "lm")}
+        given["lm"] = fused(place, rest, str(folder), {"a.txt": "\n\n".join(TEXTS[:2])}, str(one))
 
     def in_memory() -> dict[str, Any]:
         return {**given, "documents": {"a.txt": "\n\n".join(TEXTS[:2])}}
