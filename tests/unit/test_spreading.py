@@ -80,6 +80,44 @@ def test_the_same_graph_and_one_budget(two_workers: None, tmp_path: Path) -> Non
     assert rest.spent["calls"] <= 12
 
 
+@pytest.mark.parametrize("method", ["docs2kg", "kag", "lm-extract"])
+def test_other_methods_give_the_same_graph(two_workers: None, tmp_path: Path, method: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.txt").write_text(f"Person{i} Berg was born in Oslo. Town{i} is a city in Norway.")
+    (folder / "a.csv").write_text("City,Population\nOslo,709037\n")
+    given: dict[str, Any] = {"parser": "rules"}
+    if method == "lm-extract":
+        lines = []
+        for i, document in enumerate(
+            d for d in open_corpus(Source(str(folder)), Ctx()).documents() if d.name.endswith(".txt")
+        ):
+            said = {
+                "statements": [
+                    {
+                        "subject": f"Person{i} Berg",
+                        "relation": "born in",
+                        "object": "Oslo",
+                        "quote": f"Person{i} Berg was born in Oslo",
+                    }
+                ]
+            }
+            lines += [
+                json.dumps({"prompt": prompt_of(c, None), "replies": [json.dumps(said)]}) for c in split(document, 400)
+            ]
+        (tmp_path / "replies.jsonl").write_text("\n".join(lines))
+        given = {"lm": f"replies:{tmp_path / 'replies.jsonl'}"}
+    made = {}
+    for engine, more in (("local", {}), ("ray", {"workers": 2})):
+        graph = interfuse.apply(f"build/{method}", documents=str(folder), out=tmp_path / engine, engine=engine, ctx=Ctx(cache=tmp_path / f"c {engine}"),
+                                **given, **more)  # fmt: skip
+        facts = facts_of(tmp_path / engine)
+        made[engine] = graph.digest(), len(graph), {k: v for k, v in facts.items() if k != "method"}, facts["method"]
+    assert made["ray"] == made["local"]
+    assert made["ray"][1] > 10
+
+
 def test_methods_that_look_at_everything_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InterfuseError, match=r"param\.value"):
         interfuse.build.graphusion({"a.txt": "Oslo is the capital of Norway."}, out=tmp_path / "g", engine="ray")
