@@ -259,6 +259,7 @@ def test_what_makes_no_adapter_is_refused(pair_of_adapters, tmp_path):
     refused("param.value", "weights sum to 2", weight=1.0, normalize=False)
     refused("param.value", "no adapter touches", method="passthrough", given=models[:1], scale=0.5)
     refused("param.unknown", "no place for chat_template", chat_template="auto")
+    refused("param.unknown", "no place for freeze", freeze=["q_proj"])
     refused("param.value", "lora_rank", lora_rank=0)
     copied = tmp_path / "copy"  # the same bytes elsewhere are the same base
     copied.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,3 +238,40 @@ def test_planning_grows_with_the_number_of_tensors():
         return best
 
     assert seconds(200) < 11 * seconds(50)  # quadratic would be 16
+
+
+def test_frozen_tensors_are_those_of_the_base(models, tmp_path):
+    base, x, y = map(Path, models)
+    plain = interfuse.merge.ties([x, y], base=base, density=0.4, out=tmp_path / "plain")
+    made = interfuse.merge.ties([x, y], base=base, density=0.4, freeze=["lm_head", "layers.2."], out=tmp_path / "out")
+    under, free, got = (load_file(p / "model.safetensors") for p in (base, plain.path, made.path))
+    kept = 0
+    for name, tensor in got.items():
+        frozen = "lm_head" in name or "layers.2." in name
+        kept += frozen
+        assert tensor.equal(under[name] if frozen else free[name]), name
+        assert not frozen or not tensor.equal(free[name])
+    assert kept == 10
+    report = json.loads((made.path / "merge.json").read_text())
+    assert report["made"][report["tensors"]["lm_head.weight"]]["kept"]
+    assert "layers.2." in (made.path / "README.md").read_text()
+    half = interfuse.merge.linear([x, y], freeze=["lm_head"], out_dtype="bfloat16", out=tmp_path / "half")
+    got = load_file(half.path / "model.safetensors")["lm_head.weight"]
+    assert got.equal(
+        load_file(x / "model.safetensors")["lm_head.weight"].bfloat16()
+    )  # without a base the first model's
+    with pytest.raises(InterfuseError, match="fits no tensor") as caught:
+        interfuse.merge.linear([x, y], freeze=["lm_haed"], out=tmp_path / "no")
+    assert caught.value.code == "param.value"
+
+
+def test_one_cut_of_a_vector_leaves_frozen_tensors_out(models, tmp_path):
+    base, x, y = map(Path, models)
+    own = {"base": base, "density": 0.3, "trim_scope": "model"}
+    made = interfuse.merge.ties([x, y], freeze=["layers.1."], out=tmp_path / "out", **own)
+    states = [load_file(p / "model.safetensors") for p in (base, x, y)]
+    rest = [{n: t.clone() for n, t in s.items() if "layers.1." not in n} for s in states]
+    alone = interfuse.merge.ties(rest[1:], out=tmp_path / "rest", **{**own, "base": rest[0]})
+    got = load_file(made.path / "model.safetensors")
+    assert all(got[n].equal(t) for n, t in load_file(alone.path / "model.safetensors").items())
+    assert all(got[n].equal(t) for n, t in states[0].items() if "layers.1." in n)

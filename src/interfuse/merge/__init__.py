@@ -12,6 +12,11 @@ A merge is a model folder with a card (``README.md``: sources, their licences, p
 was made of, with which parameters, and the weights that the method has computed. ``interfuse merge explain OUT --model A --model B
 --base C`` reads the sources again and tells, layer by layer, the norm of each one's change, the cosines between them, where their
 signs differ, and how much of each is in the result. Times are not kept: the same merge has the same bytes.
+
+Not offered here: arithmetic in another type than float32 (sums and decompositions in float64), stochastic rounding, padding or cropping
+of tensors whose shapes differ (only vocabularies are aligned), a profile of the run beside its progress; RAM, iso-CTS, WUDI, consensus
+and TALL masks, PCB and AdaMerging; a search over parameters (a study compares settings, it does not look for them); building mixtures of
+experts out of models; and giving a model another tokenizer without merging it.
 """
 
 from interfuse.core.rooms import door

@@ -32,7 +32,7 @@ from interfuse.merge.unwritten import Unwritten
 Tensor = torch.Tensor
 Pair = tuple[Tensor, Tensor]
 #: settings that an adapter has no place for
-_FOR_MODELS = ("slices", "tokens", "pad_to_multiple_of", "chat_template")
+_FOR_MODELS = ("slices", "freeze", "tokens", "pad_to_multiple_of", "chat_template")
 #: a tensor that no adapter touches may move by rounding, and by no more of its norm
 _ROUNDING = 1e-5
 

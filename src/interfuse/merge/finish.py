@@ -184,7 +184,8 @@ def _resolved(outputs: Sequence[Output], count: int) -> dict[str, Any]:
         made = {
             "sources": [i for i, _ in output.sources],
             "base": output.base[0] % count if output.base else None,
-            "parameters": dict(output.own),
+            "parameters": {} if output.kept else dict(output.own),
+            **({"kept": True} if output.kept else {}),
         }
         text = json.dumps(jsonable(made), sort_keys=True)
         kind = kinds.setdefault(text, len(kinds))
@@ -295,7 +296,7 @@ def _write_card(
     lines += [line for sentence in said for line in ("", sentence)]
     shown = {
         **own,
-        **{k: call.params[k] for k in ("slices", "tokens", "pad_to_multiple_of") if call.params[k] is not None},
+        **{k: call.params[k] for k in ("slices", "freeze", "tokens", "pad_to_multiple_of") if call.params[k]},
     }
     lines += ["", "Parameters:", "", "```json", json.dumps(jsonable(shown), indent=2, sort_keys=True), "```", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

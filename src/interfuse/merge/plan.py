@@ -6,6 +6,7 @@ It follows from headers alone. Architectures are not known by name: the layer of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -38,6 +39,7 @@ class Output:
         sources: for every source the model's index and the name of its tensor.
         base: the same for the base; the index is -1 for the base that was given as such.
         own: the method's parameters for this tensor: numbers, or one per source.
+        kept: it is not merged: the base's, or the first source's, is copied.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Output:
     sources: tuple[tuple[int, str], ...]
     base: tuple[int, str] | None
     own: Mapping[str, Any]
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,16 @@ def plan_outputs(
     _refuse_strangers(everyone, slices, outputs, names)
     refuse_idle((v for s in slices for v in s.own.values()), list(dict.fromkeys(places)))
     return outputs
+
+
+def frozen(outputs: Sequence[Output], parts: Sequence[str]) -> list[Output]:
+    """The outputs, those with one of the parts in their names to be kept as they are.
+
+    Raises:
+        InterfuseError: ``param.value`` for a part of no name.
+    """
+    refuse_idle([[{"filter": part, "value": 0}] for part in parts], [(o.name, None) for o in outputs])
+    return [dataclasses.replace(o, kept=True) if any(p in o.name for p in parts) else o for o in outputs]
 
 
 def _pick(weights: Sequence[Tensors], base: Tensors | None, index: int) -> Tensors:

@@ -19,7 +19,7 @@ from interfuse.data.vocabulary import Alignment
 from interfuse.data.weights import Weights
 from interfuse.kit.reductions import array_blocks
 from interfuse.merge.finish import same_vocabulary, untied
-from interfuse.merge.plan import Output, Slice, listing, mismatches, plan_outputs, read_slices
+from interfuse.merge.plan import Output, Slice, frozen, listing, mismatches, plan_outputs, read_slices
 from interfuse.merge.schedule import listed
 
 
@@ -174,6 +174,7 @@ def prepared(call: Call) -> Iterator[Prepared]:
         defaults = {name: param.default for name, param in call.method.params.items()}
         outputs = plan_outputs(weights[: len(call.inputs["models"])], weights[-1] if has_base else None, parts, defaults,
                                [m.name for m in models])  # fmt: skip
+        outputs = frozen(outputs, call.params["freeze"])
         yield Prepared(weights, outputs, alignment, merged, remarks)
 
 

@@ -106,6 +106,12 @@ class MergeSettings:
             description="layers of which models make the result: [{sources: [{model: 0, layers: [0, 8]}], parameters: {}}]"
         ),
     ] = None
+    freeze: Annotated[
+        list[str],
+        Field(
+            description="parts of names, such as lm_head: their tensors are not merged, the base's (or the first model's) are kept"
+        ),
+    ] = dataclasses.field(default_factory=list)
     tokens: Annotated[
         dict[str, Any] | None,
         Field(
@@ -441,7 +447,7 @@ def overall_of(call: Call, plan: Prepared, labels: Sequence[str]) -> Mapping[str
     """
     if "overall" not in call.method.traits:
         return {}
-    outputs = [o for o in plan.outputs if o.info.kind.floating]
+    outputs = [o for o in plan.outputs if o.info.kind.floating and not o.kept]
     taken = [_taken(call, plan, o, labels) for o in outputs]
     wholes = [t.whole(call, o, t.sources, None, None) for t, o in zip(taken, outputs, strict=True)]
     processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -466,7 +472,9 @@ def make_job(
         labels: the models' fingerprints. found: what calibration has found. overall: see :func:`overall_of`.
         tell: is given the output's name and what the method tells of it (its trait ``tells``) once it is known.
     """
-    if not output.info.kind.floating:  # not knowledge: the base's or the first model's are kept
+    if (
+        output.kept or not output.info.kind.floating
+    ):  # counters are not knowledge: the base's or the first model's are kept
         index, name = output.base or output.sources[0]
         return Job(output.name, (plan.weights[index].source(name),))
     taken = _taken(call, plan, output, labels)

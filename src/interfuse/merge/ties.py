@@ -53,7 +53,7 @@ def _one_density(outputs: Sequence[Output]) -> None:
     """Raises ``param.value`` when a whole vector would have several densities."""
     known: dict[int, float] = {}
     for output in outputs:
-        if output.own["trim_scope"] != "model":
+        if output.kept or output.own["trim_scope"] != "model":
             continue
         densities = per_model(output.own["density"], len(output.sources), "density")
         if any(known.setdefault(model, d) != d for (model, _), d in zip(output.sources, densities, strict=True)):
