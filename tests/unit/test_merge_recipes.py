@@ -66,6 +66,26 @@ def test_long_to_short_on_models_of_ones_own(tmp_path):
     assert not aim["model.layers.0.mlp.up_proj.weight"].equal(ties["model.layers.0.mlp.up_proj.weight"])
 
 
+def test_a_sweep_on_models_of_ones_own(tmp_path):
+    models(tmp_path, quick="x", slow="y")
+    texts = [t.split() for t in tiny_texts.sentences(30)[0] if len(t.split()) >= 4][:4]
+    lines = [json.dumps({"question": " ".join(t[:2]) + " ", "answer": t[2]}) for t in texts]
+    (tmp_path / "choose.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = tmp_path / "sweep.yaml"
+    recipe.write_text((SHIPPED / "long-to-short-sweep.yaml").read_text().replace("max_tokens: 1024", "max_tokens: 3"))
+    made = run(recipe, tmp_path / "out")
+    quick, slow = (state(tmp_path / "models" / n) for n in ("quick", "slow"))
+    for tenths in range(1, 10):
+        for name, tensor in state(made[f"slow-{tenths}0"]).items():
+            torch.testing.assert_close(tensor, (10 - tenths) / 10 * quick[name] + tenths / 10 * slow[name])
+    places = {m["name"]: (m["scores"]["accuracy"]["mean"], m["scores"]["tokens"]["mean"], m["on_front"])
+              for m in json.loads((made["report"] / "report.json").read_text())["models"]}  # fmt: skip
+    assert len(places) == 11
+    for right, tokens, front in places.values():
+        beaten = any(r >= right and t <= tokens and (r, t) != (right, tokens) for r, t, _ in places.values())
+        assert front == (not beaten)
+
+
 def test_fusechat_on_models_of_ones_own(tmp_path):
     models(tmp_path, pivot="base", from_a="x", from_b="y")
     recipe = tmp_path / "fusechat-merge.yaml"
@@ -99,7 +119,7 @@ def test_the_corner_of_the_grid_is_planned(tmp_path):
     assert plan is not None
 
 
-@pytest.mark.parametrize("name", ["long-to-short", "fusechat-merge"])
+@pytest.mark.parametrize("name", ["long-to-short", "long-to-short-sweep", "fusechat-merge"])
 def test_models_that_are_not_there_are_named(name, tmp_path):
     from interfuse.core.errors import InterfuseError
 
