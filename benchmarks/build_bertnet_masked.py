@@ -2,9 +2,9 @@
 
     python benchmarks/build_bertnet_masked.py
 
-A world of people and what is true of them is written in sentences, six wordings for each of four relations; every fact is said in four of its
-wordings, so that no one wording says all. A BERT of two layers learns the sentences from nothing, by hiding words as usual. In one world a fifth
-of the sentences is wrong, each sentence for itself, in the other none is. Then each relation is harvested from five seeds: with six prompts and two
+A world of people and what is true of them is written in sentences, six wordings for each of three relations; every fact is said in four of its
+wordings, so that no one wording says all. A BERT of two layers learns the sentences from nothing, one name hidden at a time, now and then both, and
+few other words. In one world a fifth of the sentences is wrong, each sentence for itself, in the other none is. Then each relation is harvested from five seeds: with six prompts and two
 that have nothing to do with it, with the first of the six alone, and with the best of them by weight. What is found is judged by all that is true.
 Settings were chosen with other seeds than those reported. What is measured of one seed is kept: a run that was stopped goes on.
 """
@@ -38,14 +38,14 @@ RELATIONS: dict[str, tuple[str, list[str]]] = {
                        "the parents of <ENT0> are from <ENT1>", "a native of <ENT1> is <ENT0>"]),
     "trade": ("trade", ["<ENT0> works as a <ENT1>", "<ENT0> is a <ENT1> by trade", "the job of <ENT0> is <ENT1>", "<ENT0> earns money as a <ENT1>",
                         "by profession <ENT0> is a <ENT1>", "they hired <ENT0> as a <ENT1>"]),
-    "pet": ("pet", ["<ENT0> keeps a <ENT1>", "the pet of <ENT0> is a <ENT1>", "<ENT0> feeds the <ENT1>", "a <ENT1> belongs to <ENT0>", "<ENT0> goes out with a <ENT1>",
-                    "the <ENT1> is loved by <ENT0>"]),
 }  # fmt: skip
 #: wordings of no relation: of anybody and anything
 OTHERS = ["<ENT0> met somebody near the <ENT1>", "<ENT0> wrote about the <ENT1>"]
-PEOPLE, RANGES = 80, {"town": 30, "trade": 30, "pet": 30}
-SEEDS, KNOWN, SAID_IN, MOST, KEPT = range(5), 5, 4, 150, (10, 20, 50, 75)
-STEPS, BATCH, RATE, HIDDEN = 2000, 64, 2e-3, 0.3
+PEOPLE, RANGES = 60, {"town": 25, "trade": 25}
+SEEDS, KNOWN, SAID_IN, MOST, KEPT = range(5), 5, 4, 300, (10, 20, 50)
+STEPS, BATCH, RATE = 900, 64, 1.5e-3
+#: share of sentences with both names hidden, and of the other words
+BOTH, HIDDEN = 0.15, 0.05
 FULL, ALONE, FIRST, BEST = "BertNet", "the same, no scoring again", "one prompt", "the best prompt"
 WORLDS = {"a fifth of the sentences wrong": 0.2, "all sentences true": 0.0}
 
@@ -113,10 +113,10 @@ def learnt(folder: Path, said: Sequence[str], words: Sequence[str], seed: int) -
         mask_token="[MASK]",
     )
     config = {"model_type": "bert", "vocab_size": len(tok), "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "max_position_embeddings": 32, "pad_token_id": 0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+              "max_position_embeddings": 32, "pad_token_id": 0, "initializer_range": 0.08, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
     module: Any = build(Model("reader", None, config, "masked-lm"), Ctx(seed=seed))
     rows = [tok(t)["input_ids"] for t in said]
-    assert not any(1 in r for r in rows), "a word has no piece"
+    first = tok.convert_tokens_to_ids(words[0])  # names have the last ids
     longest = max(map(len, rows))
     ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
     optimizer = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.01)
@@ -126,7 +126,10 @@ def learnt(folder: Path, said: Sequence[str], words: Sequence[str], seed: int) -
     with seeded(seed):
         for _ in range(STEPS):
             own = ids[torch.randint(len(ids), (BATCH,), generator=draw)]
-            hidden = (torch.rand(own.shape, generator=draw) < HIDDEN) & (own > 4)
+            name = own >= first
+            order = torch.rand(own.shape, generator=draw) * name
+            one = (order == order.max(dim=1, keepdim=True).values) | (torch.rand(len(own), 1, generator=draw) < BOTH)
+            hidden = torch.where(name, one, (torch.rand(own.shape, generator=draw) < HIDDEN) & (own > 4))
             labels = torch.where(hidden, own, -100)
             loss = module(input_ids=torch.where(hidden, 4, own), attention_mask=(own != 0).long(), labels=labels).loss
             optimizer.zero_grad()
