@@ -4,7 +4,7 @@
 
 A world of people and what is true of them is written in sentences, six wordings for each of three relations; every fact is said in four of its
 wordings, so that no one wording says all. A BERT of two layers learns the sentences from nothing, one name hidden at a time, now and then both, and
-few other words. In one world a fifth of the sentences is wrong, each sentence for itself, in the other none is. Then each relation is harvested from five seeds: with six prompts and two
+few other words. A fifth of the sentences is wrong, each sentence for itself. Then each relation is harvested from five seeds: with six prompts and two
 that have nothing to do with it, with the first of the six alone, and with the best of them by weight. What is found is judged by all that is true.
 Settings were chosen with other seeds than those reported. What is measured of one seed is kept: a run that was stopped goes on.
 """
@@ -47,7 +47,8 @@ STEPS, BATCH, RATE = 900, 64, 1.5e-3
 #: share of sentences with both names hidden, and of the other words
 BOTH, HIDDEN = 0.15, 0.05
 FULL, ALONE, FIRST, BEST = "BertNet", "the same, no scoring again", "one prompt", "the best prompt"
-WORLDS = {"a fifth of the sentences wrong": 0.2, "all sentences true": 0.0}
+#: share of the sentences that are wrong
+WRONG = 0.2
 
 
 def names(rng: Any, count: int, taken: set[str]) -> list[str]:
@@ -226,31 +227,24 @@ def main(words: Sequence[str]) -> None:
     torch.set_num_threads(1)
     if words:  # settings are looked at with other seeds than those reported
         for seed in map(int, words):
-            run = measured(seed, 0.2)
+            run = measured(seed, WRONG)
             print(seed, {s: [round(precision(run, s, k), 3) for k in KEPT] for s in (FULL, ALONE, FIRST, BEST)}, run["processor seconds"],
                   {n: np.round(r["weights"], 2).tolist() for n, r in run["relations"].items()}, flush=True)  # fmt: skip
         return
-    tables: dict[str, Any] = {}
-    for name, wrong in WORLDS.items():
-        runs = []
-        for seed in SEEDS:
-            runs.append(part("build-bertnet-masked", f"{name} {seed}", partial(measured, seed, wrong)))
-            print(
-                name,
-                seed,
-                {s: round(precision(runs[-1], s, 50), 3) for s in (FULL, ALONE, FIRST, BEST)},
-                runs[-1]["processor seconds"],
-                flush=True,
-            )
-            if len(runs) > 1:
-                tables[name] = table(runs)
-                save(
-                    "build-bertnet-masked",
-                    {
-                        "model": "BERT of two layers, width 128, trained from nothing on each seed's sentences",
-                        "worlds": tables,
-                    },
-                )
+    runs = []
+    for seed in SEEDS:
+        runs.append(
+            part("build-bertnet-masked", f"a fifth of the sentences wrong {seed}", partial(measured, seed, WRONG))
+        )
+        print(
+            seed,
+            {s: round(precision(runs[-1], s, 50), 3) for s in (FULL, ALONE, FIRST, BEST)},
+            runs[-1]["processor seconds"],
+            flush=True,
+        )
+        if len(runs) > 1:
+            save("build-bertnet-masked", {"model": "BERT of two layers, width 128, trained from nothing on each seed's sentences", "people": PEOPLE, "seeds given": KNOWN,
+                                          "share of sentences wrong": WRONG, **table(runs)})  # fmt: skip
 
 
 if __name__ == "__main__":
