@@ -418,8 +418,8 @@ MERGED: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
-def checkpoint(path: Path, kind: str, name: str, change: str = "") -> str:
-    """A model folder: ``base``, or a fine-tuned variant of it (the base plus a small random step of its own)."""
+def checkpoint(path: Path, kind: str, name: str, change: str = "", step: float = 0.05) -> str:
+    """A model folder: ``base``, or a fine-tuned variant of it (the base plus a small random ``step`` of its own)."""
     import safetensors.torch
     import torch
     import transformers
@@ -435,7 +435,7 @@ def checkpoint(path: Path, kind: str, name: str, change: str = "") -> str:
             torch.manual_seed(sum(name.encode()))
             with torch.no_grad():
                 for parameter in module.parameters() if name != "base" else ():
-                    parameter.add_(0.05 * torch.randn_like(parameter))
+                    parameter.add_(step * torch.randn_like(parameter))
                 if change == "nan":
                     list(module.parameters())[3].view(-1)[5] = float("nan")
         module.save_pretrained(folder)

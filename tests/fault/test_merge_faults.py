@@ -20,7 +20,7 @@ import interfuse
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load
 from tests.conformance.cases import CASES
-from tests.tiny_models import adapter, tiny
+from tests.tiny_models import WORDS_X, adapter, tiny, words
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +288,106 @@ def test_a_kill_at_any_byte_is_made_good(models, tmp_path):
             assert [p.name for p in out.parent.iterdir() if not p.name.endswith(".lock")] == ["out"]
         assert killed >= len(places) - 3
         process.stdin.close()
+
+
+KILLED_AT_A_CALL = """
+import builtins, io, os, pathlib, signal, sys, threading
+import torch
+import interfuse
+from interfuse.merge import room, sce  # everything is imported before the first fork
+import interfuse.merge.finish, transformers
+
+for line in sys.stdin:
+    base, x, y, out, limit = line.split()
+    child = os.fork()
+    if child == 0:
+        seen, lock = 0, threading.Lock()
+
+        def counted(real, after=False):
+            def call(*args, **rest):
+                global seen
+                if after and not set("wax+") & set(rest.get("mode") or (args[1] if len(args) > 1 else "r")):
+                    return real(*args, **rest)
+                result = real(*args, **rest) if after else None
+                with lock:
+                    seen += 1
+                    if seen == int(limit):
+                        os.kill(os.getpid(), signal.SIGKILL)
+                return result if after else real(*args, **rest)
+
+            return call
+
+        for name in ("replace", "rename", "unlink", "remove", "fsync", "mkdir", "rmdir", "truncate", "ftruncate", "write", "pwrite", "link"):
+            setattr(os, name, counted(getattr(os, name)))
+        builtins.open = io.open = counted(open, after=True)  # the file is there, and empty or torn
+        code = 1
+        try:
+            interfuse.merge.sce([x, y], base=base, select_topk=0.5, out=out, workers=1, max_shard=3e-6, chat_template="chatml")
+            if limit == "0":
+                pathlib.Path(out).with_name("calls").write_text(str(seen))
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked and killed")
+def test_a_kill_at_any_step_is_made_good(tmp_path):
+    """The process dies just before it renames, removes, flushes or writes something, or just after it has opened a file to write:
+    weights in several shards, configuration, tokenizer, card, and the folder's way to its place. The next run ends with the bytes of
+    an undisturbed one."""
+    names = [words(tmp_path, name, WORDS_X) for name in ("base", "x", "y")]
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
+    with subprocess.Popen([sys.executable, "-c", KILLED_AT_A_CALL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:  # fmt: skip
+
+        def merge(out, limit=-1):
+            process.stdin.write(" ".join(map(str, (*names, out, limit))) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        whole = tmp_path / "whole" / "out"
+        assert merge(whole, 0) == 0
+        expected, calls = digests(whole), int((tmp_path / "whole" / "calls").read_text())
+        assert len([n for n in expected if n.endswith(".safetensors")]) >= 4
+        assert {"config.json", "tokenizer.json", "README.md", "merge.json", "model.safetensors.index.json"} <= set(
+            expected
+        )
+        places = [
+            *range(1, calls - 60, (calls - 60) // 4),
+            *range(calls - 60, calls + 1, 4),
+        ]  # what comes after the weights more often
+        for place in places:
+            out = tmp_path / f"killed-{place}" / "out"
+            out.parent.mkdir()
+            status = merge(out, place)
+            assert status == -signal.SIGKILL, place
+            if not out.exists():  # else it was in its place already, whole
+                assert merge(out) == 0, place
+                assert [p.name for p in out.parent.iterdir() if not p.name.endswith(".lock")] == ["out"], place
+            assert digests(out) == expected, place
+        process.stdin.close()
+
+
+def test_a_result_in_several_files_loads(models, tmp_path):
+    """Shards of at most max_shard with their index, opened by transformers, with the numbers of a single file."""
+    from transformers import AutoModelForCausalLM
+
+    pair = [models["x"], models["y"]]
+    made = interfuse.merge.linear(pair, out=tmp_path / "shards", max_shard=6e-6).path
+    one = interfuse.merge.linear(pair, out=tmp_path / "one").path
+    files = sorted(made.glob("*.safetensors"))
+    assert len(files) >= 4
+    assert max(sum(t.nbytes for t in load_file(f).values()) for f in files) <= 6000
+    index = json.loads((made / "model.safetensors.index.json").read_text())
+    state = {n: t for f in files for n, t in load_file(f).items()}
+    assert set(index["weight_map"]) == set(state)
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in state.values())
+    module, said = AutoModelForCausalLM.from_pretrained(made, output_loading_info=True)
+    assert not said["missing_keys"]
+    assert not said["unexpected_keys"]
+    single = load_file(one / "model.safetensors")
+    assert set(single) == set(state)
+    for name, tensor in module.state_dict().items():
+        assert tensor.equal(single[name]), name

@@ -293,6 +293,27 @@ def test_the_verb(done, capsys):
     assert "strong base above weak base" in plain.stdout
     dry = CliRunner().invoke(VERBS["study"], [str(folder / "grid.yaml"), "--dry-run"])
     assert dry.stdout.startswith("48 cells, 72 merges")
+    study = read_study(folder / "grid.yaml")
+    volume = by_hand(study)
+    assert f"{volume:,} bytes read and computed in about" in dry.stdout
+    assert study.volume() == {"bytes": volume, "seconds": round(volume / 5e8, 1)}
+    assert "embeddings, norms and output heads" in report["merged"]
+    assert report["merged"] in (folder / "out" / "report.html").read_text()
+
+
+def by_hand(study):
+    """What all merges of a grid of nets read and compute: the weights of every net made, counted once for each time."""
+    total = 0
+    for size, quality in study.labels:
+        for seed in study.seeds:
+            one = sum(p.nbytes for p in make_family(study, size, quality, seed).base.module.parameters())
+            for name, (slug, _) in study.methods.items():
+                passes = {"linear": 1, "ties": 2}[slug]
+                bases = 0 if slug == "linear" else 1
+                for count in study.counts:
+                    merges = len(study.sets(count)) * len(study.settings(name))
+                    total += merges * one * (passes * (count + bases) + 1)
+    return total
 
 
 def test_merged_models_keep_their_kind(done):

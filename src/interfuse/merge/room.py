@@ -27,6 +27,7 @@ from pydantic import Field
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
+from interfuse.core.method import Method
 from interfuse.core.rooms import Call, Cost, Input, Room, Source, key_of
 from interfuse.data.formats.safetensors import KINDS
 from interfuse.data.models import Model, open_model, read_config, tokenizer_folder
@@ -273,15 +274,26 @@ def _settings(call: Call) -> MergeSettings:
     return MergeSettings(**{f.name: call.params[f.name] for f in dataclasses.fields(MergeSettings)})
 
 
+#: bytes read and written in a second, as estimates have it
+BYTES_PER_SECOND = 5e8
+
+
+def passes_of(method: Method, params: Mapping[str, Any]) -> int:
+    """How many times a merge reads its sources."""
+    if "passes" in method.traits:
+        times: int = method.traits["passes"](params)
+        return times
+    return 2 if "prepare" in method.traits else 1
+
+
 def estimate(call: Call) -> Cost:
     """Every byte of every source is read once per pass, every byte of one is written; and what looking at models at work costs."""
     sizes = [
         sum(p.stat().st_size for p in m.path.glob("*.safetensors")) if m.path and m.path.is_dir() else 0
         for m in everyone(call)
     ]
-    traits = call.method.traits
-    passes = traits["passes"](call.params) if "passes" in traits else 2 if "prepare" in traits else 1
-    merging = Cost(passes * sum(sizes), max(sizes), 0, round((passes * sum(sizes) + max(sizes)) / 5e8, 1))
+    passes = passes_of(call.method, call.params)
+    merging = Cost(passes * sum(sizes), max(sizes), 0, round((passes * sum(sizes) + max(sizes)) / BYTES_PER_SECOND, 1))
     return merging + looking(call)
 
 

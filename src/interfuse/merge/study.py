@@ -50,7 +50,7 @@ from interfuse.kit import passes
 from interfuse.kit.encode import predict
 from interfuse.kit.threads import threads_for
 from interfuse.merge.prepare import weights_of
-from interfuse.merge.room import ROOM
+from interfuse.merge.room import BYTES_PER_SECOND, ROOM, passes_of
 from interfuse.merge.unwritten import Unwritten
 
 KEYS = ("study", "title", "seeds", "make", "families", "tasks", "held_in", "held_out", "experts", "subsets", "methods")
@@ -137,6 +137,36 @@ class Study:
         cells = families * sum(len(self.sets(n)) for n in self.counts)
         made = {"cells": cells * len(self.methods), "merges": cells * sum(len(self.settings(m)) for m in self.methods)}
         return made | ({"looks": families * looks} if (looks := self._looks()) else {})
+
+    def volume(self) -> dict[str, float]:
+        """Bytes that all merges together read and compute, as one merge's estimate has them (every source once per pass), and the seconds
+        that takes; training, scoring and looking at models are not in it. Models that are not here count nothing."""
+        total = 0
+        for size, quality in self.labels:
+            base, experts, times = self._sizes(size, quality)
+            for names in (names for count in self.counts for names in self.sets(count)):
+                for name, (slug, _) in self.methods.items():
+                    method = load(slug, room="merge")
+                    read = sum(experts[n] for n in names)
+                    read += base if method.traits.get("base", "optional") != "none" else 0
+                    for setting in self.settings(name):
+                        total += times * (read * passes_of(method, method.check(setting)) + base)
+        return {"bytes": total, "seconds": round(total / BYTES_PER_SECOND, 1)}
+
+    def _sizes(self, size: str, quality: str) -> tuple[int, dict[str, int], int]:
+        """Bytes of a base and of its experts, and how many such families there are."""
+        if self.make is not None:
+            from interfuse.merge.study_digits import weights_of_net
+
+            one = 4 * weights_of_net(int(self.make["sizes"][size]))
+            return one, dict.fromkeys(self.held_in, one), len(self.seeds)
+        family = next(f for f in self.given if (str(f["size"]), str(f["quality"])) == (size, quality))
+        at = {n: self._bytes_at(family.get("experts", {}).get(n)) for n in self.held_in}
+        return self._bytes_at(family.get("base")), at, len(self.seeds)
+
+    def _bytes_at(self, spec: Any) -> int:
+        places = [p for p in (self.path.parent / spec, Path(spec)) if p.is_dir()] if isinstance(spec, str) else []
+        return sum(f.stat().st_size for f in places[0].glob("*.safetensors")) if places else 0
 
     def _looks(self) -> int:
         """Different passes of one table through one model, of one family."""

@@ -110,6 +110,11 @@ def _score(task: str, part: str) -> Score:
     return score
 
 
+def weights_of_net(width: int) -> int:
+    """How many weights a net of this width has."""
+    return (64 + 1) * width + (width + 1) * width + (width + 1) * 10
+
+
 def make_family(study: Study, size: str, quality: str, seed: int) -> Family:
     """A base of a size trained for so many epochs, an expert per task and a multitask model, all of one seed.
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 TONES = ("result", "source", "gained", "reference", "lost", "baseline", "ink", "muted")
+#: what of a model is merged
+MERGED = "every tensor of a model; embeddings, norms and output heads too, where it has them"
 BROKEN = 0.9  # a merge that keeps less of its experts' scores is called broken
 
 
@@ -69,12 +71,12 @@ def write_report(study: Study, rows: Sequence[Row], out: Path) -> dict[str, Any]
         line["settings chosen"] = [r["setting"] for r in mine]
         table.append(line)
     report: dict[str, Any] = {"title": study.title, "seeds": list(study.seeds), **study.cost(), "table": table, "claims": _claims(study, pick),
-              "answers": _answers(study, pick)}  # fmt: skip
+              "answers": _answers(study, pick), "merged": MERGED}  # fmt: skip
     sections = _sections(study, table, report, out)
     _write_csv(out / "cells.csv", [_flat(r) for r in rows])
     write_atomic(out / "report.json", canonical_json(jsonable(report)))
     page = render(study.title, notes=list(report["answers"].values()), sections=sections, made_by="merge study",
-                  facts=[("seeds", str(len(study.seeds))), ("cells", str(report["cells"])), ("merges", str(report["merges"]))])  # fmt: skip
+                  facts=[("seeds", str(len(study.seeds))), ("cells", str(report["cells"])), ("merges", str(report["merges"])), ("merged", MERGED)])  # fmt: skip
     write_atomic(out / "report.html", page.encode())
     return report
 

@@ -208,12 +208,18 @@ def _study(grid: Path, out: Path | None, dry_run: bool) -> None:
 
     place = out or Path("runs") / f"study-{grid.stem}"
     with contextlib.redirect_stdout(sys.stderr):
-        found: dict[str, Any] = read_study(grid).cost() if dry_run else run_study(grid, place, verb_context())
+        found: dict[str, Any]
+        if dry_run:
+            study = read_study(grid)
+            found = {**study.cost(), **study.volume()}
+        else:
+            found = run_study(grid, place, verb_context())
 
     def words() -> Iterable[str]:
         if dry_run:
             looks = f", {found['looks']} times a model reads a table of examples" if "looks" in found else ""
-            yield f"{found['cells']} cells, {found['merges']} merges{looks}: {place}"
+            volume = f", {found['bytes']:,} bytes read and computed in about {found['seconds']:g} s, besides training and scoring"
+            yield f"{found['cells']} cells, {found['merges']} merges{looks}{volume}: {place}"
             return
         for name, claim in found["claims"].items():
             told = "shown" if claim["low"] > 0 else "the reverse" if claim["high"] < 0 else "not told from chance"
