@@ -430,7 +430,7 @@ def photo_crops(count: int, rng: np.random.Generator) -> tuple[torch.Tensor, tor
 
 
 def diswot(seed: Seed) -> dict[str, float]:
-    """64 untrained CIFAR ResNets scored beside a 9-9-9 teacher on 64 photo crops; tau with their published distilled accuracies."""
+    """64 untrained CIFAR ResNets scored beside a 9-9-9 teacher on 64 photo crops; tau and Spearman's rank correlation with their published distilled accuracies."""
     truth = dict(line.split() for line in (DISWOT_DATA / "s1-gt-kd.txt").read_text().splitlines() if line.strip())
     x, y = photo_crops(64, seed.rng)
     ones = torch.ones(1, 3, 32, 32, dtype=torch.float64)
@@ -544,7 +544,8 @@ def own_space(seed: Seed) -> dict[str, float]:
         for key, value in figures.items():
             rows.setdefault(key, []).append(value)
     real = rows.pop("accuracy")
-    return {f"tau {key}": float(stats.kendalltau(values, real).statistic) for key, values in rows.items()} | {
+    kinds = (("tau", stats.kendalltau), ("spearman", stats.spearmanr))
+    return {f"{name} {key}": float(of(values, real).statistic) for name, of in kinds for key, values in rows.items()} | {
         "least accuracy": min(real), "best accuracy": max(real), "accuracy of the chosen": real[int(np.argmax(rows["diswot"]))],
         "mean accuracy": statistics.mean(real)}  # fmt: skip
 
@@ -606,6 +607,8 @@ EXPERIMENTS: dict[str, Study] = {
     "diswot": Study(diswot, 5, {}, (
         *((f"tau: DisWOT against {name}", f"tau {name}", "tau diswot") for name in ("relation", "kd", "cka", "nwot", "synflow", "gradient norm", "depth", "parameters")),
         ("tau of DisWOT against 0", "0", "tau diswot"),
+        *((f"Spearman: DisWOT against {name}", f"spearman {name}", "spearman diswot") for name in ("cka", "nwot", "synflow", "gradient norm", "parameters")),
+        ("Spearman of DisWOT against 0", "0", "spearman diswot"),
         ("tau within 20 % of size: DisWOT against parameters", "tau within 20 % of size parameters", "tau within 20 % of size diswot"),
         ("tau within 20 % of size: DisWOT against NWOT", "tau within 20 % of size nwot", "tau within 20 % of size diswot"),
         ("tau within 20 % of size of DisWOT against 0", "0", "tau within 20 % of size diswot"),
