@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source, apply
+from interfuse.data.composed import Composed
 from interfuse.data.models import Model, build, open_model
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
@@ -177,6 +178,28 @@ def test_kd3_taps_the_classifier_wherever_it_is(data: Table, tmp_path: Path) -> 
     with torch.no_grad():
         expected = net.classifier(net.transfer(net.backbone.body(x.flatten(1)).relu()))  # type: ignore[operator,union-attr]
         torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "factor"), [("stage", 1.0), ("stage[2]", 2.0), ("penultimate:stage", 1.0), ("penultimate", 1.0)]
+)
+def test_a_composed_model_reads_the_layer_that_was_tapped(layer: str, factor: float) -> None:
+    class Stage(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return x.sum(), x, 2 * x
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage, self.head = Stage(), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.stage(x - 1)[1])
+            return found
+
+    x = torch.rand(3, 5)
+    found = Composed(Backbone(), layer, nn.Identity(), nn.Identity())(x)
+    torch.testing.assert_close(found, factor * (x - 1))
 
 
 # -- DHKD ------------------------------------------------------------------------------------------------------------

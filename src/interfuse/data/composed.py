@@ -7,6 +7,7 @@ which ``AutoModelForImageClassification.from_pretrained`` opens such folders; wi
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 MODEL_TYPE = "interfuse-composed"
 #: layer name that stands for the input of the backbone's last linear layer; ``penultimate:NAME`` for the input of another one
 PENULTIMATE = "penultimate"
+#: the end of a layer's name that chooses one of several things it gives, as ``stages.1[0]``
+_INDEXED = re.compile(r"(.*[^.])\[(\d+)\]")
 
 
 class Transfer(nn.Module):
@@ -132,19 +135,26 @@ def _tapped(backbone: nn.Module, layer: str, args: Any, kwargs: Any) -> torch.Te
     """What a layer gives during one forward pass of the backbone."""
     seen: list[Any] = []
     before, _, name = layer.partition(":")
+    picked = _INDEXED.fullmatch(layer)
     if before == PENULTIMATE:
         last = backbone.get_submodule(name) if name else [m for m in backbone.modules() if isinstance(m, nn.Linear)][-1]
         handle = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     else:
-        handle = backbone.get_submodule(layer).register_forward_hook(lambda _, __, output: seen.append(output))
+        taken = backbone.get_submodule(picked[1] if picked is not None else layer)
+        handle = taken.register_forward_hook(lambda _, __, output: seen.append(output))
     try:
         backbone(*args, **kwargs)
     finally:
         handle.remove()
     found = seen[-1]
-    if not isinstance(found, torch.Tensor):
-        found = next(v for v in (found.values() if isinstance(found, dict) else found) if isinstance(v, torch.Tensor))
-    return found
+    if isinstance(found, torch.Tensor):
+        return found
+    given = list(found.values() if isinstance(found, dict) else found)
+    if picked is not None:
+        chosen: torch.Tensor = given[int(picked[2])]
+        return chosen
+    first: torch.Tensor = next(v for v in given if isinstance(v, torch.Tensor) and v.ndim >= 2)
+    return first
 
 
 def compose(backbone: PreTrainedModel, layer: str, transfer: dict[str, Any], weights: nn.Module, classifier: nn.Linear,
