@@ -121,6 +121,9 @@ def test_every_model_that_holds_what_is_no_number_is_named(models, tmp_path):
     ]
     said = refused(tmp_path, "input.nan", models=[models["x"], bad[1]], base=bad[0])
     assert "bad-y and bad-base hold NaN or infinity" in said
+    said = refused(tmp_path, "input.nan", models=[models["x"], bad[1]], base=models["base"], trim_scope="model")
+    assert "bad-y holds NaN or infinity" in said
+    assert "model.norm.weight" in said
     halves = refused(
         tmp_path,
         "input.nan",

@@ -179,21 +179,26 @@ def prepared(call: Call) -> Iterator[Prepared]:
 
 
 def with_its_models(error: InterfuseError, call: Call, plan: Prepared) -> InterfuseError:
-    """An error about NaN or infinity in a tensor, with the models that hold it: their tensors are looked at once more. The error
-    itself where all sources are finite, and the result is not."""
-    output = next((o for o in plan.outputs if error.where == f"tensor {o.name}" or error.where.startswith(f"tensor {o.name!r},")), None)  # fmt: skip
-    if error.code != "input.nan" or output is None:
+    """An error about NaN or infinity in a tensor, with the models that hold it: their tensors are looked at once more (all tensors, where
+    the error names none). The error itself where all sources are finite, and the result is not."""
+    if error.code != "input.nan":
         return error
-    named, found = everyone(call), []
-    for index, name in [*output.sources, *([output.base] if output.base else [])]:
-        flat = plan.weights[index].source(name)
-        if any(not np.isfinite(values).all() for _, (values,) in array_blocks([flat])):
-            found.append(named[index].name if name == output.name else f"{named[index].name} ({name})")
-    if not found:
-        return error
-    which = " and ".join(dict.fromkeys(found))
-    return InterfuseError("input.nan", f"{which} hold{'s' if len(found) == 1 else ''} NaN or infinity", where=error.where,
-                          fix="Use a checkpoint from before training diverged.")  # fmt: skip
+    named = everyone(call)
+    about = [
+        o for o in plan.outputs if error.where == f"tensor {o.name}" or error.where.startswith(f"tensor {o.name!r},")
+    ]
+    for output in about or [o for o in plan.outputs if o.info.kind.floating]:
+        found = []
+        for index, name in [*output.sources, *([output.base] if output.base else [])]:
+            if any(not np.isfinite(values).all() for _, (values,) in array_blocks([plan.weights[index].source(name)])):
+                found.append(named[index].name if name == output.name else f"{named[index].name} ({name})")
+        if found:
+            found = list(dict.fromkeys(found))
+            which = " and ".join(found)
+            where = error.where if about else f"tensor {output.name}"
+            return InterfuseError("input.nan", f"{which} hold{'s' if len(found) == 1 else ''} NaN or infinity", where=where,
+                                  fix="Use a checkpoint from before training diverged.")  # fmt: skip
+    return error
 
 
 def weights_of(model: Model) -> Tensors:

@@ -325,7 +325,10 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         plan.remarks += _own_remarks(call, plan, labels)
         for remark in plan.remarks:
             call.ctx.log(remark)
-        overall = overall_of(call, plan, labels)
+        try:
+            overall = overall_of(call, plan, labels)
+        except InterfuseError as error:
+            raise with_its_models(error, call, plan) from error
         total = sum(w[name].nbytes for w in plan.weights for name in w)
         work.mkdir(parents=True, exist_ok=True)
         with (
