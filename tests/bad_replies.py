@@ -1,10 +1,13 @@
-"""A thousand bad replies of language models, made by code: good records, and one or two kinds of damage seen in the wild."""
+"""A thousand bad replies of language models, made by code: good records, and one or two kinds of damage seen in the wild. Beside them
+some replies of a real small model, as they came."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -148,3 +151,11 @@ def bad_replies(count: int = 1000, seed: int = 11) -> list[tuple[str, str, list[
         reply, good = kind(rows_of(rng), rng)
         made.append((kind.__name__, reply, good))
     return made
+
+
+def real_replies() -> list[dict[str, Any]]:
+    """``model``, whether it was ``held to a schema``, how its reply came to a ``finish``, and the ``reply``: distinct ones of
+    SmolLM2-135M-Instruct to the prompt of ``build/lm-extract`` with two worked examples, 90 tokens each, for documents with an order in
+    them (``benchmarks/build_injection.py``). Most are cut off within their first record."""
+    file = Path(__file__).with_name("real_replies.jsonl")
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +32,7 @@ from interfuse.kit.mentions import acronyms, find_mentions, iso_date
 from interfuse.kit.open_relations import open_relations
 from interfuse.kit.quotes import find_quote
 from interfuse.kit.triple_fusion import Claim, class_tf_idf, infer, settle
-from tests.bad_replies import FIELDS, bad_replies
+from tests.bad_replies import FIELDS, bad_replies, real_replies
 
 SENTENCES = {
     "Oslo is the capital of Norway.": ("Oslo", "capital of", "Norway"),
@@ -372,6 +374,27 @@ def test_a_thousand_bad_replies() -> None:
     assert (
         lost >= 0.9 * (1000 / 18) * 2
     )  # the cut-off record of each reply that ends early, and the broken one of each mixed reply
+
+
+def test_replies_of_a_real_small_model() -> None:
+    cut = 0
+    for row in real_replies():
+        reply, whole = row["reply"], []
+        for start in re.finditer(r'\{"subject"', reply):
+            with contextlib.suppress(ValueError):
+                whole.append(json.JSONDecoder().raw_decode(reply, start.start())[0])
+        found = records(reply, FIELDS, needed=FIELDS[:3])
+        got = [{f: r.get(f) for f in FIELDS} for r in found.rows]
+        assert got[: len(whole)] == [{f: w.get(f) for f in FIELDS} for w in whole], "what is whole is kept as it is"
+        assert all(v is None or v in reply for r in got for v in r.values()), "nothing is made up"
+        assert len(got) <= len(whole) + 1
+        if len(got) > len(whole):  # a record that was cut after its three words
+            assert row["finish"] == "length"
+            assert found.mended
+            cut += 1
+        clean = reply.endswith("}]}") and not found.lost
+        assert clean == (not found.mended and not found.lost)
+    assert cut == 14
 
 
 @pytest.mark.parametrize(
