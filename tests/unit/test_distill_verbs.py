@@ -97,6 +97,22 @@ def test_compare_counts_what_is_lost_and_does_not_call_chance_better(data: Table
     assert kd["memory_mb"] > base["memory_mb"], "the teacher takes no room"
 
 
+def test_compare_prints_a_row_per_method_with_the_ratio_of_its_step(tmp_path: Path) -> None:
+    both = 'compose:{"parts": [{"use": "kd"}, {"use": "sp"}]}'
+    model, data = json.dumps({"config": STUDENT}), json.dumps(DIGITS)
+    found = run("compare", "none", both, "--teacher", model, "--student", model, "--data", data, "--test", data, "--seeds", "2",
+                "--common", "epochs=1", "-q", "-o", str(tmp_path / "table.json"))  # fmt: skip
+    assert found.exit_code == 0
+    head, base, composed, *_ = found.output.splitlines()
+    assert head.split()[-6:] == ["step", "ms", "ratio", "memory", "MB", "said"]
+    assert base.startswith("none ")
+    assert base.endswith("baseline")
+    assert composed.startswith(both)
+    row = json.loads((tmp_path / "table.json").read_text())[1]
+    assert f"{row['step_ratio']:.2f}" in composed
+    assert f"{row['difference']['p']:.4f}" in composed
+
+
 def test_compare_of_a_method_with_itself_shows_nothing(data: Table) -> None:
     twice = [("a", "none", {}), ("b", "none", {})]
     rows = compare(twice, [], made(CNN, 1), data, data, seeds=2, baseline="a", common={"epochs": 1})
