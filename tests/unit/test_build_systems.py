@@ -9,9 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import interfuse
 from interfuse.build.docs2kg import continuous, sections
+from interfuse.cli.main import app
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.data.formats.graphs import read_graph, write_graph
@@ -345,6 +347,9 @@ def test_evidence_keeps_the_sheet_and_the_cells(tmp_path: Path) -> None:
     shown = open_explorer(tmp_path / "g")
     (one,) = [s for s in graph.statements(p=relation_id("population")) if graph.label(s.subject) == "Oslo"]
     assert [(e["place"], e["page"]) for e in shown.statement(one.id)["evidence"]] == [("The Cities!A2:B2", 2)]
+    Graph().write(tmp_path / "none")
+    told = CliRunner().invoke(app, ["build", "diff", str(tmp_path / "none"), str(tmp_path / "g"), "--limit", "0"])
+    assert "[1 evidence: The Cities!A2:B2]" in told.stdout
     for name in ("g.nq", "g.csv", "g.jsonld"):
         write_graph(tmp_path / name, graph)
         assert read_graph(tmp_path / name)[0].digest() == graph.digest()

@@ -46,7 +46,8 @@ def _said(s: Statement, graph: Graph) -> str:
     from interfuse.data.statements import Literal
 
     value = s.object.value if isinstance(s.object, Literal) else graph.label(s.object)
-    proof = f"  [{len(s.evidence)} evidence]" if s.evidence else ""
+    place = next((e.place or f"page {e.page}" for e in s.evidence if e.place or e.page), "")
+    proof = f"  [{len(s.evidence)} evidence{': ' if place else ''}{place}]" if s.evidence else ""
     return f"{graph.label(s.subject)} | {graph.label(s.predicate)} | {value}  ({s.status}, {s.confidence:g}){proof}"
 
 
