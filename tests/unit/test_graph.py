@@ -251,7 +251,7 @@ def test_a_folder_holds_everything(tmp_path: Path) -> None:
     graph = Graph()
     graph.add([*people("A"), said(OSLO, CAPITAL, NORWAY, "A", qualifiers=((SINCE, number(1814)),), valid_from="1814", kind="critic"),
                Statement(OSLO, LABEL, Literal('O"slo\n', language="no"),
-                         evidence=(Evidence("d", 1, 2, 3, "cell", "q", "me", "mo", "pr", "ru", 0.25, ("p",)),))])  # fmt: skip
+                         evidence=(Evidence("d", 1, 2, 3, "cell", "q", "me", "mo", "pr", "ru", 0.25, "Sheet!B3", ("p",)),))])  # fmt: skip
     graph.merge(entity_id("person 3"), entity_id("person 4"))
     graph.write(tmp_path / "g")
     verify(tmp_path / "g")
