@@ -495,7 +495,7 @@ BAD = {
     "dtype": (GOOD.replace("float32", "flaot16"), 6, "recipe.key", "Did you mean float16"),
     "no models": (GOOD.replace("models:", "models: []\nslices: []\nx:").replace("x:\n", "#\n").split("  -")[0], 1, "recipe.key", "exactly one"),
     "base missing": (GOOD.replace("base_model: llama-base\n", ""), 2, "recipe.key", "needs base_model"),
-    "nowhere": (GOOD.replace("llama-x", "llama-q"), 1, "input.missing", "llama-q"),
+    "nowhere": (GOOD.replace("llama-x", "llama-q"), 4, "input.missing", "llama-q"),
     "t of one model": ("merge_method: slerp\nbase_model: llama-x\nslices:\n- sources:\n  - model: llama-x\n    layer_range: [0, 4]\n"
                        "  - {model: llama-y, layer_range: [0, 4], parameters: {t: 0.5}}\n", 7, "recipe.key", "all models together"),
     "layers": ("merge_method: passthrough\nslices:\n- sources:\n  - {model: llama-x, layer_range: [2, 9]}\n", 1, "param.value", "which has 4"),

@@ -62,7 +62,9 @@ def recipe_call(path: str | Path, ctx: Ctx | None = None) -> tuple[Call, list[st
 
 
 def _line(stage: Stage, error: InterfuseError) -> int | None:
-    """The line of the value that is refused: a number out of its parameter's range, or a condition that fits no tensor."""
+    """The line of what is refused: a model that is not there, a number out of its parameter's range, a condition that fits no tensor."""
+    if error.code == "input.missing":
+        return next((line for name, value, line in stage.spots if name == "model" and value == error.where), None)
     if error.code != "param.value":
         return None
     known = load(stage.method, room="merge").params

@@ -48,7 +48,7 @@ class Stage:
         tokenizer: ``base``, ``union`` or a model's name; None leaves tokens alone.
         calibration: tables of examples (a file or a table of keys) with the lines they stand on: one for all models, or one for each.
         notes: what was accepted without effect, or means something else here.
-        spots: every single value of a parameter, and every condition of a rule, with its line: (our name, value, line).
+        spots: every single value of a parameter, every condition of a rule and every ``model``, with its line: (our name, value, line).
     """
 
     name: str
@@ -206,6 +206,7 @@ class _Reader:
 
     def model(self, value: Any, at: Path_) -> str:
         if isinstance(value, str) and value:
+            self.spots.append(("model", value, self.line(at)))
             return value
         table = self.table(value, ("model", "lora", "path", "revision"), at, "a model")
         main = table.get("model", table.get("path"))
@@ -213,6 +214,7 @@ class _Reader:
         text += f"@{table['revision']}" if table.get("revision") else ""
         if table.get("lora"):
             text += "+" + self.model(table["lora"], (*at, "lora"))
+        self.spots.append(("model", text, self.line(at)))
         return text
 
     def groups(
