@@ -233,6 +233,18 @@ def test_graphusion_merges_settles_and_infers(tmp_path: Path) -> None:
     assert any(row["what"] == "lost" for row in log)
 
 
+def test_what_something_is_to_another_is_not_its_kind(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "in",
+        {"a.txt": "Graph Theory is a prerequisite of Markov Models. Markov Models are a type of Sequence Model."},
+    )
+    graph = interfuse.build.graphusion(
+        str(folder), concepts=10, topics=1, out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache")
+    )
+    assert len(rows(graph, "is-a-prerequisite-of")) == 1
+    assert "prerequisite" not in {b.casefold() for _, b in rows(graph, "hyponym-of")}
+
+
 def test_what_graphusion_decides_can_be_undone(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", WORDS)
     made = interfuse.build.graphusion(

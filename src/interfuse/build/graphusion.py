@@ -302,9 +302,12 @@ def _by_rules(
         for s in sentences:
             found = open_relations(s, find_mentions(s), lambda i, s=s, memory=memory: memory.resolve(s, i))  # type: ignore[misc]
             memory.learn(s, found)
+            nouns = {f.predicate.rsplit(" ", 1)[0] for f in found if f.predicate in words}
             for f in found:
                 if f.predicate not in words or f.object.kind in ("date", "number"):
                     continue
+                if f.predicate == IS_A and f.class_word.casefold() in nouns:
+                    continue  # "is a prerequisite of" says what of, not of which kind
                 name, turned = words[f.predicate]
                 target = f.class_word if f.predicate == IS_A else f.object.label
                 head, tail = (target, f.subject.label) if turned else (f.subject.label, target)
