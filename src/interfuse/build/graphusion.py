@@ -304,10 +304,9 @@ def _by_rules(
             memory.learn(s, found)
             nouns = {f.predicate.rsplit(" ", 1)[0] for f in found if f.predicate in words}
             for f in found:
-                if f.predicate not in words or f.object.kind in ("date", "number"):
+                no_kind = f.predicate == IS_A and f.class_word.casefold() in nouns  # X is a prerequisite of Y
+                if no_kind or f.predicate not in words or f.object.kind in ("date", "number"):
                     continue
-                if f.predicate == IS_A and f.class_word.casefold() in nouns:
-                    continue  # "is a prerequisite of" says what of, not of which kind
                 name, turned = words[f.predicate]
                 target = f.class_word if f.predicate == IS_A else f.object.label
                 head, tail = (target, f.subject.label) if turned else (f.subject.label, target)
