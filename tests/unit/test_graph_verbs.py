@@ -142,6 +142,13 @@ def test_a_build_renews_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "a.txt").write_text("Oslo is the capital of Norway.")
     refused("output.exists", "build", tmp_path / "others", "--parser", "rules", "-o", out)
+    same = tmp_path / "others" / "notes"  # of the same name, with other files
+    same.mkdir()
+    (same / "c.txt").write_text("Paris is the capital of France.")
+    refused("output.exists", "build", same, "--parser", "rules", "-o", out)
+    call("build", "show", out, "-o", out / "page.html")
+    assert "page.html" in refused("output.exists", *words, out)
+    (out / "page.html").unlink()
     call("build", "undo", out)
     kept = Graph.open(out).digest()
     assert "1 operations were made" in refused("output.exists", *words, out)

@@ -14,6 +14,7 @@ from interfuse.core.ctx import Budget
 from interfuse.core.errors import InterfuseError
 from interfuse.data.graph import Graph
 from interfuse.data.lm import RecordedLM
+from interfuse.data.ontology import Class, Ontology, Property
 from interfuse.data.statements import SUBCLASS, TYPE, Literal, Statement
 from interfuse.kit.ontology_growth import (
     Concepts,
@@ -198,6 +199,17 @@ def test_islands_and_questions() -> None:
     assert (found["asked"], found["in the ontology's terms"], found["answerable"]) == (7, 6, 6)
     again = [len(list(graph.query(r["pattern"]))) for r in found["each"] if r["pattern"]]
     assert again == [1, 2, 3, 1, 1, 1]
+
+
+def test_a_property_may_be_called_as_a_class_is() -> None:
+    ontology = Ontology(
+        "films",
+        {"urn:x:Director": Class("urn:x:Director", "director")},
+        {"urn:x:director": Property("urn:x:director", "director")},
+    )
+    graph = Graph.open(None)
+    graph.add([Statement("urn:x:film", "urn:x:director", "urn:x:ann"), Statement("urn:x:ann", TYPE, "urn:x:Director")])
+    assert coverage(["Who is the director?"], ontology, graph)["answerable"] == 1
 
 
 # ------------------------------------------------------------------------------------------------ the whole

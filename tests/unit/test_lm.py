@@ -301,13 +301,14 @@ def test_an_endpoint_is_asked_in_the_words_of_its_interface(address: str, monkey
 
 def test_a_schema_is_sent_as_strict_servers_take_it(address: str) -> None:
     Handler.script = [chat]
-    inner = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "required": ["a"]}
+    inner = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"enum": ["x", "y"]}}, "required": ["a"]}
     schema = {"type": "object", "properties": {"rows": {"type": "array", "items": inner}}, "required": []}
     EndpointLM(address, "m").generate(["one"], schema=schema)
     sent = Handler.seen[0]["body"]["response_format"]["json_schema"]
     assert sent["strict"] is True
     assert sent["schema"] == {**schema, "required": ["rows"], "additionalProperties": False, "properties": {
-        "rows": {"type": "array", "items": {**inner, "required": ["a", "b"], "additionalProperties": False}}}}  # fmt: skip
+        "rows": {"type": "array", "items": {**inner, "required": ["a", "b"], "additionalProperties": False,
+                                            "properties": {"a": {"type": "string"}, "b": {"enum": ["x", "y"], "type": "string"}}}}}}  # fmt: skip
     assert inner["required"] == ["a"], "what was given is not changed"
 
 

@@ -505,12 +505,13 @@ def promise(call: Call, path: Path) -> Any:
 
 def renews(call: Call, path: Path, force: bool) -> bool:
     """Whether a path holds what an earlier run of the same build made: the same method, parameters and seed, and inputs of the same
-    names, whose content may have changed.
+    names, whose content may have changed. Of its documents at least half are still there by name: another folder may be called the same.
 
     Raises:
-        InterfuseError: ``output.exists`` when operations that were made since (merges, undos) would be lost, unless that is asked for.
+        InterfuseError: ``output.exists`` when operations that were made since (merges, undos), or files that were put there, would be
+            lost, unless that is asked for.
     """
-    from interfuse.core.artifact import open_artifact
+    from interfuse.core.artifact import MANIFEST, open_artifact
 
     def names(inputs: Mapping[str, Any], name: Callable[[Any], str]) -> dict[str, list[str]]:
         given = {k: v if isinstance(v, list) else [v] for k, v in inputs.items() if v is not None}
@@ -525,13 +526,30 @@ def renews(call: Call, path: Path, force: bool) -> bool:
     same = same and [names(r, lambda n: str(n.name)) for r in call.replicas] == [
         names(i, lambda n: str(n["name"])) for i in was["inputs"]
     ]
+    same = same and _still_there(call.inputs["documents"], path)
     own = int(was.get("operations after", 0))
     if own and same and not force:
         raise InterfuseError("output.exists", f"{own} operations were made on the graph since it was built, and a build would lose them", where=str(path),
                              fix="interfuse build history shows them. Choose another place with -o, or add --force to lose them.")  # fmt: skip
+    written = (MANIFEST, *was["files"])
+    others = sorted(p.name for p in path.rglob("*") if not p.is_dir() and p.relative_to(path).as_posix() not in written)
+    if others and same and not force:
+        raise InterfuseError("output.exists", f"{len(others)} files there are not of the build, which would lose them: {', '.join(others[:3])}", where=str(path),
+                             fix="Put them elsewhere, choose another place with -o, or add --force to lose them.")  # fmt: skip
     if own and force:
         call.ctx.log(f"{own} operations that were made on the graph since it was built are lost")
     return same
+
+
+def _still_there(corpus: Corpus | None, path: Path) -> bool:
+    """Whether at least half of the documents whose texts lie at a path are of files that a corpus has, by their names."""
+    from interfuse.data.graph_files import DOCUMENTS, read_documents_table
+
+    if corpus is None or not (path / DOCUMENTS).is_file():
+        return True
+    files = {f.name for f in corpus.files}
+    before = read_documents_table(path).column("name").to_pylist()
+    return 2 * sum(name.partition("!/")[0] in files for name in before) >= len(before)
 
 
 def parts(call: Call, path: Path) -> dict[str, Any]:

@@ -85,11 +85,14 @@ def bounded(base: Any, seconds: float, most: int) -> Any:
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema as servers take it that hold a model to it strictly: every object has all its properties, and no others."""
+    """A schema as servers take it that hold a model to it strictly: every object has all its properties, and no others; a choice of words
+    has a type."""
     made = {k: closed(v) if k == "items" else v for k, v in schema.items()}
     if "properties" in made:
         made["properties"] = {k: closed(v) for k, v in made["properties"].items()}
         made |= {"required": list(made["properties"]), "additionalProperties": False}
+    if "enum" in made and all(isinstance(word, str) for word in made["enum"]):
+        made.setdefault("type", "string")
     return made
 
 
@@ -107,7 +110,7 @@ class EndpointLM:
         InterfuseError: ``unsafe.address`` or ``param.value`` at once; ``needs.package`` when the client is not installed.
     """
 
-    def __init__(self, endpoint: str, model: str, *, key_env: str = "", api: str = "chat", timeout: float = 120.0, retries: int = 5,
+    def __init__(self, endpoint: str, model: str, *, key_env: str = "", api: str = "chat", timeout: float = 600.0, retries: int = 5,
                  workers: int = 4, name: str = "") -> None:  # fmt: skip
         parts = urlsplit(str(endpoint))
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
@@ -148,7 +151,7 @@ class EndpointLM:
                                  fix="See the server's own log; 401 and 403 are about the key, 404 about the model's name.") from error  # fmt: skip
         except openai.OpenAIError as error:
             raise InterfuseError("endpoint.failed", f"the endpoint gave no usable answer ({type(error).__name__})", where=self.name,
-                                 fix="Is its server running, and the address right?") from error  # fmt: skip
+                                 fix="Is its server running, and the address right? A slow one needs a larger timeout, or fewer workers.") from error  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise InterfuseError(
                 "endpoint.failed", f"the endpoint's answer cannot be read ({type(error).__name__})", where=self.name

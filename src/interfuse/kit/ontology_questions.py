@@ -46,14 +46,13 @@ def _terms(question: str, names: Sequence[str]) -> list[str]:
 def as_sparql(question: str, ontology: Ontology) -> str:
     """A question as a query of the ontology's own terms: a property it names, one of whose ends is of a class it names; else a class it
     names. Empty where it names neither."""
-    iris = {ontology.label(i): i for i in [*ontology.properties, *ontology.classes]}
-    classes = _terms(question, [ontology.label(c) for c in ontology.classes])
-    properties = _terms(question, [ontology.label(p) for p in ontology.properties])
-    kinds = " ".join(f"<{iris[c]}>" for c in (classes if properties else classes[:1]))
+    class_of, property_of = ({ontology.label(i): i for i in items} for items in (ontology.classes, ontology.properties))
+    classes, properties = _terms(question, list(class_of)), _terms(question, list(property_of))
+    kinds = " ".join(f"<{class_of[c]}>" for c in (classes if properties else classes[:1]))
     of_kind = f"a/<{SUBCLASS}>* ?kind"
     if properties:
         ends = f" VALUES ?kind {{ {kinds} }} {{ ?x {of_kind} }} UNION {{ ?y {of_kind} }}" if classes else ""
-        return f"SELECT DISTINCT ?x ?y WHERE {{ ?x <{iris[properties[0]]}> ?y .{ends} }}"
+        return f"SELECT DISTINCT ?x ?y WHERE {{ ?x <{property_of[properties[0]]}> ?y .{ends} }}"
     return f"SELECT DISTINCT ?x WHERE {{ VALUES ?kind {{ {kinds} }} ?x {of_kind} }}" if classes else ""
 
 
