@@ -117,6 +117,16 @@ def test_no_build_asks_more_than_was_told(tmp_path: Path, name: str) -> None:
     assert lm.calls <= told <= factor * lm.calls
 
 
+def test_names_of_tables_are_aligned_and_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "t.csv").write_text("City,Population\nNew Oslo,709037\nOld Oslo,291940\n")
+    lm, room = Far(BAD), load_room("build")
+    given = {"documents": str(tmp_path / "in"), "lm": lm, "parser": "rules"}
+    told = room.estimate(prepare(room, load("build/kag"), given, Ctx())).calls
+    apply("build/kag", out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache"), **given)
+    assert 0 < lm.calls <= told
+
+
 def test_a_model_here_costs_no_call_of_an_endpoint(tmp_path: Path) -> None:
     room = load_room("build")
     given = {"documents": folder(tmp_path / "in"), "lm": Scripted(born)}

@@ -149,6 +149,15 @@ def test_a_build_renews_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     call("build", "show", out, "-o", out / "page.html")
     assert "page.html" in refused("output.exists", *words, out)
     (out / "page.html").unlink()
+    with Graph.open(out, write=True) as opened:
+        opened.merge("urn:x:a", "urn:x:b")  # said, not committed
+    assert "1 operations were made" in refused("output.exists", *words, out)
+    with Graph.open(out, write=True) as opened:
+        opened.undo()
+        opened.commit()
+    assert "2 operations were made" in refused("output.exists", *words, out)
+    call(*words, out, "--force")
+    call(*words, out)
     call("build", "undo", out)
     kept = Graph.open(out).digest()
     assert "1 operations were made" in refused("output.exists", *words, out)

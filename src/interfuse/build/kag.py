@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from interfuse.build.aligning import REQUESTS, align
-from interfuse.build.asking import ASKING, FIELDS, NEEDED, ask, cost_of_asking, grounded, prompt_of
+from interfuse.build.asking import ASKING, FIELDS, NEEDED, ask, cost_of_asking, count_chunks, grounded, prompt_of
 from interfuse.build.assembling import CLASS, chunk_iri, document_iri
 from interfuse.build.reading import READING, read_by_rules, read_tables, reader_of
 from interfuse.build.room import Candidate, Work
@@ -67,7 +67,8 @@ def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
     if call.inputs["lm"] is None:
         return Cost()
     reading = cost_of_asking(call, params)
-    aligning = min(2 * REQUESTS, reading.calls)
+    chunks = count_chunks(call, call.params["chunk_tokens"], lambda chunk: False)  # names of tables are aligned too
+    aligning = 2 * min(REQUESTS, max(1, chunks))
     return reading + reading + Cost(calls=aligning, seconds=aligning / 2)
 
 

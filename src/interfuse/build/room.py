@@ -512,6 +512,7 @@ def renews(call: Call, path: Path, force: bool) -> bool:
             lost, unless that is asked for.
     """
     from interfuse.core.artifact import MANIFEST, open_artifact
+    from interfuse.data.graph_journal import waiting
 
     def names(inputs: Mapping[str, Any], name: Callable[[Any], str]) -> dict[str, list[str]]:
         given = {k: v if isinstance(v, list) else [v] for k, v in inputs.items() if v is not None}
@@ -527,7 +528,7 @@ def renews(call: Call, path: Path, force: bool) -> bool:
         names(i, lambda n: str(n["name"])) for i in was["inputs"]
     ]
     same = same and _still_there(call.inputs["documents"], path)
-    own = int(was.get("operations after", 0))
+    own = int(was.get("operations after", 0)) + waiting(path)
     if own and same and not force:
         raise InterfuseError("output.exists", f"{own} operations were made on the graph since it was built, and a build would lose them", where=str(path),
                              fix="interfuse build history shows them. Choose another place with -o, or add --force to lose them.")  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from interfuse.core.artifact import lock
 from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import writing_errors
-from interfuse.data.graph_files import read_lines
+from interfuse.data.graph_files import read_lines, read_meta
 from interfuse.data.graph_log import Op
 
 
@@ -28,7 +28,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = path.parent / f".{path.name}.journal"
+        self.file = _file(path)
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(lock(path.parent / f"{path.name}.writer"))
 
@@ -56,7 +56,7 @@ class Journal:
     def _begin(self, digest: str) -> None:
         from interfuse.core.safe import write_atomic
 
-        write_atomic(self.file, (json.dumps({"after": digest}) + "\n").encode())
+        write_atomic(self.file, _head(digest) + b"\n")
 
     def append(self, op: Op) -> None:
         """Writes one operation and waits until it is on the disk."""
@@ -82,3 +82,18 @@ class Journal:
             with contextlib.suppress(OSError):
                 self.file.unlink()
         self._stack.close()
+
+
+def waiting(path: Path) -> int:
+    """How many operations on a graph's folder wait for their commit, whoever wrote them."""
+    file = _file(path)
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    return len(lines) - 2 if len(lines) > 2 and lines[0] == _head(str(read_meta(path).get("log"))) else 0
+
+
+def _head(digest: str) -> bytes:
+    return json.dumps({"after": digest}).encode()
+
+
+def _file(path: Path) -> Path:
+    return path.parent / f".{path.name}.journal"
