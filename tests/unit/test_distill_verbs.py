@@ -120,6 +120,13 @@ def test_compare_of_a_method_with_itself_shows_nothing(data: Table) -> None:
     assert rows[1]["said"].startswith("no difference shown")
 
 
+@pytest.mark.parametrize("slug", ["dml", "kdcl"])
+def test_a_method_that_trains_its_teachers_can_be_compared(slug: str, data: Table, teacher: Model) -> None:
+    rows = compare([("none", "none", {}), (slug, slug, {})], [teacher], made(CNN, 1), data, data, seeds=2, baseline="none", common={"epochs": 1})  # fmt: skip
+    assert rows[1]["step_ratio"] > 0.1
+    assert rows[1]["memory_mb"] > rows[0]["memory_mb"]
+
+
 def test_compare_refuses(data: Table) -> None:
     for methods, given in (([("a", "none", {})], {"baseline": "b"}), ([("a", "none", {})], {"baseline": "a", "seeds": 1}),
                            ([("a", "none", {}), ("a", "kd", {})], {"baseline": "a"}), ([("a", "kd", {})], {"baseline": "a"})):  # fmt: skip

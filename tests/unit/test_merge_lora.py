@@ -170,6 +170,7 @@ def same_as_whole(method, models, base, tmp_path, *, atol=1e-6, given=None, **pa
 
 def test_sums_of_adapters_are_an_adapter(pair_of_adapters, tmp_path):
     base, models = pair_of_adapters
+    (base / "preprocessor_config.json").write_text('{"do_rescale": false}')
     made, facts = same_as_whole("linear", models, base, tmp_path, weight=[3, 1])
     assert facts == {"matrices": 12, "whole tensors": 0, "rank": 5, "share": 1.0}
     assert {p.name for p in (tmp_path / "lora").iterdir()} == {
@@ -182,6 +183,7 @@ def test_sums_of_adapters_are_an_adapter(pair_of_adapters, tmp_path):
     assert numbers["norm of the result"] > 0
     again = open_model(Source(str(tmp_path / "lora")), Ctx())
     assert again.computed.base == base
+    assert made.processor == again.processor == {"do_rescale": False}  # what reads pictures reads them as the base does
     other = [models[1], models[0]]
     import interfuse
 

@@ -275,6 +275,7 @@ def _step_cost(call: Any, given: Mapping[str, Any]) -> tuple[float, float | None
 
     from interfuse.core.method import load
     from interfuse.core.rooms import load_room, prepare
+    from interfuse.data.models import build
     from interfuse.kit.encode import forward
 
     engine = importlib.import_module("interfuse.distill.room")
@@ -285,7 +286,6 @@ def _step_cost(call: Any, given: Mapping[str, Any]) -> tuple[float, float | None
         plain = prepare(load_room("distill"), load("distill/none"), {k: v for k, v in given.items() if k in shared}, call.ctx)  # fmt: skip
     with engine.threads_for(0):
         state = engine.start(call, hooks)
-        teachers = list(zip(state.teachers, state.teacher_models, state.teacher_encoders, strict=True))
         hooks.scan(state)
         state.steps = max(state.steps, 50)
         size = state.settings.batch_size
@@ -296,6 +296,10 @@ def _step_cost(call: Any, given: Mapping[str, Any]) -> tuple[float, float | None
             plain_hooks = engine._hooks(plain)
             beside = engine.start(plain, plain_hooks)
             beside.steps = state.steps
+        teachers = []
+        if beside is not None and state.stored is None:  # its own: a method may train or drop those it was given
+            teachers = [(build(m, call.ctx).to(state.device).eval(), m, e)
+                        for m, e in zip(state.teacher_models, state.teacher_encoders, strict=True)]  # fmt: skip
         times, ratios = [], []
         for turn in range(13):
             began = time.perf_counter()
@@ -304,10 +308,9 @@ def _step_cost(call: Any, given: Mapping[str, Any]) -> tuple[float, float | None
             if beside is not None:
                 began = time.perf_counter()
                 engine._step(beside, plain_hooks, [order], {})
-                if state.stored is None:
-                    with torch.no_grad():
-                        for module, model, encoder in teachers:
-                            forward(module, model, encoder.encode(order))
+                with torch.no_grad():
+                    for module, model, encoder in teachers:
+                        forward(module, model, {k: v.to(state.device) for k, v in encoder.encode(order).items()})
                 ratios.append(mine / (time.perf_counter() - began))
             times.append(1e3 * mine)
             if not turn:  # first steps make what later ones reuse

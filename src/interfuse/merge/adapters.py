@@ -87,7 +87,8 @@ def promised(call: Call, path: Path) -> Model:
     """The base with the adapter that will lie at a path."""
     base, first = _base(call), leading(call)
     config = read_config(base)
-    return Model(first.name, None, config, task_of(config, base), tokenizer=first.tokenizer or base, computed=AdaptedModel(base, path))  # fmt: skip
+    return Model(first.name, None, config, task_of(config, base), tokenizer=first.tokenizer or base, processor=first.processor,
+                 computed=AdaptedModel(base, path))  # fmt: skip
 
 
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
