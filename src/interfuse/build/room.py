@@ -527,7 +527,7 @@ def renews(call: Call, path: Path, force: bool) -> bool:
     same = same and [names(r, lambda n: str(n.name)) for r in call.replicas] == [
         names(i, lambda n: str(n["name"])) for i in was["inputs"]
     ]
-    same = same and _still_there(call.inputs["documents"], path)
+    same = same and (force or _still_there(call.inputs["documents"], path))
     own = int(was.get("operations after", 0)) + waiting(path)
     if own and same and not force:
         raise InterfuseError("output.exists", f"{own} operations were made on the graph since it was built, and a build would lose them", where=str(path),
