@@ -2,7 +2,8 @@
 
 The method's step and the plain one with the prediction alternate; the ratio is that of the processor time of one thread, pair by
 pair, so that other work on the machine hardly counts (elapsed time is recorded as well). Goals: methods on logits at most 1.10, methods on features at most 1.25, stored predictions at most 1.10 of a student
-step without any teacher; ``ensemble`` is set against the predictions of its two teachers, ``dml`` and ``kdcl`` train the other network as
+step without any teacher; ``ratio_of_arithmetic`` is the same ratio of multiplications and additions in convolutions and products of matrices, below
+which no program can stay; ``ensemble`` is set against the predictions of its two teachers, ``dml`` and ``kdcl`` train the other network as
 well. ``memory_mb``: weights, buffers, gradients, optimiser state, what a step keeps for its gradients and what the method stores.
 
     python benchmarks/distill_steps.py [METHOD ... | --table]
@@ -24,6 +25,7 @@ import torch
 from datasets import Dataset
 from distill_papers_b import CifarResNet
 from record import RESULTS, save, summary
+from torch.utils.flop_counter import FlopCounterMode
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.method import load
@@ -78,6 +80,7 @@ PAIRS: dict[str, tuple[Callable[[], Any], Callable[[], Any], int, int, int, str]
     "ResNet-32x4 to ResNet-8x4, 32 x 32": (cifar(5, 5, 5, wide=True), cifar(1, 1, 1, wide=True), 32, 3, 3, "reviewkd"),
 }  # fmt: skip
 BATCH = 64
+FIRST = np.arange(BATCH)
 PAGE = Path(__file__).parents[1] / "docs" / "choose.md"
 
 
@@ -87,6 +90,13 @@ def pictures(side: int, channels: int, rows: int = 128) -> Table:
     x = rng.random((128, side, side, channels) if channels > 1 else (128, side, side), dtype=np.float32)
     made = Dataset.from_dict({"image": x.tolist(), "label": [i % 10 for i in range(128)]})
     return open_table(Source(made.select([i % 128 for i in range(rows)]) if rows != 128 else made), Ctx())
+
+
+def arithmetic(work: Callable[..., Any], *args: Any) -> int:
+    """Multiplications and additions of some work."""
+    with FlopCounterMode(display=False) as counter:
+        work(*args)
+    return counter.get_total_flops()
 
 
 def teachers_of(slug: str) -> int:
@@ -131,7 +141,10 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
             continue
         state, hooks = begun(slug, extra)
         stored = slug == "kd" and extra.get("teacher_cache") == "auto"
-        memory = step_memory(state, lambda state=state, hooks=hooks: _step(state, hooks, [np.arange(BATCH)], {}))
+        memory = step_memory(state, lambda state=state, hooks=hooks: _step(state, hooks, [FIRST], {}))
+        asked = 0 if stored else teachers_of(slug)
+        needed = arithmetic(_step, plain, plain_hooks, [FIRST], {}) + asked * arithmetic(predicted, FIRST)
+        counted = arithmetic(_step, state, hooks, [FIRST], {})
         seen: dict[str, list[float]] = {"cpu": [], "base cpu": [], "wall": [], "base wall": []}
         rng = np.random.default_rng(0)
         for turn in range(pairs + 1):
@@ -141,7 +154,7 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
                 cpu, wall = time.process_time(), time.perf_counter()
                 if which:
                     _step(plain, plain_hooks, [chosen], {})
-                    for _ in range(0 if stored else teachers_of(slug)):
+                    for _ in range(asked):
                         predicted(chosen)
                 else:
                     _step(state, hooks, [chosen], {})
@@ -154,8 +167,8 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
         middle = statistics.median(ratios["cpu"])
         found[name] = {"step_ms": 1e3 * statistics.median(seen["cpu"]), "base_ms": 1e3 * statistics.median(seen["base cpu"]), "ratio": summary(ratios["cpu"]),
                        "ratio_of_elapsed_time": statistics.median(ratios["wall"]), "goal": goal, "reached": None if goal is None else middle <= goal,
-                       "memory_mb": memory}  # fmt: skip
-        print(f"{pair:36} {name:26} {found[name]['step_ms']:8.1f} ms  ratio {middle:.2f} (elapsed {found[name]['ratio_of_elapsed_time']:.2f})  "
+                       "ratio_of_arithmetic": counted / needed, "memory_mb": memory}  # fmt: skip
+        print(f"{pair:36} {name:26} {found[name]['step_ms']:8.1f} ms  ratio {middle:.2f} (elapsed {found[name]['ratio_of_elapsed_time']:.2f}, arithmetic {counted / needed:.2f})  "
               f"goal {goal or '-'}  {found[name]['memory_mb']:.0f} MB", flush=True)  # fmt: skip
     return found
 
