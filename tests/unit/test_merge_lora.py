@@ -291,3 +291,57 @@ def test_recipes_and_commands_merge_adapters(pair_of_adapters, tmp_path):
     expected = loaded_by_peft(base, made["more"]).merge_and_unload().state_dict()
     got = load_file(made["whole"] / "model.safetensors")
     torch.testing.assert_close(got, {n: expected[n] for n in got}, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "dare_linear", "geometric_median"])
+def test_a_number_that_is_none_is_refused_and_no_change_left_out(method, pair_of_adapters, tmp_path):
+    import interfuse
+
+    base, models = pair_of_adapters
+    file = tmp_path / "one/adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if "layers.1.self_attn.q_proj.lora_B" in n)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, file)
+    given = {"base": str(base)} if method in ("task_arithmetic", "dare_linear") else {}
+    with pytest.raises(InterfuseError, match="one holds NaN or infinity") as caught:
+        getattr(interfuse.merge, method)(models, **given, output="lora", out=tmp_path / "no")
+    assert caught.value.code == "input.nan"
+    assert caught.value.where == "tensor model.layers.1.self_attn.q_proj.weight"
+
+
+def test_a_number_too_large_for_the_type_is_refused(pair_of_adapters, tmp_path):
+    import interfuse
+
+    file = tmp_path / "one/adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors[next(n for n in tensors if "q_proj.lora_B" in n)][0, 0] = 1e6
+    save_file(tensors, file)
+    with pytest.raises(InterfuseError, match="too large for float16") as caught:
+        interfuse.merge.linear(pair_of_adapters[1], output="lora", out_dtype="float16", out=tmp_path / "no")
+    assert caught.value.code == "input.nan"
+
+
+def test_the_adapter_names_the_base_it_was_made_with(pair_of_adapters, tmp_path):
+    """The adapters' own settings name another folder, which is there too."""
+    import interfuse
+
+    base, models = pair_of_adapters
+    other = tiny(tmp_path, "llama", "other")
+    for place in ("one", "two"):
+        file = tmp_path / place / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(other)}))
+    made = interfuse.merge.linear(models, output="lora", out=tmp_path / "out")
+    assert open_model(Source(str(made.computed.adapter)), Ctx()).computed.base == base
+
+
+def test_an_adapter_tells_what_its_method_computed(pair_of_adapters, tmp_path):
+    import interfuse
+
+    _, models = pair_of_adapters
+    told = []
+    for output in ("model", "lora"):
+        interfuse.merge.karcher(models, output=output, out=tmp_path / output)
+        told.append(json.loads((tmp_path / output / "merge.json").read_text())["told"])
+    assert told[0]["model.norm.weight"]["weights"]
+    assert told[0] == told[1]

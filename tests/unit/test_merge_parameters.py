@@ -255,6 +255,10 @@ def test_frozen_tensors_are_those_of_the_base(models, tmp_path):
     report = json.loads((made.path / "merge.json").read_text())
     assert report["made"][report["tensors"]["lm_head.weight"]]["kept"]
     assert "layers.2." in (made.path / "README.md").read_text()
+    rules = [{"filter": "lm_head", "value": 1.0}, {"value": 0.4}]
+    ruled = interfuse.merge.ties([x, y], base=base, density=rules, freeze=["lm_head"], out=tmp_path / "ruled")
+    said = json.loads((ruled.path / "merge.json").read_text())["remarks"]
+    assert said == ["density 0.4: of every task vector 0.4 is kept, 0.6 is trimmed"]
     half = interfuse.merge.linear([x, y], freeze=["lm_head"], out_dtype="bfloat16", out=tmp_path / "half")
     got = load_file(half.path / "model.safetensors")["lm_head.weight"]
     assert got.equal(

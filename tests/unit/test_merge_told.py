@@ -17,6 +17,7 @@ from interfuse.core.rooms import Source
 from interfuse.data.models import open_model
 from interfuse.merge.inspect import explain_all
 from interfuse.merge.licences import licence_of
+from interfuse.merge.recipes import merge_recipe
 from interfuse.merge.told import Told, as_given
 from tests.conformance.fixtures import Killed, _killed_after_some_tensors
 from tests.tiny_models import tiny
@@ -190,3 +191,16 @@ def test_a_card_nobody_can_read_states_nothing(tmp_path):
     ):
         (place / "README.md").write_text(text)
         assert licence_of(model) == ""
+
+
+def test_licences_below_a_merge_that_is_not_written_are_told(tmp_path):
+    for name, licence in (("a", "mit"), ("b", "mit"), ("c", "apache-2.0")):
+        card(tiny(tmp_path, "llama", name), licence)
+    places = {name: str(next(tmp_path.glob(f"*{name}"))) for name in "abc"}
+    (tmp_path / "two.yml").write_text(
+        f"name: early\nmerge_method: linear\nmodels:\n- {{model: {places['a']}, parameters: {{weight: 1}}}}\n- {{model: {places['b']}, parameters: {{weight: 1}}}}\n"
+        f"---\nmerge_method: linear\nmodels:\n- {{model: early, parameters: {{weight: 1}}}}\n- {{model: {places['c']}, parameters: {{weight: 1}}}}\n"
+    )
+    made = merge_recipe(tmp_path / "two.yml", tmp_path / "out")
+    (said,) = (r for r in report(made.path)["remarks"] if "licence" in r.lower())
+    assert "differ (mit, apache-2.0); the most restrictive is apache-2.0" in said

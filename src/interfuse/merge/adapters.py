@@ -25,7 +25,7 @@ from interfuse.data.weights import Weights
 from interfuse.kit.reductions import Difference, sums
 from interfuse.merge.finish import write_report
 from interfuse.merge.plan import Output
-from interfuse.merge.prepare import everyone, leading, own_params, prepared
+from interfuse.merge.prepare import everyone, leading, own_params, prepared, with_its_models
 from interfuse.merge.room import in_order
 from interfuse.merge.unwritten import Unwritten
 
@@ -99,36 +99,38 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         plan = stack.enter_context(prepared(call))
         adapters = [open_adapter(m.computed.adapter) for m in models]
         changes = [changes_of(base, adapter) for adapter in adapters]
-        merged = stack.enter_context(Unwritten(call).open())
+        told: dict[str, Mapping[str, Any]] = {}
+        merged = stack.enter_context(Unwritten(call).open(told.__setitem__))
         labels = [m.fingerprint() for m in models]
         pairs: dict[str, Pair] = {}
         rest: dict[str, Tensor] = {}
         sizes, held, turned = [0.0], [0.0], False
-        for output in plan.outputs:
-            mine = [(i, found[output.name]) for i, found in enumerate(changes) if output.name in found]
-            if not mine:
-                _refuse_moved(call, output, merged, base)
-                continue
-            turned = turned or any(change.turned for _, change in mine)
-            if any(change.whole for _, change in mine):
-                rest[output.name] = _replaced(output.name, merged, base, mine, adapters)
-                continue
-            pair, size, kept = _pair(call, output, dict(mine), adapters, labels, merged, base)
-            if size > 0:
-                pairs[mine[0][1].module] = pair
-                sizes.append(size)
-                held.append(kept)
-        _refuse_endless([*(t for pair in pairs.values() for t in pair), *rest.values()])
-        if not pairs and not rest:
-            raise InterfuseError("input.empty", "the merge changes nothing of the base", where=", ".join(m.name for m in models))  # fmt: skip
         wanted = {"auto": "float32"}.get(call.params["out_dtype"], call.params["out_dtype"])
         dtype = getattr(torch, wanted)
-        pairs = {module: (a.to(dtype), b.to(dtype)) for module, (a, b) in pairs.items()}
+        try:
+            for output in plan.outputs:
+                mine = [(i, found[output.name]) for i, found in enumerate(changes) if output.name in found]
+                if not mine:
+                    _refuse_moved(call, output, merged, base)
+                    continue
+                turned = turned or any(change.turned for _, change in mine)
+                if any(change.whole for _, change in mine):
+                    rest[output.name] = _replaced(output.name, merged, base, mine, adapters)
+                    continue
+                (a, b), size, kept = _pair(call, output, dict(mine), adapters, labels, merged, base)
+                if size > 0:
+                    pairs[mine[0][1].module] = _finite(output.name, a.to(dtype)), _finite(output.name, b.to(dtype))
+                    sizes.append(size)
+                    held.append(kept)
+        except InterfuseError as error:
+            raise with_its_models(error, call, plan) from error
+        if not pairs and not rest:
+            raise InterfuseError("input.empty", "the merge changes nothing of the base", where=", ".join(m.name for m in models))  # fmt: skip
         write_adapter(folder, pairs, rest, {
             "base_model_name_or_path": _stated(call, adapters), "fan_in_fan_out": turned,
             "task_type": next((t for a in adapters if (t := a.config.get("task_type"))), None),
         })  # fmt: skip
-        write_report(call, folder, plan, everyone(call), own_params(call), {"models": [m.name for m in everyone(call)], "remarks": plan.remarks})  # fmt: skip
+        write_report(call, folder, plan, everyone(call), own_params(call), {"models": [m.name for m in everyone(call)], "remarks": plan.remarks}, told)  # fmt: skip
     share = math.fsum(held) / math.fsum(sizes) if math.fsum(sizes) > 0 else 1.0
     rank = max((a.shape[0] for a, _ in pairs.values()), default=0)
     return {"matrices": len(pairs), "whole tensors": len(rest), "rank": rank, "share": share}
@@ -147,7 +149,7 @@ def _pair(
     ranks = sum(adapters[i].pairs[change.module][0].shape[0] for i, change in mine.items())
     rank = call.params["lora_rank"] or ranks
     if "adds" not in call.method.traits or any(change.pair is None for change in mine.values()):
-        change = whole(Difference(merged.source(output.name), base.source(output.name))).double()
+        change = _finite(output.name, whole(Difference(merged.source(output.name), base.source(output.name))).double())
         size = float(change.square().sum())
         turned = any(c.turned for c in mine.values())
         pair, kept = best_pair(change.T if turned else change, rank)
@@ -160,7 +162,7 @@ def _pair(
         if found is not None and found.pair is not None:
             tops.append(found.pair[0])
             lefts.append(found.pair[1] * (factor * found.factor))
-    pair = torch.cat(tops), torch.cat(lefts, dim=1)
+    pair = _finite(output.name, torch.cat(tops)), _finite(output.name, torch.cat(lefts, dim=1))
     a, b = pair[0].double(), pair[1].double()
     size = max(0.0, float(((b.T @ b) * (a @ a.T)).sum()))
     if ranks > rank and size > 0:
@@ -189,7 +191,7 @@ def _replaced(
     if name.endswith(".bias") and any(c.module in a.pairs for (_, c) in mine for a in adapters):
         raise InterfuseError("needs.capability", f"the bias {name} of a layer with a low-rank change", where="output",
                              fix="Leave out output: lora: the whole model holds it.")  # fmt: skip
-    return whole(merged.source(name)).to(getattr(torch, base[name].kind.name))
+    return _finite(name, whole(merged.source(name)).to(getattr(torch, base[name].kind.name)))
 
 
 def _refuse_moved(call: Call, output: Output, merged: Tensors, base: Tensors) -> None:
@@ -206,14 +208,17 @@ def _refuse_moved(call: Call, output: Output, merged: Tensors, base: Tensors) ->
                              fix="Leave out output: lora: the whole model holds it.")  # fmt: skip
 
 
-def _refuse_endless(tensors: Sequence[Tensor]) -> None:
-    if not all(bool(torch.isfinite(t).all()) for t in tensors):
-        raise InterfuseError("input.nan", "a number of the merged adapter is NaN or infinite")
+def _finite(name: str, values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        kind = str(values.dtype).removeprefix("torch.")
+        raise InterfuseError("input.nan", f"a number of the merged adapter is NaN, infinite or too large for {kind}", where=f"tensor {name}")  # fmt: skip
+    return values
 
 
 def _stated(call: Call, adapters: Sequence[Adapter]) -> str:
-    """The base as all adapters name it, where that is the one that was opened; else its folder."""
+    """The base as all adapters name it, where that is the one that was opened (a folder, or a hub's model in its cache); else its folder."""
     base = _base(call)
     names = list(dict.fromkeys(str(a.config.get("base_model_name_or_path")) for a in adapters))
-    same = len(names) == 1 and (Path(names[0]).is_dir() or "snapshots" in base.parts)
+    cached = f"models--{names[0].replace('/', '--')}"
+    same = len(names) == 1 and (Path(names[0]).resolve() == base.resolve() or cached in base.parts)
     return names[0] if same else str(base)

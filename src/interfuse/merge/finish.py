@@ -158,20 +158,25 @@ def finish(
         tried = try_out(folder, plan.alignment.ids, plan.alignment.rows, readers)
         report["tokenizer"] = {"source": wanted.name if wanted is not None else "", **plan.alignment.report, **tried}
         facts["tokenizer"] = {k: report["tokenizer"][k] for k in ("source", "tokens", "rows")}
-    if told:
-        report["told"] = {o.name: told[o.name] for o in plan.outputs if o.name in told}
-    write_report(call, folder, plan, models, own, report)
+    write_report(call, folder, plan, models, own, report, told)
     return facts
 
 
 def write_report(
-    call: Call, folder: Path, plan: Plan, models: Sequence[Model], own: Mapping[str, Any], report: Mapping[str, Any]
+    call: Call,
+    folder: Path,
+    plan: Plan,
+    models: Sequence[Model],
+    own: Mapping[str, Any],
+    report: Mapping[str, Any],
+    told: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Writes what made every tensor (:data:`REPORT`), and the model card."""
+    """Writes what made every tensor (:data:`REPORT`) and what the method ``told`` of it, and the model card."""
     licences, said = told_of(models)
     for sentence in said:
         call.ctx.log(sentence)
-    report = {**report, "remarks": [*report["remarks"], *said], **_resolved(plan.outputs, len(models))}
+    report = {**report, "remarks": [*report["remarks"], *said], **_resolved(plan.outputs, len(models)),
+              **({"told": {o.name: told[o.name] for o in plan.outputs if o.name in told}} if told else {})}  # fmt: skip
     (folder / REPORT).write_bytes(canonical_json(jsonable(report)))
     _write_card(call, models, folder, own, licences, said)
 

@@ -41,9 +41,15 @@ ASKS: Mapping[str, frozenset[str]] = {
 
 
 def licence_of(model: Model) -> str:
-    """The licence a model's card states; of an adapter on a base both, where they differ; "" where none is stated."""
+    """The licence a model's card states; of an adapter on a base both, of a merge that is not written those of its sources, where they
+    differ; "" where none is stated."""
     from interfuse.data.adapted import AdaptedModel
+    from interfuse.merge.prepare import everyone
+    from interfuse.merge.unwritten import Unwritten
 
+    if isinstance(model.computed, Unwritten):
+        each = [licence_of(source) for source in everyone(model.computed.call)]
+        return " and ".join(dict.fromkeys(each)) if all(each) else ""
     if isinstance(model.computed, AdaptedModel):
         found = [_stated(model.computed.adapter), _stated(model.computed.base)]
         return " and ".join(dict.fromkeys(f for f in found if f))

@@ -69,6 +69,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: a share of elements that may be none
 PerModelPart = Fraction | list[Fraction]
 
+#: is given an output's name and what its method tells of it
+Tell = Callable[[str, Mapping[str, Any]], None]
+
 #: codes of the types that can be asked for
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -373,7 +376,11 @@ def _own_remarks(call: Call, plan: Prepared, labels: Sequence[str]) -> list[str]
     are all the same."""
     if "remarks" not in call.method.traits:
         return []
-    owns = {json.dumps(o.own, sort_keys=True, default=str): o.own for o in plan.outputs if o.info.kind.floating}
+    owns = {
+        json.dumps(o.own, sort_keys=True, default=str): o.own
+        for o in plan.outputs
+        if o.info.kind.floating and not o.kept
+    }
     found: list[str] = call.method.traits["remarks"](list(owns.values()), len(labels) > 1 and len(set(labels)) == 1)
     return found
 
@@ -479,7 +486,7 @@ def make_job(
     found: Found | None = None,
     *,
     overall: Mapping[str, Any] | None = None,
-    tell: Callable[[str, Mapping[str, Any]], None] | None = None,
+    tell: Tell | None = None,
 ) -> Job:
     """How one output tensor is computed.
 
@@ -507,7 +514,7 @@ def _job(
     extra: tuple[Flat, ...],
     found: Any,
     overall: Any,
-    tell: Callable[[str, Mapping[str, Any]], None] | None,
+    tell: Tell | None,
 ) -> Job:
     traits, target, seed, own = call.method.traits, call.method.target, call.ctx.seed, taken.own
     name, shape, labels, sources = output.name, output.info.shape, taken.labels, taken.sources

@@ -20,7 +20,7 @@ from interfuse.kit.streaming import Block, Job
 from interfuse.merge.calibrate import Found, calibrated
 from interfuse.merge.plan import Output
 from interfuse.merge.prepare import Prepared, prepared
-from interfuse.merge.room import layout_of, make_job, overall_of
+from interfuse.merge.room import Tell, layout_of, make_job, overall_of
 
 Tensor = torch.Tensor
 #: tensors of methods that see a whole tensor at once, kept while their readers need them in pieces
@@ -33,8 +33,8 @@ class Unwritten:
 
     call: Call
 
-    def open(self) -> Overlay:
-        """The result's tensors, float32 until whoever reads them rounds."""
+    def open(self, tell: Tell | None = None) -> Overlay:
+        """The result's tensors, float32 until whoever reads them rounds. ``tell``: as in :func:`~interfuse.merge.room.make_job`."""
         stack = contextlib.ExitStack()
         plan = stack.enter_context(prepared(self.call))
         kept = _Kept()
@@ -59,7 +59,7 @@ class Unwritten:
                 return surveyed()
 
         for output, (code, shape) in zip(plan.outputs, layout_of(self.call, plan).values(), strict=True):
-            make = functools.partial(self._job, plan, output, labels, found, overall)
+            make = functools.partial(self._job, plan, output, labels, found, overall, tell)
             flats[output.name] = (_Merged(make, shape, kept), code)
         return Overlay(None, flats, closing=stack.close)
 
@@ -70,8 +70,9 @@ class Unwritten:
         labels: Callable[[], list[str]],
         found: Callable[[], Found | None],
         overall: Callable[[], Mapping[str, Any]],
+        tell: Tell | None,
     ) -> Job:
-        return make_job(self.call, plan, output, labels(), found(), overall=overall())
+        return make_job(self.call, plan, output, labels(), found(), overall=overall(), tell=tell)
 
     def fingerprint(self) -> str:
         """The key of the call."""
