@@ -585,7 +585,15 @@ def test_a_teacher_that_is_to_train_and_cannot_is_refused(
     method: str, teacher: Callable[[], Any], tmp_path: Path
 ) -> None:
     given = {"student": Perceptron(), "data": features(), "batch_size": 8}
-    said = refusal("needs.capability", method=method, teacher=[teacher()], out=tmp_path / "out", **given)
+    for way in ({"method": method}, {"method": "compose", "parts": [{"use": method}]}):
+        said = refusal("needs.capability", teacher=[teacher()], out=tmp_path / "out", **way, **given)
+        assert "no parameter that may" in said
+
+
+@pytest.mark.parametrize("student", [frozen, trees], ids=["frozen", "trees"])
+def test_a_student_that_cannot_train_is_refused(student: Callable[[], Any], tmp_path: Path) -> None:
+    given = {"teacher": [Perceptron(seed=1)], "data": features(), "batch_size": 8}
+    said = refusal("needs.capability", student=student(), out=tmp_path / "out", **given)
     assert "no parameter that may" in said
 
 

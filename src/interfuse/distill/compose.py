@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +16,9 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import Method, load, method
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 from interfuse.kit.taps import layer_names
+
+if TYPE_CHECKING:
+    from interfuse.core.rooms import Call
 
 #: hooks that decide for the whole training, so that a method with one of them cannot be a part
 ALONE = ("choose", "select", "backward", "export", "shell")
@@ -77,6 +80,10 @@ class Compose(Hooks):
         return found
 
     # -- every hook, part by part --------------------------------------------------------------------------------------
+
+    def check(self, call: Call) -> None:
+        for _, part, _ in self._parts:
+            part.check(call)
 
     def setup(self, run: Run) -> None:
         for name, part, _ in self._parts:

@@ -248,7 +248,11 @@ def start(call: Call, hooks: Hooks) -> Run:
     groups += [
         {"params": list(state.modules[name].parameters()), "lr_scale": scale} for name, scale in state.lr_scales.items()
     ]
-    optimizer = make_optimizer([g for g in groups if g["params"]], settings)
+    groups = [g for g in groups if g["params"]]
+    if not groups:
+        raise InterfuseError("needs.capability", "the student has no parameter that may be trained", where=student_model.name,
+                             fix="Give a network with requires_grad_(True).")  # fmt: skip
+    optimizer = make_optimizer(groups, settings)
     state.student, state.optimizers["main"] = accelerator.prepare(student), optimizer
     if accelerator.num_processes > 1 or accelerator.scaler is not None:
         state.optimizers["main"] = accelerator.prepare(optimizer)  # elsewhere the wrapper only costs time in every step
