@@ -459,3 +459,9 @@ def test_open_lm_opens_models_and_takes_any_lm(place: Path) -> None:
     assert open_lm(Source(opened), CTX) is opened
     with pytest.raises(InterfuseError, match=r"input\.missing"):
         open_lm(Source("no/such/folder/here", "x"), CTX)
+
+
+def test_a_connection_is_not_waited_for_as_long_as_an_answer() -> None:
+    pytest.importorskip("openai")
+    assert EndpointLM("http://127.0.0.1:9/v1", "m")._client.timeout.connect == 10
+    assert EndpointLM("http://127.0.0.1:9/v1", "m", timeout=3)._client.timeout.connect == 3

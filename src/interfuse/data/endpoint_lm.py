@@ -26,6 +26,8 @@ T = TypeVar("T")
 LONGEST_REPLY = 2_000_000
 #: the most bytes of an answer that are read: those characters, and what stands around them
 MOST_BYTES = 4 * LONGEST_REPLY
+#: seconds in which a server takes a connection; its answer may take longer
+CONNECT = 10.0
 
 
 def bounded(base: Any, seconds: float, most: int) -> Any:
@@ -103,7 +105,7 @@ class EndpointLM:
         endpoint: the base address, such as ``http://localhost:8000/v1``. model: the name its server knows.
         key_env: the environment variable that holds the key, where the server asks for one.
         api: ``chat`` (a string is one message of the user) or ``completions`` (a string is continued as it stands).
-        timeout: seconds of one try, up to the last byte of its answer. retries: further tries after a failure that may pass.
+        timeout: seconds of one try, up to the last byte of its answer; a connection is waited for 10 s at most. retries: further tries after a failure that may pass.
         workers: calls at a time.
 
     Raises:
@@ -128,7 +130,7 @@ class EndpointLM:
     @cached_property
     def _client(self) -> Any:
         try:
-            from openai import DefaultHttpxClient, OpenAI
+            from openai import DefaultHttpxClient, OpenAI, Timeout
         except ImportError as error:
             raise InterfuseError(
                 "needs.package", "endpoints need the package openai", fix="pip install 'interfuse[endpoint]'"
@@ -137,7 +139,8 @@ class EndpointLM:
         if not key:
             raise InterfuseError("needs.capability", f"the environment variable {self.key_env} holds no key", where=self.name,
                                  fix=f"export {self.key_env}=...")  # fmt: skip
-        return OpenAI(base_url=self.endpoint, api_key=key, timeout=self.timeout, max_retries=self.retries,
+        patience = Timeout(self.timeout, connect=min(self.timeout, CONNECT))
+        return OpenAI(base_url=self.endpoint, api_key=key, timeout=patience, max_retries=self.retries,
                       http_client=bounded(DefaultHttpxClient, self.timeout, MOST_BYTES))  # fmt: skip
 
     def _asked(self, call: Callable[[], T]) -> T:
