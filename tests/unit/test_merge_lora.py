@@ -155,7 +155,9 @@ def same_as_whole(method, models, base, tmp_path, *, atol=1e-6, given=None, **pa
 
     apply = getattr(interfuse.merge, method)
     given = {} if given is None else {"base": given}
-    whole_model = apply(models, out=tmp_path / "whole", **given, **params)
+    whole_model = apply(
+        models, out=tmp_path / "whole", **given, **{n: v for n, v in params.items() if n != "lora_rank"}
+    )
     made = apply(models, out=tmp_path / "lora", output="lora", **given, **params)
     expected = load_file(whole_model.path / "model.safetensors")
     got = loaded_by_peft(base, tmp_path / "lora").merge_and_unload().state_dict()
@@ -263,6 +265,9 @@ def test_what_makes_no_adapter_is_refused(pair_of_adapters, tmp_path):
     refused("param.unknown", "no place for chat_template", chat_template="auto")
     refused("param.unknown", "no place for freeze", freeze=["q_proj"])
     refused("param.value", "lora_rank", lora_rank=0)
+    with pytest.raises(InterfuseError, match="a whole model would be written") as caught:
+        interfuse.merge.linear(models, lora_rank=2, out=tmp_path / "no")
+    assert caught.value.code == "param.missing"
     copied = tmp_path / "copy"  # the same bytes elsewhere are the same base
     copied.mkdir()
     for file in base.iterdir():

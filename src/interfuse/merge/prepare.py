@@ -73,6 +73,9 @@ def check(call: Call) -> None:
         raise InterfuseError(
             "param.missing", "tokens and pad_to_multiple_of need a tokenizer", fix="Add --tokenizer base or union."
         )
+    if call.params["lora_rank"] is not None and call.params["output"] != "lora":
+        raise InterfuseError("param.missing", "lora_rank is of an adapter, and a whole model would be written", where="lora_rank",
+                             fix="Add --output lora, or leave it out.")  # fmt: skip
     _check_calibration(call)
     if call.params["chat_template"]:
         check_template(call.params["chat_template"])
