@@ -166,6 +166,11 @@ class Several(torch.nn.Module):
     [
         (lambda x: (x.sum(), 2 * x), "layer", 2.0),  # a loss before the feature
         (lambda x: (x, x[:, None].expand(-1, 3, -1)), "layer", 1.0),  # hidden states, attentions
+        (
+            lambda x: (x, x, (8, 8)),
+            "layer",
+            1.0,
+        ),  # a last stage of Swin V2 or FocalNet: before and after no downsampling
         (lambda x: (x, 2 * x), "layer[1]", 2.0),
         (lambda x: {"loss": x.sum(), "hidden": 3 * x}, "layer", 3.0),
         (lambda x: (x, 2 * x), "layer", "needs.capability"),

@@ -244,11 +244,12 @@ def _tensor(output: Any, name: str) -> torch.Tensor:
     features = [(i, v) for i, v in enumerate(given) if isinstance(v, torch.Tensor) and v.ndim >= 2]
     if not features:
         raise InterfuseError("needs.capability", f"the layer {name!r} gives no tensor [B, ...]")
-    alike = [i for i, v in features if v.shape == features[0][1].shape]
+    first = features[0][1]
+    alike = [features[0][0], *(i for i, v in features if v is not first and v.shape == first.shape)]
     if len(alike) > 1:
         raise InterfuseError("needs.capability", f"the layer {name!r} gives {len(alike)} tensors of one shape", where=name,
                              fix=f"Name one: {', '.join(f'{name}[{i}]' for i in alike)}.")  # fmt: skip
-    return features[0][1]
+    return first
 
 
 def _kind(value: Any) -> str:
