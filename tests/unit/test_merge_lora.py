@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
-from interfuse.core.rooms import Source
+from interfuse.core.method import load
+from interfuse.core.rooms import Source, load_room, prepare
 from interfuse.data.models import build, open_model
 from interfuse.data.overlay import whole
 from interfuse.merge.inspect import explain, verify_merge
@@ -350,3 +351,15 @@ def test_an_adapter_tells_what_its_method_computed(pair_of_adapters, tmp_path):
         told.append(json.loads((tmp_path / output / "merge.json").read_text())["told"])
     assert told[0]["model.norm.weight"]["weights"]
     assert told[0] == told[1]
+
+
+def test_a_plan_counts_the_bases_below_adapters(pair_of_adapters, tmp_path):
+    base, models = pair_of_adapters
+    room, small = (
+        load_room("merge"),
+        [(tmp_path / n / "adapter_model.safetensors").stat().st_size for n in ("one", "two")],
+    )
+    under = (base / "model.safetensors").stat().st_size
+    for output, written in (("model", under + max(small)), ("lora", sum(small))):
+        cost = room.estimate(prepare(room, load("merge/linear"), {"models": models, "output": output}, Ctx()))
+        assert (cost.bytes_read, cost.bytes_written) == (2 * under + sum(small), written)

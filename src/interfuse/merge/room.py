@@ -291,13 +291,25 @@ def passes_of(method: Method, params: Mapping[str, Any]) -> int:
 
 def estimate(call: Call) -> Cost:
     """Every byte of every source is read once per pass, every byte of one is written; and what looking at models at work costs."""
-    sizes = [
-        sum(p.stat().st_size for p in m.path.glob("*.safetensors")) if m.path and m.path.is_dir() else 0
-        for m in everyone(call)
-    ]
+    sizes, small = [], 0
+    for model in everyone(call):
+        places = [model.path]
+        if model.computed is not None:
+            from interfuse.data.adapted import AdaptedModel  # needs torch
+
+            if isinstance(model.computed, AdaptedModel):
+                places = [model.computed.base, model.computed.adapter]
+                small += _stored(model.computed.adapter)
+        sizes.append(sum(_stored(place) for place in places))
     passes = passes_of(call.method, call.params)
-    merging = Cost(passes * sum(sizes), max(sizes), 0, round((passes * sum(sizes) + max(sizes)) / BYTES_PER_SECOND, 1))
+    written = small if call.params["output"] == "lora" else max(sizes)
+    merging = Cost(passes * sum(sizes), written, 0, round((passes * sum(sizes) + written) / BYTES_PER_SECOND, 1))
     return merging + looking(call)
+
+
+def _stored(place: Path | None) -> int:
+    """Bytes of the weights in a folder; 0 where it is not here."""
+    return sum(p.stat().st_size for p in place.glob("*.safetensors")) if place is not None and place.is_dir() else 0
 
 
 def promise(call: Call, path: Path) -> Model:
