@@ -7,9 +7,8 @@ other seeds and other test items, ``p`` is adjusted for the number of methods (H
 the method against a plain student step plus the teacher's prediction, taken in turn (``--accuracy`` keeps the times that are
 recorded). ``dml`` gets no trained teacher but a fresh peer of the teacher's architecture.
 
-    python benchmarks/distill_baselines.py [--accuracy | --again]
+    python benchmarks/distill_baselines.py [--accuracy]
 
-``--again`` trains nothing: it computes the intervals of recorded figures that are over items alone anew, from the kept mean of every seed.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from record import RESULTS, save, summary
-from scipy import special
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.method import load
@@ -110,31 +108,6 @@ def accuracies(
     return table
 
 
-def again(table: dict[str, Any], items: int) -> None:
-    """Intervals over seeds and items from the means of the seeds and recorded intervals over items, in place.
-
-    Variances of both are added up (what they share is counted twice, so the interval is a little too wide), with Satterthwaite's degrees
-    of freedom, as in :func:`interfuse.kit.resample.compare_runs`.
-    """
-    for base in ("none", "kd"):
-        p_values: dict[str, float] = {}
-        for slug, row in table.items():
-            if slug == base:
-                continue
-            known = row[f"minus_{base}"]
-            d = np.subtract(row["seeds"], table[base]["seeds"])
-            parts = [(d.var(ddof=1) / len(d), len(d) - 1), (((known["high"] - known["low"]) / 2 / 1.959964) ** 2, items - 1)]  # fmt: skip
-            variance = sum(v for v, _ in parts)
-            df = variance**2 / sum(v**2 / n for v, n in parts)
-            se = variance**0.5
-            half = float(special.stdtrit(df, 0.975)) * se
-            p_values[slug] = 2 * float(special.stdtr(df, -abs(d.mean()) / se))
-            ends = {"difference": d.mean(), "low": d.mean() - half, "high": d.mean() + half}
-            known |= {key: float(f"{value:.5g}") for key, value in ends.items()}
-        for (slug, _), p in zip(p_values.items(), holm(list(p_values.values())).tolist(), strict=True):
-            table[slug][f"minus_{base}"]["p"] = float(f"{p:.5g}")
-
-
 def overheads(student: dict[str, Any], teacher: Model) -> dict[str, Any]:
     """Time of a step over that of a student step and a teacher's prediction, pair by pair."""
     found = {}
@@ -176,18 +149,6 @@ def _teacher(state: Any, teacher: Model) -> tuple[Any, Model, Any]:
 
 
 if __name__ == "__main__":
-    if "--again" in sys.argv:
-        figures = json.loads((RESULTS / "distill-baselines.json").read_text())
-        if "p" in figures["accuracy"][LEARNERS[0]]["kd"]["minus_none"]:
-            raise SystemExit("the recorded intervals are over seeds and items already")
-        for name in LEARNERS:
-            again(figures["accuracy"][name], figures["settings"]["test"])
-        figures["intervals"] = (
-            "95 %, for other seeds and other test items (from the means of the seeds and intervals over items); p adjusted for the methods compared (Holm)"
-        )
-        figures["note"] = figures["note"].replace("; intervals speak of test items, not of seeds", "")
-        (RESULTS / "distill-baselines.json").write_text(json.dumps(figures, indent=2) + "\n")
-        raise SystemExit
     torch.set_num_threads(1)
     began = time.perf_counter()
     held, test = open_table(Source(HELD), Ctx()), open_table(Source(TEST), Ctx())
