@@ -602,7 +602,7 @@ ROOM = Room(
         ),
     ),
     settings=MergeSettings,
-    unkeyed=("max_memory", "workers"),
+    unkeyed=("max_memory", "workers", "reuse_statistics"),
     widen=widen,
     run=run,
     promise=promise,
