@@ -83,6 +83,18 @@ def test_the_same_size_with_other_tokens_is_refused(tmp_path):
     assert "'<pad>' in z" in str(json.loads((made.path / "merge.json").read_text())["remarks"])
 
 
+def test_what_sources_gave_is_told_without_the_tensors_that_were_realigned(pair, tmp_path):
+    from interfuse.merge.inspect import explain_all
+    from interfuse.merge.verbs import _layers
+
+    made = interfuse.merge.linear(list(pair), tokenizer="union", out=tmp_path / "out")
+    found = explain_all(made.path, models=[Path(f) for f in pair])
+    assert sorted(found["other shapes"]) == [HEAD, EMBED]
+    assert all(row["norms"] == [0, 0] for row in found["layers"] if row["part"] in (EMBED, HEAD))
+    assert all(min(row["norms"]) > 0 for row in found["layers"] if row["part"] not in (EMBED, HEAD))
+    assert any(line.startswith("without the numbers of") for line in _layers(found))
+
+
 @pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
 def test_union_rows_by_token(method, pair, tmp_path):
     x, y = pair

@@ -157,7 +157,8 @@ def explain_all(out: Path, *, models: Sequence[Path] = (), base: Path | None = N
         out, models, base: as in :func:`explain`; every tensor is read in pieces.
 
     Returns:
-        ``method``, ``models``, ``layers`` (rows) and ``whole`` (the same over all tensors). A row has ``part``, ``tensors``, ``told`` (the
+        ``method``, ``models``, ``layers`` (rows), ``whole`` (the same over all tensors) and ``other shapes``: tensors whose numbers are
+        left out, since a source has them in another shape (another vocabulary). A row has ``part``, ``tensors``, ``told`` (the
         mean over its tensors of what the method computed of each), and with the models' folders the numbers of :func:`explain`, where
         ``kept`` is the result's component along each source's change, in units of that change: 1 where all of it is in the result.
 
@@ -173,12 +174,18 @@ def explain_all(out: Path, *, models: Sequence[Path] = (), base: Path | None = N
         parts.setdefault(f"{place[0]}{place[1]}" if place else name, []).append(name)
     opened, result, below = _opened(report, out, models, base) if models else ([], None, None)
     whole_sums, rows = _Sums(len(sources)), []
+    other: list[str] = []
     for part, names in parts.items():
         here = _Sums(len(sources))
         for name in names:
             if result is None or not result[name].kind.floating:
                 continue
             made, origins, under = _made(report, name)
+            mine = [opened[i][o].shape for i, o in zip(made["sources"], origins, strict=True)]
+            mine += [below[under].shape] if below is not None else []
+            if any(shape != result[name].shape for shape in mine):  # rows were realigned to one vocabulary
+                other.append(name)
+                continue
             here.add(
                 opened,
                 result,
@@ -200,7 +207,7 @@ def explain_all(out: Path, *, models: Sequence[Path] = (), base: Path | None = N
         )
     everything = {"part": "all", "tensors": len(report["tensors"]), "told": _mean_told(report, list(report["tensors"]))}
     return {"method": method, "models": [report["models"][i] for i in sources], "of": _of(base) if models else None,
-            "layers": rows, "whole": {**everything, **(whole_sums.numbers() if models else {})}}  # fmt: skip
+            "layers": rows, "other shapes": other, "whole": {**everything, **(whole_sums.numbers() if models else {})}}  # fmt: skip
 
 
 def _of(base: Path | None) -> str:

@@ -156,6 +156,8 @@ def _layers(found: dict[str, Any]) -> Iterable[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     for line in lines:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    if found["other shapes"]:
+        yield f"without the numbers of {', '.join(found['other shapes'])}: a source has another vocabulary"
     if not found["of"]:
         yield "norms, cosines, conflicts and what was kept: name the sources with --model A --model B --base C"
 
