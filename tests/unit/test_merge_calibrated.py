@@ -234,7 +234,7 @@ BAD = {
     "half of the roles": (RCP + "calibration: {prior: x.jsonl}\n", 6, "recipe.key", "needs prior and domain"),
     "roles twice": (RCP.replace("x}", "x, role: prior}").replace("y}", "y, role: prior}") + "calibration: [x.jsonl, y.jsonl]\n", 3, "recipe.key", "each role"),
     "role of another method": (HEAD.replace("- model: x", "- {model: x, role: prior}") + "calibration: x.jsonl\n", 3, "recipe.key", "role"),
-    "words": (HEAD + "calibration: x.jsonl\nparameters: {labels: dta}\n", 1, "param.value", "labels"),
+    "words": (HEAD + "calibration: x.jsonl\nparameters: {labels: dta}\n", 6, "param.value", "labels"),
     "by layer": (HEAD.replace("fisher", "sens\nbase_model: base") + "calibration: x.jsonl\nparameters: {temperature: [1, 2]}\n", 7, "recipe.key", "one value for the whole"),
     "of a model": ("merge_method: fisher\nmodels:\n- {model: x, parameters: {floor: 0.1}}\ncalibration: x.jsonl\n", 3, "recipe.key", "all models together"),
     "columns": (HEAD + "calibration: {data: x.jsonl, columns: {text: nowhere}}\n", 5, "input.missing", "nowhere"),
