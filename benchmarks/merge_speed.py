@@ -57,7 +57,7 @@ EVERY = {**METHODS, "nuslerp": {"models": 2}, "multislerp": {"models": 3}, "karc
 #: How many times as fast as mergekit a merge shall be; and at most so many times as long as the plain copy where it only sums.
 GOALS = {"linear": 5, "task-arithmetic": 5, "slerp": 5, "ties": 10, "dare-ties": 5, "sce": 5}
 COPY_GOAL = {"linear": 2, "task-arithmetic": 2, "slerp": 2}
-#: How many times mergekit runs, at most, where it takes minutes.
+#: How many times mergekit runs where it takes minutes and nothing is said.
 SLOW = {"ties": 1, "dare-ties": 2, "sce": 2}
 
 
@@ -256,7 +256,7 @@ def speed(args: argparse.Namespace, found: dict[str, Any]) -> None:
             if peer and not args.without_peer:
                 recipe = recipe_of(method, root, {"dtype": "bfloat16"})
                 commands["mergekit"] = [peer, str(recipe), str(root / "theirs"), "--no-copy-tokenizer"]
-                often["mergekit"] = min(args.peer_runs or args.runs, SLOW.get(method, args.runs))
+                often["mergekit"] = args.peer_runs or min(args.runs, SLOW.get(method, args.runs))
             times: dict[str, list[float]] = {n: [] for n in commands}
             works: dict[str, list[float]] = {n: [] for n in commands}
             peaks = dict.fromkeys(commands, 0.0)
