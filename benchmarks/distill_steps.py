@@ -132,6 +132,7 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
         with torch.no_grad():
             forward(module, model, encoder.encode(chosen))
 
+    plain_work, teacher_work = arithmetic(_step, plain, plain_hooks, [FIRST], {}), arithmetic(predicted, FIRST)
     found: dict[str, Any] = {}
     for slug, label, extra, goal in METHODS:
         name = f"{slug}, {label}" if label else slug
@@ -143,7 +144,7 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
         stored = slug == "kd" and extra.get("teacher_cache") == "auto"
         memory = step_memory(state, lambda state=state, hooks=hooks: _step(state, hooks, [FIRST], {}))
         asked = 0 if stored else teachers_of(slug)
-        needed = arithmetic(_step, plain, plain_hooks, [FIRST], {}) + asked * arithmetic(predicted, FIRST)
+        needed = plain_work + asked * teacher_work
         counted = arithmetic(_step, state, hooks, [FIRST], {})
         seen: dict[str, list[float]] = {"cpu": [], "base cpu": [], "wall": [], "base wall": []}
         rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,20 +65,8 @@ def columns_of(rows: Sequence[tuple[int, Statement]], first: int) -> tuple[dict[
         table[name] = [getattr(s, name) for _, s in rows]
     pairs = [(s.id, first + i, e) for i, (_, s) in enumerate(rows) for e in s.evidence]
     proof: dict[str, list[Any]] = {"statement": [p[0] for p in pairs], "row": [p[1] for p in pairs]}
-    for name in (
-        "document",
-        "start",
-        "end",
-        "page",
-        "element",
-        "quote",
-        "method",
-        "model",
-        "prompt",
-        "run",
-        "score",
-        "place",
-    ):
+    *names, _ = (f.name for f in fields(Evidence))  # the last, premises, are lists
+    for name in names:
         proof[name] = [getattr(e, name) for _, _, e in pairs]
     proof["premises"] = [list(e.premises) for _, _, e in pairs]
     return table, proof

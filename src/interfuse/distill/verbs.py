@@ -255,7 +255,9 @@ def _teachers(method: Any, given: Mapping[str, Any]) -> int:
 
 def _said(words: str, p: float, compared: int) -> str:
     """What an interval allows to be said, unless the number of comparisons makes it a thing of chance."""
-    if words in ("better", "worse") and p > 0.05:
+    from interfuse.kit.stats import by_chance
+
+    if by_chance(words, p):
         return f"no difference shown: p is {p:.3f} for one of {compared} comparisons"
     return words
 

@@ -19,6 +19,8 @@ from interfuse.core.errors import InterfuseError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+#: the adjusted p above which a verdict is not said
+ALPHA = 0.05
 
 
 # ---------------------------------------------------------------------------------------------- results
@@ -516,6 +518,11 @@ def _p_values(values: ArrayLike) -> Floats:
 
 
 # ---------------------------------------------------------------------------------------------- words
+
+
+def by_chance(said: str, p: float) -> bool:
+    """Whether the number of comparisons makes a verdict a thing of chance: *better* or *worse* with an adjusted p above :data:`ALPHA`."""
+    return said in ("better", "worse") and p > ALPHA
 
 
 def verdict(low: float, high: float, *, higher_is_better: bool = True) -> str:

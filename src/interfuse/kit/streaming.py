@@ -219,6 +219,11 @@ class Journal:
         return InterfuseError(code, f"the journal cannot be written: {error.strerror}", where=str(self.path))
 
 
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def stream_merge(
     jobs: Sequence[Job],
     writer: TensorSink,
@@ -254,7 +259,7 @@ def stream_merge(
             functions raise. The first error stops all threads.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        workers = processors()
     for label, value in (("workers", workers), ("block_bytes", block_bytes), ("max_memory", max_memory)):
         if value < 1:
             raise InterfuseError("param.value", f"{label} must be positive, not {value}")

@@ -254,10 +254,4 @@ def _notes(
     ]
     if cut:
         notes.append(f"Answers were cut off at {longest} tokens: {', '.join(cut)}. Their length is not known.")
-    if len(seen.ids) < 20:
-        notes.append(f"Only {len(seen.ids)} prompts: intervals are too narrow and verdicts unsure.")
-    notes += [
-        f"{name} was trained on {count} of the {len(seen.ids)} prompts: its figures are too good."
-        for name, count in seen.seen_before.items()
-    ]
-    return notes
+    return notes + seen.cautions("prompts")

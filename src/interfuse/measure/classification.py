@@ -14,12 +14,11 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.kit.page import between, number, p_value
 from interfuse.kit.resample import paired_bootstrap, sign_flip
-from interfuse.kit.stats import compare_outcomes, holm, tost, verdict, wilson_interval
+from interfuse.kit.stats import by_chance, compare_outcomes, holm, tost, verdict, wilson_interval
 from interfuse.measure import classification_page, scores
 from interfuse.measure.room import Contender, Findings, Predictions, tidy
 
 #: adjusted p-values up to this are taken as shown
-ALPHA = 0.05
 ENSEMBLE = "ensemble of sources"
 Bins = Annotated[int, Field(ge=1, le=1000, description="bins of the calibration errors")]
 Resamples = Annotated[int, Field(ge=100, le=1_000_000, description="bootstrap draws and sign patterns")]
@@ -165,7 +164,7 @@ def _parts(before: Any, after: Any) -> dict[str, Any]:
 def words(low: float, high: float, p_holm: float) -> str:
     """The verdict on one comparison: *better* only when the interval leaves out 0 and the adjusted p-value agrees."""
     found = verdict(low, high)
-    if found in ("better", "worse") and p_holm > ALPHA:
+    if by_chance(found, p_holm):
         return f"not shown: the interval leaves out 0, but p = {number(p_holm)} among all comparisons"
     return found
 
@@ -242,10 +241,7 @@ def _notes(seen: Predictions, figures: Mapping[str, Any], margin: float) -> list
         notes.append("One seed was run, so nothing is known of the spread over seeds.")
     else:
         notes.append(f"Means over {len(seen.seeds)} seeds. Intervals (95%) speak of other items under the same seeds.")  # fmt: skip
-    if len(seen.ids) < 20:
-        notes.append(f"Only {len(seen.ids)} items: intervals are too narrow and verdicts unsure.")
-    for name, count in seen.seen_before.items():
-        notes.append(f"{name} was trained on {count} of the {len(seen.ids)} items: its scores are too good.")
+    notes += seen.cautions("items", "scores")
     empty = [name for k, name in enumerate(seen.classes) if not (seen.labels == k).any()]
     if empty:
         notes.append(f"{len(empty)} of the {len(seen.classes)} classes have no items here: {', '.join(empty[:10])}{' ...' if len(empty) > 10 else ''}.")  # fmt: skip

@@ -18,14 +18,13 @@ from interfuse.data.tables import Table
 from interfuse.kit import plots
 from interfuse.kit.page import Estimate, Grid, Name, Section, between, number
 from interfuse.kit.resample import sign_flip
-from interfuse.kit.stats import holm, verdict
+from interfuse.kit.stats import by_chance, holm, verdict
 from interfuse.measure.classification import AllowLeak, Resamples
 from interfuse.measure.room import Contender, Findings, Logits, Predictions, Reading
 from interfuse.measure.scores import LEVEL, ratio
 
 Floats = NDArray[np.float64]
 #: adjusted p-values up to this are taken as shown
-ALPHA = 0.05
 #: columns of a reading
 NATS, BYTES, TOKENS = 0, 1, 2
 
@@ -95,9 +94,7 @@ def likelihood(
         for row, p in zip(duels, holm([d["p"] for d in duels]), strict=True):
             found = verdict(row["delta"]["low"], row["delta"]["high"], higher_is_better=False)
             row["p_holm"] = float(p)
-            row["verdict"] = (
-                found if found not in ("better", "worse") or p <= ALPHA else "not shown among all comparisons"
-            )
+            row["verdict"] = "not shown among all comparisons" if by_chance(found, float(p)) else found
     figures = {"models": models, "best_source": best, "comparisons": duels, "level": LEVEL}
     table, grids = _tables(models, duels)
     bars = [
@@ -192,10 +189,4 @@ def _notes(
         notes.append(f"Means over {len(seen.seeds)} seeds. Intervals (95%) speak of other texts under the same seeds.")
     else:
         notes.append("One seed was run, so nothing is known of the spread over seeds.")
-    if len(seen.ids) < 20:
-        notes.append(f"Only {len(seen.ids)} texts: intervals are too narrow and verdicts unsure.")
-    notes += [
-        f"{name} was trained on {count} of the {len(seen.ids)} texts: its figures are too good."
-        for name, count in seen.seen_before.items()
-    ]
-    return notes
+    return notes + seen.cautions("texts")

@@ -76,6 +76,15 @@ class Predictions:
         """The contenders of one role."""
         return tuple(c for c in self.contenders if c.role == name)
 
+    def cautions(self, items: str, figures: str = "figures") -> list[str]:
+        """What a reader must know of few items, and of models that were trained on some, in the method's words for items and figures."""
+        count = len(self.ids)
+        few = [f"Only {count} {items}: intervals are too narrow and verdicts unsure."] if count < 20 else []
+        return few + [
+            f"{name} was trained on {known} of the {count} {items}: its {figures} are too good."
+            for name, known in self.seen_before.items()
+        ]
+
 
 @dataclass(frozen=True)
 class Reading:

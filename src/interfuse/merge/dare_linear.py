@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
-from interfuse.merge.room import Part, PerModel, PerModelShare, Whole, per_model, shares, weighted_sum
-from interfuse.merge.sparsify import Dropped, drop_random, dropped, kept_and_trimmed
-
-
-def _factors(whole: Whole, *, density: PerModel, rescale: str, **_: Any) -> Dropped:
-    return dropped(whole, per_model(density, len(whole.models), "density"), rescale)
+from interfuse.merge.room import Part, PerModel, PerModelShare, per_model, shares, weighted_sum
+from interfuse.merge.sparsify import drop_random, dropped, kept_and_trimmed
 
 
 @method(
     scope="element",
     base="required",
-    prepare=_factors,
+    prepare=dropped,
     per_model=("weight", "density"),
     temporaries=4,
     random=True,

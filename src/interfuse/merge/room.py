@@ -15,7 +15,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,7 @@ from interfuse.data.weight_writer import WeightWriter
 from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import below, tensor_key, uniform
 from interfuse.kit.reductions import Difference
-from interfuse.kit.streaming import Block, Job, Journal, stream_merge
+from interfuse.kit.streaming import Block, Job, Journal, processors, stream_merge
 from interfuse.merge.finish import finish, open_vocabulary
 from interfuse.merge.looks import looking
 from interfuse.merge.plan import Output
@@ -484,8 +483,7 @@ def overall_of(call: Call, plan: Prepared, labels: Sequence[str]) -> Mapping[str
     outputs = [o for o in plan.outputs if o.info.kind.floating and not o.kept]
     taken = [_taken(call, plan, o, labels) for o in outputs]
     wholes = [t.whole(call, o, t.sources, None, None) for t, o in zip(taken, outputs, strict=True)]
-    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    threads = call.params["workers"] or processors
+    threads = call.params["workers"] or processors()
     facts = call.method.traits["overall"](wholes, [t.own for t in taken], threads)
     return dict(zip([o.name for o in outputs], facts, strict=True)) if facts else {}
 

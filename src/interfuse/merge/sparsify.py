@@ -14,7 +14,7 @@ from torch import Tensor
 from interfuse.core.errors import InterfuseError
 from interfuse.data.weights import Flat
 from interfuse.kit.reductions import Threshold, blocks, magnitude_thresholds
-from interfuse.merge.room import Part, Whole
+from interfuse.merge.room import Part, PerModel, Whole, per_model
 
 
 def trim_thresholds(whole: Whole, densities: Sequence[float]) -> list[Threshold]:
@@ -122,15 +122,17 @@ def drop_random(part: Part, densities: Sequence[float]) -> list[Tensor]:
     return deltas
 
 
-def dropped(whole: Whole, densities: Sequence[float], rescale: str) -> Dropped:
-    """What the kept elements are multiplied by: 1/density, or the ratio of the sums of magnitudes before and after, or 1."""
+def dropped(whole: Whole, *, density: PerModel, rescale: str, **_: Any) -> Dropped:
+    """Prepares dropping at random: what the kept elements are multiplied by: 1/density, or the ratio of the sums of magnitudes before and after, or 1."""
     found: list[float] = []
     masks: list[NDArray[np.uint8] | None] = []
     small = math.prod(whole.shape) <= _MASKED
-    for i, (delta, density) in enumerate(zip(whole.deltas(), densities, strict=True)):
-        checked_density(density)
-        if rescale != "l1" or density in (0, 1):
-            found.append(1.0 / density if rescale == "inverse" and density else 1.0)
+    for i, (delta, share) in enumerate(
+        zip(whole.deltas(), per_model(density, len(whole.models), "density"), strict=True)
+    ):
+        checked_density(share)
+        if rescale != "l1" or share in (0, 1):
+            found.append(1.0 / share if rescale == "inverse" and share else 1.0)
             masks.append(None)
             continue
         before = after = 0.0
@@ -139,7 +141,7 @@ def dropped(whole: Whole, densities: Sequence[float], rescale: str) -> Dropped:
             sizes = values.abs_()
             before += float(sizes.sum(dtype=torch.float64))
             numbers = sizes.numpy()
-            mask = whole.kept(i, start, start + numbers.size, density)
+            mask = whole.kept(i, start, start + numbers.size, share)
             if small:
                 drawn.append(np.packbits(mask))
             np.multiply(numbers, mask, out=numbers)
