@@ -146,6 +146,13 @@ def test_a_build_renews_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     same.mkdir()
     (same / "c.txt").write_text("Paris is the capital of France.")
     refused("output.exists", "build", same, "--parser", "rules", "-o", out)
+    for name, text in (("a.txt", "Paris is the capital of France."), ("b.txt", "Bonn is a city in Germany.")):
+        (same / name).write_text(text)  # and with files of the same names, which hold something else
+    (same / "c.txt").unlink()
+    before = Graph.open(out).digest()
+    assert "other documents" in refused("output.exists", *(same if w == notes else w for w in words), out)
+    assert "other documents" in refused("output.exists", *(same if w == notes else w for w in words), out, "--dry-run")
+    assert Graph.open(out).digest() == before
     call("build", "show", out, "-o", out / "page.html")
     assert "page.html" in refused("output.exists", *words, out)
     (out / "page.html").unlink()
@@ -169,6 +176,30 @@ def test_a_build_renews_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "1 operations that were made on the graph since it was built are lost" in done.stderr
     assert Graph.open(out).digest() == Graph.open(tmp_path / "fresh").digest()
     call(*words, out)
+
+
+def test_a_folder_is_known_by_its_place_or_by_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    notes, out = tmp_path / "notes", tmp_path / "g"
+    notes.mkdir()
+    (notes / "a.txt").write_text("Oslo is the capital of Norway.")
+    call("build", notes, "--parser", "rules", "-o", out)
+    (notes / "a.txt").write_text("Rome is the capital of Italy.")  # the only document, in the same place
+    call("build", notes, "--parser", "rules", "-o", out)
+    (tmp_path / "moved").mkdir()
+    moved = notes.rename(tmp_path / "moved" / "notes")  # another place, the same documents
+    (moved / "b.txt").write_text("Bonn is a city in Germany.")
+    call("build", moved, "--parser", "rules", "-o", out)
+    for name in ("a.txt", "b.txt"):
+        (moved / name).write_text(f"Paris is the capital of France, says {name}.")
+    places = next((tmp_path / "cache").rglob("places.jsonl"))
+    places.write_text(places.read_text() + '{"key": "cut')
+    call("build", moved, "--parser", "rules", "-o", out)
+    again = moved.rename(notes)
+    for name in ("a.txt", "b.txt"):
+        (again / name).write_text(f"Cairo is the capital of Egypt, says {name}.")
+    assert "other documents" in refused("output.exists", "build", again, "--parser", "rules", "-o", out)
+    call("build", again, "--parser", "rules", "-o", out, "--force")
 
 
 def test_fuse_writes_one_graph_and_says_who_said_what(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ import numpy as np
 
 from interfuse.build.assembling import Assembler, guesses_of
 from interfuse.build.keeping import key_of_work
+from interfuse.build.origins import roots_of
 from interfuse.build.room import Work, own_params, settings_of
 from interfuse.core.bulk import bulk
 from interfuse.core.errors import InterfuseError
@@ -110,11 +111,9 @@ def renewable(call: Call) -> bool:
 def place_of(call: Call) -> Path:
     """Where the state of a build is kept: it changes with whatever its result depends on, besides the documents' contents."""
     corpus: Corpus = call.inputs["documents"]
-    roots = {f.place.removesuffix(f.name) if f.place is not None else "" for f in corpus.files}
-    roots = {os.path.realpath(r) if r else corpus.name for r in roots}
     settings = {k: v for k, v in dataclasses.asdict(settings_of(call)).items() if k not in ("engine", "workers")}
     key = fingerprint({
-        "work": key_of_work(call, own_params(call)), "settings": jsonable(settings), "reader": corpus.reader, "roots": sorted(roots),
+        "work": key_of_work(call, own_params(call)), "settings": jsonable(settings), "reader": corpus.reader, "roots": roots_of(corpus),
         "limits": jsonable(dataclasses.asdict(corpus.limits)), "code": [code_sha256(p) for p in _code()], "versions": _versions(),
     })  # fmt: skip
     return call.ctx.cache.expanduser() / "build" / f"state-{key[:40]}"

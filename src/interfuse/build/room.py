@@ -218,6 +218,7 @@ def estimate(call: Call) -> Cost:
 
 def run(call: Call, folder: Path) -> Mapping[str, Any]:
     """Builds the graph into ``folder``."""
+    from interfuse.build.origins import remember
     from interfuse.build.renewing import plain_memory, renewable
 
     corpus: Corpus | None = call.inputs["documents"]
@@ -233,6 +234,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         facts = _anew(call, work, folder, settings, by_chunk)
     if work.ontology is not None and not (folder / "ontology.ttl").exists():  # a method may have written its own
         work.ontology.write(folder / "ontology.ttl")
+    remember(call)
     skipped = sorted((s.name, s.code, s.why) for s in corpus.skipped) if corpus is not None else []
     if skipped:
         call.ctx.log(
@@ -508,9 +510,10 @@ def renews(call: Call, path: Path, force: bool) -> bool:
     names, whose content may have changed. Of its documents at least half are still there by name: another folder may be called the same.
 
     Raises:
-        InterfuseError: ``output.exists`` when operations that were made since (merges, undos), or files that were put there, would be
-            lost, unless that is asked for.
+        InterfuseError: ``output.exists`` when the documents are other ones of the same names, or when operations that were made since
+            (merges, undos), or files that were put there, would be lost, unless that is asked for.
     """
+    from interfuse.build.origins import same_documents
     from interfuse.core.artifact import MANIFEST, open_artifact
     from interfuse.data.graph_journal import waiting
 
@@ -528,6 +531,9 @@ def renews(call: Call, path: Path, force: bool) -> bool:
         names(i, lambda n: str(n["name"])) for i in was["inputs"]
     ]
     same = same and (force or _still_there(call.inputs["documents"], path))
+    if same and not force and not same_documents(call, path, was):
+        raise InterfuseError("output.exists", "the graph there was made of other documents, in a folder and files of the same names", where=str(path),
+                             fix="Choose another place with -o, or add --force to replace it (also when the folder was moved and most of it has changed).")  # fmt: skip
     own = int(was.get("operations after", 0)) + waiting(path)
     if own and same and not force:
         raise InterfuseError("output.exists", f"{own} operations were made on the graph since it was built, and a build would lose them", where=str(path),

@@ -1,0 +1,77 @@
+"""Where the documents of a build lay, so that another folder of the same name is not taken for them.
+
+A graph's manifest names no places: it is the same on every machine. The places stand in the cache, one line per build, by the
+build's key; a line that was cut by a kill is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from interfuse.core.rooms import Call, key_of
+from interfuse.core.safe import fingerprint
+from interfuse.data.corpus import Corpus
+from interfuse.data.graph_files import DOCUMENTS, read_documents_table
+
+
+def roots_of(corpus: Corpus) -> list[str]:
+    """The folders that a corpus's files lie in, links resolved; the corpus's name for texts that are no files."""
+    roots = {f.place.removesuffix(f.name) if f.place is not None else "" for f in corpus.files}
+    return sorted(os.path.realpath(r) if r else corpus.name for r in roots)
+
+
+def remember(call: Call) -> None:
+    """Notes where the documents of a call lie; a disk that is full or read-only notes nothing."""
+    corpus: Corpus | None = call.inputs["documents"]
+    key = key_of(call)
+    if corpus is None or _known(call, key, _place(corpus)):
+        return
+    line = json.dumps({"key": key, "place": _place(corpus)})
+    with contextlib.suppress(OSError):
+        file = _file(call)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a", encoding="ascii") as out:
+            out.write(f"\n{line}\n")  # after a line that was cut
+
+
+def same_documents(call: Call, path: Path, was: dict[str, Any]) -> bool:
+    """Whether the graph at a path was made of the call's documents as they were earlier, and not of another folder's.
+
+    They are when they lie where those lay, or hold the same: all of it, or at least half of the documents byte for byte (of those that
+    are files of their own, not parts of an archive).
+
+    Args:
+        was: the graph's manifest.
+    """
+    corpus: Corpus | None = call.inputs["documents"]
+    if corpus is None or not (path / DOCUMENTS).is_file() or _known(call, str(was.get("key")), _place(corpus)):
+        return True
+    if corpus.fingerprint() in [i["documents"]["fingerprint"] for i in was["inputs"] if i.get("documents")]:
+        return True
+    digests = {f.name: f.sha256 for f in corpus.files}
+    table = read_documents_table(path)
+    rows = [
+        (n, i) for n, i in zip(*(table.column(c).to_pylist() for c in ("name", "id")), strict=True) if "!/" not in n
+    ]
+    return bool(rows) and 2 * sum(digests.get(n) == i for n, i in rows) >= len(rows)
+
+
+def _place(corpus: Corpus) -> str:
+    return fingerprint(roots_of(corpus))
+
+
+def _known(call: Call, key: str, place: str) -> bool:
+    """Whether a build of a key was made of documents at a place."""
+    row = json.dumps({"key": key, "place": place})
+    try:
+        return row in _file(call).read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return False
+
+
+def _file(call: Call) -> Path:
+    return call.ctx.cache.expanduser() / "build" / "places.jsonl"
