@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -78,3 +79,59 @@ def classification(runs: dict[str, list[list[list[float]]]], labels: list[int], 
                 mcnemar(g, lo) for g, lo in zip(counts["gained"], counts["lost"], strict=True)
             ]
     return found
+
+
+def knows_more(runs: dict[str, list[list[list[float]]]], labels: list[int], classes: int) -> dict[str, Any]:
+    """Of every two models the shares of items that one alone has right, and where those of the second are, item by item.
+
+    Returns:
+        "A against B: positive" (only B is right) and so on; counts by class are of all seeds.
+    """
+    found: dict[str, Any] = {}
+    for name in runs:
+        for other in runs:
+            items = [(best_class(a) == y, best_class(b) == y, y) for s, t in zip(runs[name], runs[other], strict=True)
+                     for a, b, y in zip(s, t, labels, strict=True)]  # fmt: skip
+            flips = [y for mine, theirs, y in items if theirs and not mine]
+            counts = [flips.count(k) for k in range(classes)]
+            shares = [c / len(flips) for c in counts if c]
+            head = f"{name} against {other}"
+            found[f"{head}: positive"] = len(flips) / len(items)
+            found[f"{head}: negative"] = sum(mine and not theirs for mine, theirs, _ in items) / len(items)
+            found[f"{head}: classes"] = [c / len(runs[name]) for c in counts]
+            found[f"{head}: entropy"] = -math.fsum(s * math.log(s) for s in shares)
+            half, order = [], sorted(range(classes), key=lambda k: (-counts[k], k))
+            while flips and sum(counts[k] for k in half) < len(flips) / 2:
+                half.append(order[len(half)])
+            found[f"{head}: half"] = half
+    return found
+
+
+def layer_likeness(x: list[list[float]], y: list[list[float]], batch: int) -> float:
+    """Linear CKA of two layers' features, an item a row: the unbiased HSIC as it is printed in Song et al. 2012 (equation 5),
+    averaged over minibatches as even as they can be."""
+
+    def hsic(k: list[list[float]], m: list[list[float]]) -> float:
+        n = len(k)
+        both = math.fsum(k[i][j] * m[j][i] for i in range(n) for j in range(n) if i != j)
+        sums = [
+            (math.fsum(k[i][j] for j in range(n) if j != i), math.fsum(m[i][j] for j in range(n) if j != i))
+            for i in range(n)
+        ]
+        all_k, all_m = math.fsum(a for a, _ in sums), math.fsum(b for _, b in sums)
+        mixed = math.fsum(a * b for a, b in sums)
+        return (both + all_k * all_m / ((n - 1) * (n - 2)) - 2 * mixed / (n - 2)) / (n * (n - 3))
+
+    def gram(rows: list[list[float]]) -> list[list[float]]:
+        return [[math.fsum(a * b for a, b in zip(one, other, strict=True)) for other in rows] for one in rows]
+
+    parts = -(-len(x) // batch)
+    size, rest = divmod(len(x), parts)
+    ends = [0]
+    for i in range(parts):
+        ends.append(ends[-1] + size + (i < rest))
+    sums = [0.0, 0.0, 0.0]
+    for begin, end in itertools.pairwise(ends):
+        k, m = gram(x[begin:end]), gram(y[begin:end])
+        sums = [s + h for s, h in zip(sums, (hsic(k, m), hsic(k, k), hsic(m, m)), strict=True)]
+    return sums[0] / math.sqrt(sums[1] * sums[2])

@@ -534,3 +534,77 @@ def test_a_module_of_unknown_classes_is_refused_without_a_trace(tmp_path: Path) 
 def test_two_models_of_one_name_are_told_apart() -> None:
     found = findings([{"models": [model("m", sure(FUSED)), model("m", sure(LABELS))], "data": table(LABELS)}])
     assert [c.name for c in found.contenders] == ["m (1)", "m (2)"]
+
+
+# ---------------------------------------------------------------------------------------------- what teachers know, layers
+
+
+def test_flips_by_hand_most_promising_teacher_first(tmp_path: Path) -> None:
+    labels = [0, 0, 1, 1, 2, 2]
+    student = model("student", sure([0, 1, 1, 0, 2, 0]))  # right on items 0, 2 and 4
+    strong, weak = model("strong", sure([0, 0, 1, 1, 2, 1])), model("weak", sure([1, 1, 0, 0, 0, 2]))
+    made = interfuse.measure.flips([student], [strong, weak], table(labels), resamples=200, out=tmp_path / "r")
+    read = made.read()
+    first, second = read["pairs"]
+    assert (first["baseline"], second["baseline"]) == ("strong", "weak")
+    assert first["rho_pos"]["mean"] == pytest.approx(2 / 6)
+    assert first["rho_neg"]["mean"] == 0
+    assert [r["flips"] for r in first["per_class"]] == [1, 1, 0]
+    assert first["entropy"] == pytest.approx(np.log(2))
+    assert first["expertise"]["0.5"] == ["0"]
+    assert (second["rho_pos"]["mean"], second["rho_neg"]["mean"]) == pytest.approx(
+        (1 / 6, 3 / 6)
+    )  # a weaker teacher has something
+    assert second["accuracy_teacher"] - second["accuracy_student"] == pytest.approx(1 / 6 - 3 / 6)
+    assert "most to learn from strong" in read["notes"][0]
+
+
+@pytest.mark.parametrize("method", ["flips", "cka"])
+def test_what_compares_needs_something_to_compare_with(method: str) -> None:
+    with pytest.raises(InterfuseError, match=r"param\.missing") as caught:
+        apply(f"measure/{method}", models=[model("m", sure([0, 1, 0, 1]))], data=table([0, 1, 0, 1]))
+    assert caught.value.where == "against"
+
+
+class Turned(torch.nn.Module):
+    """Two layers: one that can be turned and stretched, and a classifier."""
+
+    def __init__(self, turn: torch.Tensor) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2)
+        self.body.weight.data = turn
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.body(x))
+        return found
+
+
+def test_layers_that_are_turned_and_stretched_are_alike(tmp_path: Path) -> None:
+    rng = np.random.Generator(np.random.Philox(3))
+    x = rng.normal(size=(40, 2))
+    data = from_dataset(Dataset.from_dict({"x": x.tolist()}), "points", {"features": "x"})  # no labels
+    plain, turned = torch.eye(2), 3 * torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    one_side = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    models = [model("turned", Turned(turned)), model("half", Turned(one_side))]
+    read = interfuse.measure.cka(
+        models, [model("plain", Turned(plain))], data, layers=["body", "nowhere"], batch=16
+    ).read()
+    alike = {p["model"]: p["cka"][0][0] for p in read["pairs"]}
+    assert alike["turned"] == pytest.approx(1, abs=1e-5)
+    assert alike["half"] < 0.95
+    assert read["minibatches"] == 3
+    with pytest.raises(InterfuseError, match=r"param\.value"):
+        interfuse.measure.cka(models, [model("plain", Turned(plain))], data, layers=["nowhere"])
+    few = dataclasses.replace(data, rows=data.rows[:3])
+    with pytest.raises(InterfuseError, match="at least 4 items"):
+        interfuse.measure.cka(models, [model("plain", Turned(plain))], few, layers=["body"])
+
+
+def test_padding_says_nothing_of_a_text() -> None:
+    from interfuse.measure.cka import as_rows
+
+    feature = torch.arange(12.0).reshape(2, 3, 2)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    rows = as_rows(feature, {"input_ids": torch.ones(2, 3), "attention_mask": mask})
+    assert rows.tolist() == [[1, 2], [8, 9]]
+    assert as_rows(feature, {"pixel_values": feature}).shape == (2, 6)

@@ -349,9 +349,18 @@ def linear_hsic(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
     a, b = _vectors(x, y, 4 if unbiased else 2)
     if not unbiased:
         return (_centred_gram(a) * _centred_gram(b)).sum()
-    n = len(a)
-    off = 1 - torch.eye(n, dtype=a.dtype, device=a.device)
-    k, m = _matmul(a, a.T) * off, _matmul(b, b.T) * off
+    return unbiased_hsic(_matmul(a, a.T), _matmul(b, b.T))
+
+
+def unbiased_hsic(k: Tensor, m: Tensor) -> Tensor:
+    """The unbiased Hilbert-Schmidt independence criterion (Song et al. 2012) of two Gram matrices of the same samples: a scalar.
+
+    Args:
+        k, m: ``[B, B]``, not centred, B >= 4; their diagonals play no part.
+    """
+    n = len(k)
+    off = 1 - torch.eye(n, dtype=k.dtype, device=k.device)
+    k, m = k * off, m * off
     rows_k, rows_m = k.sum(dim=0), m.sum(dim=0)
     total = (k * m).sum() + rows_k.sum() * rows_m.sum() / ((n - 1) * (n - 2)) - 2 * (rows_k * rows_m).sum() / (n - 2)
     return total / (n * (n - 3))

@@ -44,6 +44,7 @@ class Contender:
             compared with) or ``reference`` (added by the method).
         logits: ``[seeds, items, classes]``, or the columns that the method's reading gives. held: the same for the validation items, None without them.
         fixed: the same weights under every seed. parameters: how many numbers the model holds.
+        columns: what the columns stand for, where each model has its own (see :class:`Named`).
     """
 
     name: str
@@ -52,6 +53,7 @@ class Contender:
     fixed: bool = False
     parameters: int = 0
     held: Logits | None = field(default=None, repr=False)
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,27 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Named:
+    """What a reading gives where every model has columns of its own: ``values`` [items, columns], and ``names`` of what stands in them."""
+
+    values: Logits = field(repr=False)
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a method reads off a model.
 
     Attributes:
         tasks: of the models it takes.
         gold: what is right, and the classes' names; raises coded errors for a table it cannot use.
-        predict: ``(model, table, ctx, params) -> [items, columns]``, finite or minus infinity.
+        predict: ``(model, table, ctx, params) -> [items, columns]``, finite or minus infinity, plain or :class:`Named`.
         rows: the columns of the per-item log for one contender and seed, from what ``predict`` gave and the labels.
     """
 
     tasks: tuple[str, ...]
     gold: Callable[[Table], tuple[NDArray[np.int64], tuple[str, ...]]]
-    predict: Callable[[Model, Table, Ctx, Mapping[str, Any]], Logits]
+    predict: Callable[[Model, Table, Ctx, Mapping[str, Any]], Logits | Named]
     rows: Callable[[Logits, NDArray[np.int64], tuple[str, ...]], Mapping[str, Any]]
 
 
@@ -328,13 +338,17 @@ def predictions(call: Call) -> Predictions:
     table = _by_id(call.inputs["data"])
     validation = call.inputs.get("validation")
     held = None if validation is None else _by_id(validation)
-    known: dict[tuple[str, str], Logits] = {}
+    known: dict[tuple[str, str], Named] = {}
 
-    def logits(model: Model, seed: int, items: Table, which: str) -> Logits:
+    def read(model: Model, seed: int, items: Table, which: str) -> Named:
         slot = (_slot(model, seed), which)
         if slot not in known:
-            known[slot] = reading.predict(model, items, call.ctx.with_(seed=seed), call.params)
+            found = reading.predict(model, items, call.ctx.with_(seed=seed), call.params)
+            known[slot] = found if isinstance(found, Named) else Named(found, ())
         return known[slot]
+
+    def stacked(models: Sequence[tuple[Model, int]], items: Table, which: str) -> Logits:
+        return np.stack([read(m, s, items, which).values for m, s in models])
 
     roles = [_roles(replica) for replica in call.replicas]
     names = _names([m for _, m in roles[0]])
@@ -345,10 +359,11 @@ def predictions(call: Call) -> Predictions:
             Contender(
                 names[i],
                 role,
-                np.stack([logits(m, s, table, "items") for m, s in of_seeds]),
+                stacked(of_seeds, table, "items"),
                 len(dict.fromkeys(_slot(m, s) for m, s in of_seeds)) == 1,
                 size_of(model),
-                None if held is None else np.stack([logits(m, s, held, "validation") for m, s in of_seeds]),
+                None if held is None else stacked(of_seeds, held, "validation"),
+                read(*of_seeds[0], table, "items").names,
             )
         )
         count = _trained_on(model, table)[0]

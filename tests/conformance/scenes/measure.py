@@ -82,7 +82,7 @@ def measure(case: Case, shared: Path) -> Scene:
         path,
         _numbers_of_report,
         bad,
-        compare=lambda oracle: _measure_oracle(case, given, oracle),
+        compare=lambda oracle: COMPARED[case.slug](case, given, oracle),
         tolerance=1e-9,
         not_applicable=NOT_APPLICABLE,
     )
@@ -222,8 +222,66 @@ def _numbers_of_report(folder: Path) -> dict[str, NDArray[Any]]:
     return {"report.json": np.array(numbers), **columns}
 
 
-def _measure_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
-    """The report's figures that need no draws, beside what the oracle says of the same logits under two seeds."""
+def _flips_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """The flips of logits that two seeds changed, beside the oracle's."""
+    seen, call = _changed_by_seeds(case, given)
+    figures = call.method.target(seen, ctx=call.ctx, **call.params).figures
+    said = oracle({c.name: c.logits.tolist() for c in seen.contenders}, seen.labels.tolist(), len(seen.classes))
+    pairs = []
+    for p in figures["pairs"]:
+        head = f"{p['model']} against {p['baseline']}"
+        ours = {"positive": p["rho_pos"]["mean"], "negative": p["rho_neg"]["mean"], "classes": [r["flips"] for r in p["per_class"]],
+                "entropy": p["entropy"], "half": [seen.classes.index(name) for name in p["expertise"]["0.5"]]}  # fmt: skip
+        pairs += [(f"{head}: {key}", value, said[f"{head}: {key}"]) for key, value in ours.items()]
+    assert all(p["rho_pos"]["mean"] > 0 for p in figures["pairs"])
+    return pairs
+
+
+def _cka_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """The likeness of every two layers, of which ``transformers``' own modules gave the features, and the penultimate ones as the
+    classifier reads them."""
+    import pyarrow.parquet
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    import interfuse
+
+    read = interfuse.measure.cka(**given).read()
+    rows = pyarrow.parquet.read_table(given["data"]).to_pylist()
+    x = torch.tensor([r["image"] for r in sorted(rows, key=lambda r: r["id"])]).float().unsqueeze(1)
+
+    def features(folder: str, names: list[str]) -> dict[str, list[list[float]]]:
+        module, found = AutoModelForImageClassification.from_pretrained(folder).eval(), {}
+        for name in names:
+            last = [m for m in module.modules() if isinstance(m, torch.nn.Linear)][-1]
+            if name == "penultimate":
+                last.register_forward_pre_hook(lambda _, args: found.__setitem__("penultimate", args[0]))
+            else:
+                module.get_submodule(name).register_forward_hook(
+                    lambda _, __, out, name=name: found.__setitem__(
+                        name, out if isinstance(out, torch.Tensor) else out[0]
+                    )
+                )
+        with torch.no_grad():
+            module(pixel_values=x)
+        return {name: f.double().flatten(1).tolist() for name, f in found.items()}
+
+    folders, pairs = {Path(f).name: f for f in [*given["models"], *given["against"]]}, []
+    for p in read["pairs"]:
+        ours, theirs = (
+            features(folders[p["model"]], p["layers"]),
+            features(folders[p["baseline"]], p["baseline_layers"]),
+        )
+        for i, layer in enumerate(p["layers"]):
+            for j, other in enumerate(p["baseline_layers"]):
+                if (i + j) % 2 == 0:  # the oracle is slow
+                    name = f"{p['model']} {layer}, {p['baseline']} {other}"
+                    pairs.append((name, p["cka"][i][j], oracle(ours[layer], theirs[other], given["batch"])))
+    return pairs
+
+
+def _changed_by_seeds(case: Case, given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What two seeds saw of models whose logits differ between them, and the call."""
     from interfuse.core.ctx import Ctx
     from interfuse.core.method import load
     from interfuse.core.rooms import load_room, prepare
@@ -234,10 +292,14 @@ def _measure_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., 
     seen = engine.predictions(call)
     noise = Ctx(seed=7).rng("oracle")  # models from folders are the same under every seed: here they shall not be
     changed = [dataclasses.replace(c, logits=c.logits + noise.normal(size=c.logits.shape)) for c in seen.contenders]
-    figures = call.method.target(
-        dataclasses.replace(seen, contenders=tuple(changed)), ctx=call.ctx, **call.params
-    ).figures
-    said = oracle({c.name: c.logits.tolist() for c in changed}, seen.labels.tolist(), call.params["bins"])
+    return dataclasses.replace(seen, contenders=tuple(changed)), call
+
+
+def _measure_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    """The report's figures that need no draws, beside what the oracle says of the same logits under two seeds."""
+    seen, call = _changed_by_seeds(case, given)
+    figures = call.method.target(seen, ctx=call.ctx, **call.params).figures
+    said = oracle({c.name: c.logits.tolist() for c in seen.contenders}, seen.labels.tolist(), call.params["bins"])
     pairs = [(key, m["scores"][score]["mean"], said[key]) for m in figures["models"] for score in m["scores"]
              if (key := f"{m['name']}: {score}") in said]  # fmt: skip
     for c in figures["comparisons"]:
@@ -250,3 +312,7 @@ def _measure_oracle(case: Case, given: Mapping[str, Any], oracle: Callable[..., 
         delta = (said[f"{head}: gained"] - said[f"{head}: lost"]) / c["n"]
         pairs.append((f"{head}: difference", c["delta"]["mean"], delta))
     return pairs
+
+
+#: how a classifiers' method is held against its oracle
+COMPARED = {"classification": _measure_oracle, "flips": _flips_oracle, "cka": _cka_oracle}
