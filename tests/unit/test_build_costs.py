@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def folder(place: Path) -> str:
 
 
 def triples(prompt: str) -> str:
-    return json.dumps({"statements": [{"subject": "Berg", "relation": "used for", "object": "Oslo", "quote": "Berg was born in Oslo"}]})  # fmt: skip
+    name = re.search(r"\w+ Berg(?= was born)", prompt)
+    return json.dumps({"statements": [{"subject": name.group() if name else "Berg", "relation": "used for", "object": "Oslo", "quote": "Berg was born in Oslo"}]})  # fmt: skip
 
 
 class Writer(Scripted):
@@ -85,7 +87,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], float]] = {
     "lm-extract, tables too": ("lm-extract", BAD, {"tables": False}, 1),
     "docs2kg": ("docs2kg", BAD, {"parser": "rules"}, 1),
     "kag": ("kag", Scripted(born), {"parser": "rules"}, 3),
-    "graphusion": ("graphusion", Scripted(triples), {"concepts": 5, "topics": 1}, 4),
+    "graphusion": ("graphusion", Scripted(triples), {"concepts": 40, "topics": 1}, 3),
     "mechgpt": ("mechgpt", Teacher(), {"passage": 40, "topics": ["collagen", "beam"]}, 1),
     "mechgpt, pairs alone": ("mechgpt", Teacher(), {"passage": 40, "triples": 0}, 1),
     "hydra": ("hydra", ScriptedPanel(), {"domain": "towns and composers", "tries": 2}, 6),

@@ -309,6 +309,47 @@ def test_graphusion_with_a_model_keeps_to_its_relations_and_texts(tmp_path: Path
     assert any("fuse two lists" in p for p in model.prompts)
 
 
+def test_graphusion_asks_again_about_what_changed_alone(tmp_path: Path) -> None:
+    concepts = [
+        "Markov Chain",
+        "Speech Parsing",
+        "Grammar Index",
+        "Graph Theory",
+        "Neural Tagger",
+        "Word Lattice",
+        "Beam Search",
+        "Topic Model",
+    ]
+    texts = {
+        f"{i}.txt": f"{a} is used for {b}."
+        for i, (a, b) in enumerate(zip(concepts, concepts[1:] + concepts[:1], strict=True))
+    }
+    folder = write(tmp_path / "in", texts)
+
+    def say(prompt: str) -> str:
+        shown = prompt.split("<document")[-1]
+        rows = [{"subject": a, "relation": "Used-for", "object": b, "quote": f"{a} is used for {b}"}
+                for a in concepts for b in concepts if f"{a} is used for {b}" in shown]  # fmt: skip
+        return json.dumps({"statements": rows})
+
+    def asked() -> tuple[int, int]:
+        model = Scripted(say)
+        interfuse.build.graphusion(
+            str(folder), lm=model, topics=1, out=tmp_path / "g", force=True, ctx=Ctx(cache=tmp_path / "cache")
+        )
+        fusing = sum("fuse two lists" in p for p in model.prompts)
+        return len(model.prompts) - fusing, fusing
+
+    assert asked() == (8, 8)  # each document is a chunk that speaks of two concepts
+    assert asked() == (0, 0)
+    (folder / "2.txt").write_text("Grammar Index is used for Graph Theory. It rained.")
+    assert asked() == (1, 2)  # the chunk, and the concepts whose texts hold it
+    (folder / "5.txt").unlink()
+    assert asked() == (0, 2)  # nothing is read again; the two concepts have fewer texts
+    (folder / "5.txt").write_text(texts["5.txt"])
+    assert asked() == (0, 0)
+
+
 def given_rows(tmp_path: Path) -> str:
     file = tmp_path / "people.csv"
     file.write_text("name,employer,born,languages\nAda,Acme,1815-12-10,English;French\nBob,,1900,\n,Acme,1901,\n")

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from interfuse.build.asking import FIELDS, ask
+from interfuse.build.around_concepts import TRIES, by_model, phrases_of
+from interfuse.build.asking import count_chunks
 from interfuse.build.reading import Memory, Names, prose
 from interfuse.build.room import Candidate, Work
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.core.rooms import Call, Cost
 from interfuse.data.chunks import Chunk, split
-from interfuse.data.statements import LABEL, TYPE, Evidence, Literal, Statement, relation_id
-from interfuse.kit.document_prompts import about_document
+from interfuse.data.statements import LABEL, TYPE, Evidence, Literal, Statement
 from interfuse.kit.language import Sentence, open_parser
-from interfuse.kit.mended_replies import records
-from interfuse.kit.mentions import EMPTY, find_mentions
+from interfuse.kit.mentions import find_mentions
 from interfuse.kit.open_relations import IS_A, open_relations
 from interfuse.kit.triple_fusion import Claim, Settled, class_tf_idf, infer, one_name, settle, support
 
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from interfuse.data.graph import Graph
 
 Triple = tuple[str, str, str]
+#: words and marks of a chunk
+TOKENS = 400
 
 #: the paper's relations: symmetric, transitive, and the words by which rules find them ("<" turns the ends round)
 RELATIONS: dict[str, dict[str, Any]] = {
@@ -43,19 +44,6 @@ RELATIONS: dict[str, dict[str, Any]] = {
     "Used-for": {"words": ["used for", "used in", "use for", "applied to", "apply to", "method for", "technique for", "algorithm for", "solve", "improve", "<use"]},
     "Hyponym-Of": {"transitive": True, "words": [IS_A, "type of", "kind of", "form of", "variant of", "instance of", "example of"]},
 }  # fmt: skip
-#: times that one thing is asked at most
-TRIES = 2
-TASK = (
-    "You build a graph of concepts. Given texts about the concept {seed!r}, write the relations between concepts that they state, as JSON "
-    '{{"statements": [{{"subject": ..., "relation": ..., "object": ..., "quote": ...}}]}}. Relations, with their direction:\n{relations}\n'
-    "Use only these. The direction matters, except for symmetric ones. Concepts are short noun phrases. Without such a relation: "
-    '{{"statements": []}}.'
-)
-FUSE = (
-    "You fuse two lists of triples about {seed!r}. Keep one name for the same concept, the more meaningful one; at most one relation between two "
-    "concepts, settled by the texts; add triples between concepts that are not linked yet when the texts support them. Relations:\n{relations}\n"
-    'Answer as JSON {{"statements": [{{"subject": ..., "relation": ..., "object": ...}}]}}.'
-)
 
 
 def seeds_of(parsed: Sequence[Sequence[Sentence]], count: int, topics: int, seed: int) -> list[tuple[str, float]]:
@@ -64,7 +52,7 @@ def seeds_of(parsed: Sequence[Sequence[Sentence]], count: int, topics: int, seed
     Topics are clusters (k-means) of documents by TF-IDF reduced by SVD; weights are class TF-IDF. A phrase within a longer one that
     has at least 80 % of its count is left out.
     """
-    phrases = [Counter(p for s in one for p in _phrases(s)) for one in parsed]
+    phrases = [Counter(p for s in one for p in phrases_of(s)) for one in parsed]
     if len(phrases) > 2 * topics and topics > 1:
         from sklearn.cluster import KMeans
         from sklearn.decomposition import TruncatedSVD
@@ -100,31 +88,11 @@ def seeds_of(parsed: Sequence[Sequence[Sentence]], count: int, topics: int, seed
     return sorted(((p, best[p]) for p in chosen), key=lambda x: (-x[1], x[0]))[:count]
 
 
-def _phrases(sentence: Sentence) -> Iterator[str]:
-    for m in find_mentions(sentence):
-        if m.kind not in ("date", "number") and m.last - m.first <= 4:
-            words = sentence.words[m.first : m.last]
-            label = " ".join(
-                w.text
-                if w.pos == "PROPN"
-                else (w.lemma if w.pos == "NOUN" and k == len(words) - 1 else w.text).casefold()
-                for k, w in enumerate(words)
-            )
-            if label.casefold() not in EMPTY and len(label) > 2:
-                yield label
-
-
-def _told(relations: Mapping[str, Mapping[str, Any]]) -> str:
-    return "\n".join(
-        f"- {n}{' (symmetric)' if r.get('symmetric') else ''}{': ' + str(r['definition']) if r.get('definition') else ''}"
-        for n, r in relations.items()
-    )
-
-
 def _cost(call: Call, params: Mapping[str, Any]) -> Cost:
     if call.inputs["lm"] is None:
         return Cost()
-    return Cost(calls=2 * TRIES * int(params["concepts"]), seconds=2.0 * int(params["concepts"]))
+    questions = count_chunks(call, TOKENS, lambda chunk: False) + int(params["concepts"])
+    return Cost(calls=TRIES * questions, seconds=float(questions))
 
 
 @dataclass(frozen=True)
@@ -209,7 +177,10 @@ def graphusion(
     settle_conflicts: Annotated[bool, Field(description="at most one relation between two concepts")] = True,
     novel: Annotated[bool, Field(description="relations that follow by transitive ones are added, as inferred")] = True,
     context: Annotated[
-        int, Field(ge=200, description="characters of text shown to the language model per concept")
+        int,
+        Field(
+            ge=200, description="characters of text shown to the language model when it fuses the triplets of a concept"
+        ),
     ] = 14_500,
     max_tokens: Annotated[int, Field(ge=16, le=100_000, description="tokens of one reply at most")] = 1500,
 ) -> Iterator[Candidate]:
@@ -221,7 +192,7 @@ def graphusion(
     """
     known = relations or RELATIONS
     symmetric = [n for n, r in known.items() if r.get("symmetric")]
-    chunks = [c for d in work.documents() for c in split(d)]
+    chunks = [c for d in work.documents() for c in split(d, TOKENS)]
     places = [(c, a, b) for c in chunks for a, b in prose(c)]
     parser = open_parser()
     parsed = list(parser.parse([c.text[a:b] for c, a, b in places]))
@@ -235,7 +206,7 @@ def graphusion(
         json.dumps([{"concept": c, "weight": round(w, 4)} for c, w in found], indent=1, ensure_ascii=False),
     )
     claims = (
-        _by_model(work, chunks, [c for c, _ in found], known, context, max_tokens)
+        by_model(work, chunks, zip(places, parsed, strict=True), [c for c, _ in found], known, context, max_tokens)
         if work.lm is not None
         else _by_rules(places, parsed, known)
     )
@@ -319,81 +290,4 @@ def _by_rules(
                         ),
                     )
                 )
-    return made
-
-
-def _by_model(work: Work, chunks: Sequence[Chunk], seeds: Sequence[str], known: Mapping[str, Mapping[str, Any]], context: int, max_tokens: int) -> list[tuple[Claim, Evidence]]:  # fmt: skip
-    """Per concept: candidate triplets from the texts about it, then the language model's fusion with what the graph already holds."""
-    from interfuse.kit.quotes import find_quote
-
-    about = {q: [c for c in chunks if q.casefold() in c.text.casefold()] for q in seeds}
-    told, names = _told(known), {n.casefold().replace("_", "-"): n for n in known}
-
-    def read(name: str, reply: str) -> tuple[list[Any], list[str]]:
-        got = records(reply, FIELDS, needed=FIELDS[:3])
-        work.count("records lost in replies", got.lost)
-        rows = [
-            {**r, "relation": names.get(str(r["relation"]).casefold().replace(" ", "-").replace("_", "-"), "")}
-            for r in got.rows
-        ]
-        kept = [r for r in rows if r["relation"]]
-        work.count("dropped: not one of the relations", len(rows) - len(kept))
-        return kept, [] if kept or "[]" in reply.replace(" ", "") else [
-            "no triplet with one of the relations could be read"
-        ]
-
-    def texts(q: str) -> str:
-        return "\n\n".join(c.text for c in about[q])[:context]
-
-    wanted = [q for q in seeds if about[q]]
-    first = ask(work, {q: about_document(TASK.format(seed=q, relations=told), texts(q), after="The relations, as JSON:") for q in wanted},
-                read, max_tokens=max_tokens, tries=TRIES)  # fmt: skip
-    prior: dict[str, list[str]] = {}
-    if work.graph is not None:
-        iris = {relation_id(n): n for n in known}
-        for s in work.graph.statements():
-            if s.predicate in iris and not isinstance(s.object, Literal):
-                line = f"({work.graph.label(s.subject)}, {iris[s.predicate]}, {work.graph.label(s.object)})"
-                for end in (s.subject, s.object):
-                    prior.setdefault(work.graph.label(end).casefold(), []).append(line)
-    fusing = {}
-    for q in wanted:
-        lines = [
-            f"({r['subject']}, {r['relation']}, {r['object']})"
-            for r in first[q][0]
-            if q.casefold() in (str(r["subject"]).casefold(), str(r["object"]).casefold())
-        ]
-        if lines:
-            both = (
-                "First list:\n" + "\n".join(lines) + "\nSecond list:\n" + "\n".join(prior.get(q.casefold(), ["(none)"]))
-            )
-            fusing[q] = about_document(
-                FUSE.format(seed=q, relations=told), texts(q), before=both, after="The fused list, as JSON:"
-            )
-    fused = ask(work, fusing, read, max_tokens=max_tokens, tries=TRIES)
-    made = []
-    for q in wanted:
-        for row, sure in [*((r, 0.8) for r in first[q][0]), *((r, 0.6) for r in fused.get(q, ([], ""))[0])]:
-            h, t = str(row["subject"]).strip(), str(row["object"]).strip()
-            proof = None
-            for c in about[q]:
-                quote = str(row.get("quote") or "")
-                place = find_quote(c.text, quote) if quote else None
-                if place is None and h.casefold() in c.text.casefold() and t.casefold() in c.text.casefold():
-                    place = (c.text.casefold().find(h.casefold()), c.text.casefold().find(h.casefold()) + len(h), 0.7)
-                if place is not None:
-                    proof = Evidence(
-                        c.document.id,
-                        c.start + place[0],
-                        c.start + place[1],
-                        c.page or None,
-                        method="build/graphusion",
-                        model=str(work.lm.name if work.lm else ""),
-                        score=sure,
-                    )
-                    break
-            if proof is None:
-                work.count("dropped: no text holds both concepts")
-                continue
-            made.append((Claim(h, row["relation"], t, sure), proof))
     return made

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def remember(call: Call) -> None:
             out.write(f"\n{line}\n")  # after a line that was cut
 
 
-def same_documents(call: Call, path: Path, was: dict[str, Any]) -> bool:
+def same_documents(call: Call, path: Path, was: Mapping[str, Any]) -> bool:
     """Whether the graph at a path was made of the call's documents as they were earlier, and not of another folder's.
 
     They are when they lie where those lay, or hold the same: all of it, or at least half of the documents byte for byte (of those that
