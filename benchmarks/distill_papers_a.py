@@ -2,32 +2,38 @@
 
 Every seed has a split, initial weights and an order of its own, which all conditions of a seed share. A comparison is the mean of
 the seeds' paired differences with a 95 % bootstrap interval over seeds and a sign-flip p. Settings are chosen with equal care: on
-two seeds that are not reported, every condition tries the same learning rates (and its own options, where it has some) and keeps
-what does best on validation images, which are neither trained on nor tested on there. Seeds split the same 1,797 images anew.
+two seeds that are not reported, every condition tries the same learning rates (and its own options, where it has some), then further rates
+beyond its best until that has a neighbour on either side, and keeps what does best on validation images, which are neither trained on nor
+tested on there. Seeds split the same 1,797 images anew.
 
     python benchmarks/distill_papers_a.py [SLUG ...]
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import importlib
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from datasets import Dataset
+from learning_rates import untried
 from record import save
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.metrics import roc_auc_score
+from token_nets import Tokens
 from torch import nn
 
 from interfuse.core.ctx import Ctx
@@ -44,7 +50,7 @@ from interfuse.kit.resample import paired_bootstrap, sign_flip
 from interfuse.kit.taps import Taps, classifier_name
 
 SETTINGS: dict[str, Any] = {"epochs": 40, "batch_size": 64, "lr": 0.03}
-#: learning rates every condition may choose from, and the seeds on which it chooses
+#: learning rates every condition tries first, and the seeds on which it chooses
 RATES = (0.01, 0.03)
 TUNING = (100, 101)
 #: the first seed that is reported
@@ -129,25 +135,46 @@ def choose(
     metrics: Mapping[str, str],
     options: Mapping[str, Options],
     folder: Path,
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, list[float]]]:
-    """The option of every condition that does best on the validation images of the tuning seeds, and how all did.
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """The option of every condition that does best on the validation images of the tuning seeds, and how all it tried did.
+
+    When a condition has tried its options, learning rates beyond the best one follow, until that lies inside what was tried.
 
     Args:
-        metrics: condition -> the figure that decides. options: condition -> what it may choose from; the learning rates when left out.
+        metrics: condition -> the figure that decides. options: condition -> what it tries first; the learning rates when left out.
     """
-    rates: Options = [{"lr": rate} for rate in RATES]
-    found = {name: list(options.get(name, rates)) for name in metrics}
+    firsts: Options = [{"lr": rate} for rate in RATES]
+    found = {name: [dict(o) for o in options.get(name, firsts)] for name in metrics}
     scores: dict[str, list[float]] = {name: [] for name in metrics}
     kept: dict[str, Model] = {}
-    for turn in range(max(map(len, found.values()), default=0)):
+    turn = 0
+    while any(turn < len(several) for several in found.values()):
         chosen = {name: several[min(turn, len(several) - 1)] for name, several in found.items()}
         rows = [
             experiment(Seed(number, folder / f"tuning-{turn}", chosen, tuning=True, kept=kept)) for number in TUNING
         ]
+        turn += 1
         for name, several in found.items():
-            if turn < len(several):
+            if turn <= len(several):
                 scores[name].append(statistics.mean(row[metrics[name]] for row in rows))
-    return {name: several[int(np.argmax(scores[name]))] for name, several in found.items()}, scores
+            if turn == len(several):
+                chief = several[favourite(several, scores[name])]
+                line = {
+                    o["lr"]: s
+                    for o, s in zip(several, scores[name], strict=True)
+                    if {**o, "lr": 0} == {**chief, "lr": 0}
+                }
+                if (further := untried(line)) is not None:
+                    several.append({**chief, "lr": further})
+    best = {name: several[favourite(several, scores[name])] for name, several in found.items()}
+    return dict(best), {
+        name: [{**o, "score": s} for o, s in zip(several, scores[name], strict=True)] for name, several in found.items()
+    }
+
+
+def favourite(options: Options, scores: Sequence[float]) -> int:
+    """Place of the highest score; of equals the one with the lowest learning rate."""
+    return max(range(len(options)), key=lambda i: (scores[i], -options[i]["lr"], -i))
 
 
 def table(x: Images, y: Any = None) -> Table:
@@ -174,6 +201,24 @@ def last_row(model: Model) -> dict[str, float]:
 # -- TGeo-KD ---------------------------------------------------------------------------------------------------------
 
 
+#: what the fusion network sees in the paper's ablation, of the edges M-S, G-S, T-S, T-G and M-G: student S, teacher T, label G, class mean M
+EDGES = {"edges SG, TG": (1, 3), "edges SG, TG, ST": (1, 2, 3), "all edges": (0, 1, 2, 3, 4)}
+
+
+@contextlib.contextmanager
+def seeing(edges: Sequence[int]) -> Iterator[None]:
+    """The fusion network of TGeo-KD sees only these edges: the others are zero, which is as if they were not there."""
+    module = importlib.import_module("interfuse.distill.tgeo_kd")
+    whole = module.geometry
+
+    def some(*args: Any, **kwargs: Any) -> torch.Tensor:
+        parts = whole(*args, **kwargs).chunk(5, dim=-1)
+        return torch.cat([p if i in edges else torch.zeros_like(p) for i, p in enumerate(parts)], dim=-1)
+
+    with mock.patch.object(module, "geometry", some):
+        yield
+
+
 def tgeo(seed: Seed) -> dict[str, float]:
     """400 + 40 outliers to train on, 200 for the outer loss; the teacher learned 20 % wrong labels among the classes 3, 5
     and 8. A sample's alpha is its mean over the epochs."""
@@ -198,6 +243,12 @@ def tgeo(seed: Seed) -> dict[str, float]:
     for ratio, name in (("anneal", "ANL-KD"), ("margin", "ADA-KD"), ("losses", "WLS-KD"), ("sample", "RW-KD")):
         more = {"validation": held} if ratio == "sample" else {}
         made = seed.train("tgeo-kd", seed.net(mlp, 16, 10), data, name=name, teacher=[teacher], ratio=ratio, **more)
+        found[name] = accuracy(made, *test)
+    for name, edges in EDGES.items():
+        with seeing(edges):
+            made = seed.train(
+                "tgeo-kd", seed.net(mlp, 16, 10), data, name=name, teacher=[teacher], validation=held, features="edges"
+            )
         found[name] = accuracy(made, *test)
     made = seed.train("tgeo-kd", seed.net(mlp, 16, 10), data, name="tgeo-kd", teacher=[teacher], validation=held)
     rows = pyarrow.parquet.read_table(made.path / "fusion_ratio.parquet").to_pandas()  # type: ignore[operator]
@@ -262,7 +313,8 @@ def dispersion(model: Model, x: Images, y: Any) -> float:
 
 
 def trg(seed: Seed) -> dict[str, float]:
-    """Class c keeps round(100 * 0.02^(c/9)) training images, the test set is balanced; 128 tokens per batch of 64."""
+    """Class c keeps round(100 * 0.02^(c/9)) training images, the test set is balanced; 128 tokens per batch of 64. A CNN teaches a CNN, and a
+    ViT of two blocks; the CNN also in batches of 16 and of 128 (8 and 1 tokens of an image) with about as many steps."""
     x, y = seed.x, seed.y
     rows = np.concatenate([np.flatnonzero(y == c)[: round(100 * 0.02 ** (c / 9))] for c in range(10)])
     part = slice(100, 130) if seed.tuning else slice(130, 174)
@@ -274,25 +326,35 @@ def trg(seed: Seed) -> dict[str, float]:
     conditions = {"none": ("none", {}), "kd": ("trg", off), "rkd": ("rkd", {}),
                   "kd+inner": ("trg", {**off, "inner": 1}), "kd+local": ("trg", {**off, "local": 1}),
                   "kd+global": ("trg", {**off, "contrast": 0.1}), "trg": ("trg", few)}  # fmt: skip
+    vit = {f"vit: {name}": conditions[name] for name in ("none", "kd", "rkd", "trg")}
+    batches = {f"{name} in batches of {size}": (method, {**given, "batch_size": size, "epochs": epochs})
+               for size, epochs in ((16, 11), (128, 67)) for name, (method, given) in (("kd", ("trg", off)), ("trg", ("trg", few)))}  # fmt: skip
     found = {}
-    for name, (method, given) in conditions.items():
+    for name, (method, given) in {**conditions, **vit, **batches}.items():
         teachers = {} if method == "none" else {"teacher": [teacher]}
-        made = seed.train(method, seed.net(CNN, 8, 16), data, name=name, **teachers, **given)
+        student = seed.net(Tokens, 24, False) if name in vit else seed.net(CNN, 8, 16)
+        made = seed.train(method, student, data, name=name, **teachers, **given)
         said = logits(made, test[0]).argmax(1)
         found[name] = float((said == test[1]).mean())
         found[f"rare recall {name}"] = float(np.mean([(said[test[1] == c] == c).mean() for c in (6, 7, 8, 9)]))
-        found[f"cka {name}"] = token_cka(teacher, made, test[0])
+        found[f"cka {name}"] = token_cka(teacher, made, test[0], "blocks.1" if name in vit else "stages.1")
+    for what, ending in (
+        ("vit: {}", "to a ViT"),
+        ("{}", "to a CNN"),
+        *((f"{{}} in batches of {n}", f"in batches of {n}") for n in (16, 128)),
+    ):
+        found[f"gain {ending}"] = found[what.format("trg")] - found[what.format("kd")]
     return found | {"teacher": accuracy(teacher, *test)}
 
 
-def token_cka(teacher: Model, student: Model, x: Images) -> float:
-    """Linear CKA between the two networks' tokens of the last stage, over all places of the first 200 images."""
+def token_cka(teacher: Model, student: Model, x: Images, layer: str) -> float:
+    """Linear CKA between the teacher's tokens of its last stage and those of a layer of the student, over all places of the first 200 images."""
     tokens = []
-    for model in (teacher, student):
+    for model, name in ((teacher, "stages.1"), (student, layer)):
         module = build(model, Ctx()).eval()
-        with Taps(module, ["stages.1"]) as taps, torch.no_grad():
+        with Taps(module, [name]) as taps, torch.no_grad():
             module(torch.from_numpy(x[:200, None]))
-            tokens.append(as_tokens(as_map(taps.features["stages.1"])).flatten(0, 1))
+            tokens.append(as_tokens(as_map(taps.features[name])).flatten(0, 1))
     return float(linear_cka(tokens[1].double(), tokens[0].double()))
 
 
@@ -415,8 +477,6 @@ def dhkd(seed: Seed) -> dict[str, float]:
 
 def gradient_cosines(seed: Seed, teacher: Model, data: Table) -> dict[str, float]:
     """Mean cosine of the two losses' gradients on one head, on the classifier and on the rest, every tenth step."""
-    import importlib
-
     engine = importlib.import_module("interfuse.distill.room")
     chosen = load("distill/dhkd")
     seen: dict[str, list[float]] = {"classifier": [], "backbone": []}
@@ -534,16 +594,21 @@ def rates(**more: Sequence[Any]) -> Options:
 
 
 EXPERIMENTS: dict[str, Study] = {
-    "tgeo-kd": Study(tgeo, 10, same("alpha 0.0", "alpha 0.1", "alpha 0.5", "alpha 0.9", "ANL-KD", "ADA-KD", "WLS-KD", "RW-KD", "tgeo-kd"), (
+    "tgeo-kd": Study(tgeo, 10, same("alpha 0.0", "alpha 0.1", "alpha 0.5", "alpha 0.9", "ANL-KD", "ADA-KD", "WLS-KD", "RW-KD", *EDGES, "tgeo-kd"), (
         ("accuracy: learned alpha against labels alone", "alpha 0.0", "tgeo-kd"),
         ("accuracy: learned alpha against KD at 0.9", "alpha 0.9", "tgeo-kd"),
         ("accuracy: learned alpha against the best fixed one", "best fixed alpha", "tgeo-kd"),
         *((f"accuracy: learned alpha against {name}", name, "tgeo-kd") for name in ("ANL-KD", "ADA-KD", "WLS-KD", "RW-KD")),
+        ("accuracy: edges SG, TG and ST against SG and TG", "edges SG, TG", "edges SG, TG, ST"),
+        ("accuracy: all edges against SG, TG and ST", "edges SG, TG, ST", "all edges"),
+        ("accuracy: edges SG and TG against KD at 0.9", "alpha 0.9", "edges SG, TG"),
+        ("accuracy: all edges against edges SG and TG", "edges SG, TG", "all edges"),
+        ("accuracy: corners and edges against all edges", "all edges", "tgeo-kd"),
         ("alpha: teacher right against wrong", "alpha, teacher wrong", "alpha, teacher right"),
         ("alpha: real images against noise", "alpha, noise images", "alpha, real images"),
         ("AUROC of low alpha for a wrong teacher, against 0.5", "0.5", "auroc of low alpha for a wrong teacher"),
         ("the same on real images", "0.5", "auroc, real images only"),
-    ), {"tgeo-kd": rates(outer_lr=(0.001, 0.01)), "RW-KD": rates(outer_lr=(0.01, 0.1))}),
+    ), {**{name: rates(outer_lr=(0.001, 0.01)) for name in (*EDGES, "tgeo-kd")}, "RW-KD": rates(outer_lr=(0.01, 0.1))}),
     "mix-kd": Study(mixkd, 10, {"none": "none", "kd": "plain -> kd", "full mixup": "plain -> full mixup", "half mixup, std": "plain -> half mixup, std"}, (
         ("entropy of the mixup teacher against the plain one", "entropy of teacher plain", "entropy of teacher mixup"),
         ("dispersion of features: mixup teacher against plain", "dispersion of teacher plain", "dispersion of teacher mixup"),
@@ -558,12 +623,19 @@ EXPERIMENTS: dict[str, Study] = {
         ("ECE after scaling: half mixup and std against KD", "ECE after scaling plain -> kd", "ECE after scaling plain -> half mixup, std"),
         ("accuracy: KD against labels alone", "none", "plain -> kd"),
     )),
-    "trg": Study(trg, 10, same("none", "kd", "rkd", "kd+inner", "kd+local", "kd+global", "trg"), (
+    "trg": Study(trg, 10, same("none", "kd", "rkd", "kd+inner", "kd+local", "kd+global", "trg", *(f"vit: {n}" for n in ("none", "kd", "rkd", "trg")),
+                               *(f"{n} in batches of {size}" for size in (16, 128) for n in ("kd", "trg"))), (
         ("accuracy: TRG against labels alone", "none", "trg"), ("accuracy: TRG against KD", "kd", "trg"),
         ("accuracy: TRG against RKD", "rkd", "trg"), ("rare recall: TRG against KD", "rare recall kd", "rare recall trg"),
         ("rare recall: TRG against RKD", "rare recall rkd", "rare recall trg"), ("token CKA: TRG against KD", "cka kd", "cka trg"),
         ("accuracy: KD + inner against KD", "kd", "kd+inner"), ("accuracy: KD + local against KD", "kd", "kd+local"),
         ("accuracy: KD + global against KD", "kd", "kd+global"), ("accuracy: TRG student against its teacher", "teacher", "trg"),
+        *((f"accuracy, a CNN teaches a ViT: TRG against {what}", f"vit: {name}", "vit: trg") for name, what in (("none", "labels alone"), ("kd", "KD"), ("rkd", "RKD"))),
+        ("rare recall, a CNN teaches a ViT: TRG against KD", "rare recall vit: kd", "rare recall vit: trg"),
+        ("token CKA, a CNN teaches a ViT: TRG against KD", "cka vit: kd", "cka vit: trg"),
+        ("gain of TRG over KD in accuracy: taught to a ViT against taught to a CNN", "gain to a CNN", "gain to a ViT"),
+        ("gain of TRG over KD in accuracy: batches of 128 against 16", "gain in batches of 16", "gain in batches of 128"),
+        *((f"accuracy in batches of {n}: TRG against KD", f"kd in batches of {n}", f"trg in batches of {n}") for n in (16, 128)),
     )),
     "kd3": Study(kd3, 8, same("kd on the pool", "kd on the surest", "kd on the teacher's data", "kd3", "kd3, own classifier", "kd3, no selection", "kd3, no contrast"), (
         ("accuracy: KD3 against KD on the pool", "kd on the pool", "kd3"),

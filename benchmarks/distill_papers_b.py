@@ -8,6 +8,8 @@ Seeds, choice of settings and comparisons as in ``distill_papers_a.py``.
 from __future__ import annotations
 
 import csv
+import dataclasses
+import importlib
 import itertools
 import math
 import os
@@ -23,6 +25,7 @@ from datasets import Dataset
 from distill_papers_a import (
     CNN,
     FIRST,
+    SETTINGS,
     SHIFTS,
     Images,
     Seed,
@@ -43,10 +46,12 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_sample_images
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.svm import SVC
+from token_nets import Tokens
 from torch import nn
 
 from interfuse.core.ctx import Ctx
-from interfuse.core.rooms import Source
+from interfuse.core.method import load
+from interfuse.core.rooms import Source, load_room, prepare
 from interfuse.data.models import Model, build, open_model
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import open_table
@@ -66,44 +71,6 @@ from interfuse.kit.taps import Taps
 
 SHARED = Path(os.environ.get("INTERFUSE_SHARED_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data"))
 DISWOT_DATA = SHARED / "diswot-s1"
-
-
-class Tokens(nn.Module):
-    """16 patches of 2 x 2, two blocks (attention or token mixing), a mean, a linear layer."""
-
-    def __init__(self, width: int, mixer: bool) -> None:
-        super().__init__()
-        self.embed = nn.Conv2d(1, width, 2, stride=2)
-        self.place = nn.Parameter(0.02 * torch.randn(1, 16, width))
-        self.blocks = nn.ModuleList(_Mixer(width) if mixer else _attention(width) for _ in range(2))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.embed(x).flatten(2).transpose(1, 2) + self.place
-        for block in self.blocks:
-            tokens = block(tokens)
-        found: torch.Tensor = self.head(self.norm(tokens).mean(dim=1))
-        return found
-
-
-def _attention(width: int) -> nn.Module:
-    return nn.TransformerEncoderLayer(
-        width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    )
-
-
-class _Mixer(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.tokens = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
-        self.channels = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.tokens(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
-        found: torch.Tensor = x + self.channels(self.norms[1](x))
-        return found
 
 
 class Fitted(nn.Module):
@@ -128,36 +95,47 @@ FAMILIES: dict[str, tuple[Callable[..., nn.Module], tuple[Any, ...], tuple[Any, 
 # -- OFA-KD ----------------------------------------------------------------------------------------------------------
 
 
-#: who teaches whom: every family once on either side
-PAIRS = (("mixer", "cnn"), ("cnn", "vit"), ("vit", "mixer"))
+#: who teaches whom: all pairs of unlike families; settings are chosen on three of them, in which every family stands once on either side
+PAIRS = tuple(itertools.permutations(FAMILIES, 2))
+TUNED_ON = (("mixer", "cnn"), ("cnn", "vit"), ("vit", "mixer"))
 OFA: dict[str, Any] = {"epochs": 40, "batch_size": 64}
 OFA_CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}), "kd": ("kd", {"alpha": 0.5, "tau": 4.0}), "fitnets": ("fitnets", {}), "rkd": ("rkd", {}), "dist": ("dist", {}),
-    "dkd": ("dkd", {}), "no exits": ("ofa-kd", {"w_ofa": 0}), "ofa": ("ofa-kd", {}), "ofa 1.5": ("ofa-kd", {"eps": 1.5})}  # fmt: skip
+    "dkd": ("dkd", {}), "no exits": ("ofa-kd", {"w_ofa": 0}), "ofa": ("ofa-kd", {}), "ofa 1.5": ("ofa-kd", {"eps": 1.5}), "ofa 2": ("ofa-kd", {"eps": 2.0}), "last exit": ("ofa-kd", {})}  # fmt: skip
+#: the last stage of each family's students
+LAST = {"cnn": "stages.1", "vit": "blocks.1", "mixer": "blocks.1"}
 
 
 def ofa(seed: Seed) -> dict[str, float]:
     """Teachers of three families trained on 900 images, which stands for pretraining; students of the other families learn from 300
-    of them in three unlike pairs, and from boosted trees."""
+    of them in all six unlike pairs, students of the teacher's own family (KD and OFA, at the settings of the unlike pairs), and a CNN
+    from boosted trees."""
     x, y = seed.x, seed.y
     data, everything, test = table(x[:300], y[:300]), table(x[:900], y[:900]), seed.judged(900, 1100)
     teachers = {
         n: seed.train("none", seed.net(make, *big), everything, **OFA, lr=0.01)
         for n, (make, big, _) in FAMILIES.items()
     }
-    scores: dict[str, list[float]] = {name: [] for name in OFA_CONDITIONS}
     found = {f"teacher {n}": accuracy(m, *test) for n, m in teachers.items()}
-    alone: dict[str, Model] = {}
+    alone = {
+        n: seed.train("none", seed.net(make, *small), data, name="none", **OFA)
+        for n, (make, _, small) in FAMILIES.items()
+    }
+
+    def student(name: str, teacher: str, family: str) -> Model:
+        (method, given), (make, _, small) = OFA_CONDITIONS[name], FAMILIES[family]
+        more = {"stages": [LAST[family]]} if name == "last exit" else {}
+        return seed.train(
+            method, seed.net(make, *small), data, name=name, teacher=[teachers[teacher]], **OFA, **given, **more
+        )
+
+    scores: dict[str, list[float]] = {name: [] for name in OFA_CONDITIONS}
     early, late = [], []
-    for teacher, student in PAIRS:
-        make, _, small = FAMILIES[student]
-        for name, (method, given) in OFA_CONDITIONS.items():
-            taught = {} if name == "none" else {"teacher": [teachers[teacher]]}
-            made = seed.train(method, seed.net(make, *small), data, name=name, **taught, **OFA, **given)
+    for teacher, family in TUNED_ON if seed.tuning else PAIRS:
+        for name in OFA_CONDITIONS:
+            made = alone[family] if name == "none" else student(name, teacher, family)
             scores[name].append(accuracy(made, *test))
-            found[f"{name}: {teacher} -> {student}"] = scores[name][-1]
-            if name == "none":
-                alone[student] = made
+            found[f"{name}: {teacher} -> {family}"] = scores[name][-1]
             if name == "ofa":
                 row = last_row(made)
                 early.append(row["raw/right_1"])
@@ -169,6 +147,12 @@ def ofa(seed: Seed) -> dict[str, float]:
         "training accuracy of exit 1": statistics.mean(early),
         "training accuracy of exit 2": statistics.mean(late),
     }
+    for family in FAMILIES:
+        found[f"none: {family} -> {family}"] = accuracy(alone[family], *test)
+        for name in ("kd", "ofa"):
+            found[f"{name}: {family} -> {family}"] = accuracy(student(name, family, family), *test)
+    for name in ("none", "kd", "ofa"):
+        found[f"{name}, one family"] = statistics.mean(found[f"{name}: {family} -> {family}"] for family in FAMILIES)
     trees = HistGradientBoostingClassifier(max_iter=40, random_state=0).fit(x[:900].reshape(900, -1), y[:900])
     found["teacher trees"] = float((trees.predict(test[0].reshape(len(test[1]), -1)) == test[1]).mean())
     for name in ("kd", "ofa"):
@@ -339,7 +323,54 @@ def hard(seed: Seed) -> dict[str, float]:
             torch.from_numpy(logits(made, images)).log_softmax(1) for images in (suite["clean"][0], suite["shift"][0])
         )
         found[f"{name} inconsistency"] = float((p.exp() * (p - q)).sum(1).mean())
-    return found if seed.tuning else found | toy(seed)
+    if seed.tuning:
+        return found
+    for name in ("kd", "random affine", "hard"):
+        method, given = conditions[name]
+        given = {
+            **given,
+            **seed.chosen.get(name, {}),
+            "teacher": [teacher],
+            "epochs": 40,
+            "student": seed.net(mlp, 64),
+            "data": data,
+        }
+        groups = {group: several for group, several in suite.items() if group != "clean"}
+        curve = learning_curve(method, given, seed, groups, labels)
+        found |= {f"{name} out of domain after {epoch} epochs": value for epoch, value in curve.items()}
+        found[f"{name} out of domain over training"] = statistics.mean(curve.values())
+    return found | toy(seed)
+
+
+#: after these epochs the student is looked at while it learns
+LOOKS = (2, 4, 6, 8, 10, 15, 20, 25, 30, 35, 40)
+
+
+def learning_curve(
+    slug: str, given: dict[str, Any], seed: Seed, groups: dict[str, list[Images]], labels: Any
+) -> dict[int, float]:
+    """Mean accuracy over groups of moved images after some epochs of a training."""
+    engine = importlib.import_module("interfuse.distill.room")
+    chosen = load(f"distill/{slug}")
+    found: dict[int, float] = {}
+
+    @dataclasses.dataclass(frozen=True)
+    class Watched(chosen.target):  # type: ignore[misc,name-defined]
+        def on_epoch_end(self, run: Any) -> None:
+            super().on_epoch_end(run)
+            if run.epoch in LOOKS:
+                student = run.student.eval()
+                with torch.no_grad():
+                    means = [statistics.mean(float((student(torch.from_numpy(x[:, None])).argmax(1).numpy() == labels).mean()) for x in several)
+                             for several in groups.values()]  # fmt: skip
+                found[run.epoch] = statistics.mean(means)
+
+    own = {f.name for f in dataclasses.fields(chosen.target)}
+    settings = {**SETTINGS, **given}
+    call = prepare(load_room("distill"), chosen, settings, Ctx(seed=seed.number, device="cpu"))
+    hooks = Watched(**{k: v for k, v in settings.items() if k in own})
+    engine.train(engine.start(call, hooks), hooks)
+    return found
 
 
 def _jitter(image: Images, rng: np.random.Generator) -> Images:
@@ -554,11 +585,16 @@ def own_space(seed: Seed) -> dict[str, float]:
 
 EXPERIMENTS: dict[str, Study] = {
     "ofa-kd": Study(ofa, 6, same(*OFA_CONDITIONS), (
-        *((f"accuracy over three unlike pairs: OFA against {what}", name, "ofa") for name, what in (
+        *((f"accuracy over six unlike pairs: OFA against {what}", name, "ofa") for name, what in (
             ("none", "labels alone"), ("kd", "KD"), ("fitnets", "FitNets"), ("rkd", "RKD"), ("dist", "DIST"), ("dkd", "DKD"))),
         ("accuracy: KD against labels alone", "none", "kd"),
         ("accuracy: FitNets against KD", "kd", "fitnets"), ("accuracy: exits against none", "no exits", "ofa"),
-        ("accuracy: eps 1.5 against 1", "ofa", "ofa 1.5"),
+        ("accuracy: both exits against the last alone", "last exit", "ofa"),
+        ("accuracy: eps 1.5 against 1", "ofa", "ofa 1.5"), ("accuracy: eps 2 against 1", "ofa", "ofa 2"), ("accuracy: eps 2 against 1.5", "ofa 1.5", "ofa 2"),
+        *((f"accuracy, {teacher} to {family}: OFA against {what}", f"{name}: {teacher} -> {family}", f"ofa: {teacher} -> {family}")
+          for teacher, family in PAIRS for name, what in (("none", "labels alone"), ("kd", "KD"))),
+        ("accuracy over three pairs of one family: OFA against labels alone", "none, one family", "ofa, one family"),
+        ("accuracy over three pairs of one family: OFA against KD", "kd, one family", "ofa, one family"),
         ("training accuracy of exits: second against first", "training accuracy of exit 1", "training accuracy of exit 2"),
         ("accuracy, trees teach a CNN: OFA against labels alone", "none: mixer -> cnn", "ofa: trees -> cnn"),
         ("accuracy, trees teach a CNN: OFA against KD", "kd: trees -> cnn", "ofa: trees -> cnn"),
@@ -588,7 +624,7 @@ EXPERIMENTS: dict[str, Study] = {
         *((f"change of accuracy: three teachers, {strategy}, against one for as long", "delta one of three teachers, as long", f"delta three teachers, {strategy}")
           for strategy in ("parallel", "sequential", "soup")),
         ("change of accuracy, three teachers: sequential against parallel", "delta three teachers, parallel", "delta three teachers, sequential"),
-    ), {n: [{"lr": rate} for rate in (0.003, 0.01, 0.03)] for n in GAINS_RULES}),
+    )),
     "hard": Study(hard, 10, {n: f"{n} clean" for n in ("kd", "random affine", "noise", "hard", "hard, no constraint", "mix", "vae")}, (
         *((f"accuracy, {group}: HARD against {name}", f"{base} {group}", f"hard {group}") for group in ("clean", *SHIFTS, "out of domain")
           for base, name in (("kd", "KD"), ("random affine", "random affine"))),
@@ -596,6 +632,10 @@ EXPERIMENTS: dict[str, Study] = {
         ("accuracy, out of domain: teacher invariance against none", "hard, no constraint out of domain", "hard out of domain"),
         ("accuracy, out of domain: HARD-Mix against KD", "kd out of domain", "mix out of domain"),
         ("accuracy, out of domain: HARD-VAE against KD", "kd out of domain", "vae out of domain"),
+        *((f"accuracy, out of domain, mean over {len(LOOKS)} looks while it learns: HARD against {name}", f"{name} out of domain over training", "hard out of domain over training")
+          for name in ("kd", "random affine")),
+        *((f"accuracy, out of domain, after {epoch} epochs: HARD against random affine", f"random affine out of domain after {epoch} epochs", f"hard out of domain after {epoch} epochs")
+          for epoch in (4, 10, 20)),
         ("KL between the student's answers to an image and to its shift", "kd inconsistency", "hard inconsistency"),
         ("toy: squared error beyond the data, HARD against KD", "toy kd", "toy hard"),
     ), {"hard": rates(lambda_t=(0.5, 2.0))}),
