@@ -87,7 +87,7 @@ def chosen(make: Any, held: Any) -> tuple[float, dict[str, float]]:
         found[rate] = float(np.mean([right(make(seed, rate), held).mean() for seed in TUNING]))
         if not rates and (further := untried(found)) is not None:
             rates.append(further)
-    return best(found), {str(rate): found[rate] for rate in sorted(found)}
+    return best(found), {str(rate): share for rate, share in found.items()}
 
 
 def accuracies(

@@ -158,7 +158,7 @@ def choose(
             if turn <= len(several):
                 scores[name].append(statistics.mean(row[metrics[name]] for row in rows))
             if turn == len(several):
-                chief = several[favourite(several, scores[name])]
+                chief = several[favourite(scores[name])]
                 line = {
                     o["lr"]: s
                     for o, s in zip(several, scores[name], strict=True)
@@ -166,15 +166,15 @@ def choose(
                 }
                 if (further := untried(line)) is not None:
                     several.append({**chief, "lr": further})
-    best = {name: several[favourite(several, scores[name])] for name, several in found.items()}
+    best = {name: several[favourite(scores[name])] for name, several in found.items()}
     return dict(best), {
         name: [{**o, "score": s} for o, s in zip(several, scores[name], strict=True)] for name, several in found.items()
     }
 
 
-def favourite(options: Options, scores: Sequence[float]) -> int:
-    """Place of the highest score; of equals the one with the lowest learning rate."""
-    return max(range(len(options)), key=lambda i: (scores[i], -options[i]["lr"], -i))
+def favourite(scores: Sequence[float]) -> int:
+    """Place of the highest score, the first of equals."""
+    return max(range(len(scores)), key=lambda i: scores[i])
 
 
 def table(x: Images, y: Any = None) -> Table:
