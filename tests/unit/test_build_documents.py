@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 import interfuse
+from interfuse.build.asking import MOST_CHOICES, SCHEMA, schema_of
 from interfuse.build.keeping import Kept
 from interfuse.build.room import Candidate
 from interfuse.core.ctx import Budget, Ctx
@@ -32,6 +35,7 @@ from interfuse.kit.mentions import acronyms, find_mentions, iso_date
 from interfuse.kit.open_relations import open_relations
 from interfuse.kit.quotes import find_quote
 from interfuse.kit.triple_fusion import Claim, class_tf_idf, infer, settle
+from tests import tiny_world
 from tests.bad_replies import FIELDS, bad_replies, real_replies
 
 SENTENCES = {
@@ -276,13 +280,13 @@ class Scripted:
 
     def __init__(self, say: Any, die_after: int = 10**9) -> None:
         self.say, self.die_after, self.prompts = say, die_after, []  # type: ignore[var-annotated]
-        self.name = "scripted"
+        self.name, self.schema = "scripted", {}  # the last schema that was asked for
 
     def fingerprint(self) -> str:
         return "scripted"
 
-    def generate(self, prompts: Sequence[Prompt], *, n: int = 1, **_: Any) -> list[list[Reply]]:
-        made = []
+    def generate(self, prompts: Sequence[Prompt], *, n: int = 1, schema: Any = None, **_: Any) -> list[list[Reply]]:
+        made, self.schema = [], schema
         for p in prompts:
             if len(self.prompts) >= self.die_after:
                 raise KeyboardInterrupt
@@ -337,6 +341,52 @@ def test_budget_ends_the_work_and_what_was_paid_is_kept(tmp_path: Path) -> None:
     rest = Scripted(born)
     build(folder, tmp_path / "g", tmp_path / "cache", "lm_extract", lm=rest)
     assert len(rest.prompts) == 24
+
+
+def test_with_an_ontology_a_reply_chooses_among_its_relations(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", {"a.txt": "Ada Berg was born in Oslo."})
+    wanted = "".join(f'<urn:x:{n}> a owl:ObjectProperty ; rdfs:label "{n} in" .\n' for n in ("born", "buried"))
+    head = "@prefix owl: <http://www.w3.org/2002/07/owl#> . @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .\n"
+    (tmp_path / "wanted.ttl").write_text(head + wanted)
+    lm = Scripted(born)
+    graph, _ = build(folder, tmp_path / "g", tmp_path / "c", "lm_extract", lm=lm, ontology=str(tmp_path / "wanted.ttl"))
+    assert [s.predicate for s in graph.statements() if s.predicate.startswith("urn:x:")] == ["urn:x:born"]
+    relation = lm.schema["properties"]["statements"]["items"]["properties"]["relation"]
+    assert relation == {"enum": ["born in", "buried in"]}
+    build(folder, tmp_path / "h", tmp_path / "c", "lm_extract", lm=lm)
+    assert lm.schema["properties"]["statements"]["items"]["properties"]["relation"] == {"type": "string"}
+    (tmp_path / "many.ttl").write_text(head + "".join(wanted.replace("born", f"n{i}") for i in range(MOST_CHOICES)))
+    assert schema_of(read_ontology(tmp_path / "many.ttl")) == SCHEMA
+
+
+def test_a_model_that_was_not_trained_for_chat_goes_on_with_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interfuse.data.local_lm import LocalLM
+
+    asked: list[Prompt] = []
+
+    def generate(self: LocalLM, prompts: Sequence[Prompt], **_: Any) -> list[list[Reply]]:
+        asked.extend(prompts)
+        return [[Reply("{}", 1, 1, "stop")] for _ in prompts]
+
+    monkeypatch.setattr(LocalLM, "generate", generate)
+    folder = write(tmp_path / "in", {"a.txt": "The capital of France is Paris."})
+    model = tiny_world.model(tmp_path, "causal")
+    build(folder, tmp_path / "g", tmp_path / "cache", "lm_extract", lm=model, examples=1)
+    with pytest.raises(InterfuseError, match=r"run\.failed"):
+        build(folder, tmp_path / "h", tmp_path / "cache", "hydra", lm=model, questions=["What?"])
+    assert len(asked) > 2
+    assert all(isinstance(p, str) for p in asked)
+    read, corrected = asked[:2]
+    assert read.index("as JSON: {") < read.index("Ada Holt was born") < read.index("The capital of France is Paris.")
+    assert str(corrected).startswith(str(read).rstrip()), "what was wrong with a reply is told after it"
+    assert "That reply cannot be used" in corrected
+
+
+def test_whether_a_model_was_trained_for_chat_is_told_without_torch() -> None:
+    ask = "import sys; from interfuse.kit.asking import for_chat; assert for_chat(object()); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", ask], check=True, timeout=60)
 
 
 def test_what_the_text_does_not_say_is_dropped_and_counted(tmp_path: Path) -> None:

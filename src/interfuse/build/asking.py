@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -13,6 +14,7 @@ from interfuse.build.tables import value_of
 from interfuse.core.rooms import Call, Cost
 from interfuse.data.chunks import Chunk, sentences, split
 from interfuse.data.ontology import Ontology
+from interfuse.kit.asking import as_read
 from interfuse.kit.document_prompts import about_document, corrected
 from interfuse.kit.mended_replies import records
 from interfuse.kit.quotes import find_quote
@@ -33,6 +35,8 @@ SCHEMA: dict[str, Any] = {
         "type": "object", "properties": {f: {"type": "string"} for f in FIELDS}, "required": [*NEEDED, "quote"]}}},
     "required": ["statements"],
 }  # fmt: skip
+#: relations of an ontology, at most, that a reply may only choose from: servers that are strict take no longer lists as they are
+MOST_CHOICES = 250
 TASK = (
     "You read documents and write down what they state, as JSON: {\"statements\": [{\"subject\": ..., \"subject_type\": ..., \"relation\": ..., "
     "\"object\": ..., \"object_type\": ..., \"quote\": ...}]}. Subject and object are names as the document writes them, never pronouns. "
@@ -82,6 +86,16 @@ def ontology_words(ontology: Ontology | None, limit: int = 6000) -> str:
     return "\n".join(lines)[:limit]
 
 
+def schema_of(ontology: Ontology | None) -> dict[str, Any]:
+    """The shape of a reply: with an ontology of up to :data:`MOST_CHOICES` relations, a statement's relation is one of them."""
+    if ontology is None or not 0 < len(ontology.properties) <= MOST_CHOICES:
+        return SCHEMA
+    schema = copy.deepcopy(SCHEMA)
+    names = dict.fromkeys(ontology.label(iri) for iri in ontology.properties)
+    schema["properties"]["statements"]["items"]["properties"]["relation"] = {"enum": list(names)}
+    return schema
+
+
 def prompt_of(chunk: Chunk, ontology: Ontology | None, task: str = TASK) -> list[dict[str, str]]:
     """The messages for one chunk."""
     before = ontology_words(ontology)
@@ -119,7 +133,7 @@ def ask(work: Work, prompts: Mapping[str, Sequence[Mapping[str, str]]], read: Ca
         if not waiting:
             break
         names = list(waiting)
-        replies = lm.generate([waiting[n] for n in names], ctx=work.ctx, **options)
+        replies = lm.generate([as_read(work.lm, waiting[n]) for n in names], ctx=work.ctx, **options)
         again: dict[str, list[dict[str, str]]] = {}
         for name, (reply, *_) in zip(names, replies, strict=True):
             found, problems = read(name, reply.text)
@@ -127,7 +141,7 @@ def ask(work: Work, prompts: Mapping[str, Sequence[Mapping[str, str]]], read: Ca
                 json.dumps(waiting[name], ensure_ascii=False).encode("utf-8", "replace")
             ).hexdigest()[:16]
             if problems and not found:
-                lm.forget(waiting[name], **options)
+                lm.forget(as_read(work.lm, waiting[name]), **options)
                 again[name] = corrected(waiting[name], reply.text, problems)
                 _count(work, name, "replies that could not be used")
             if not problems or found or number == tries:
@@ -170,6 +184,7 @@ def extract_chunks(
         read,
         max_tokens=max_tokens,
         tries=tries,
+        schema=schema_of(work.ontology),
     )
     for name, (rows, digest) in answers.items():
         for row in rows:

@@ -9,7 +9,7 @@ from typing import Any
 
 from interfuse.build.room import Work
 from interfuse.data.lm import LM
-from interfuse.kit.asking import numbered
+from interfuse.kit.asking import as_read, numbered
 from interfuse.kit.contracts import Contract, Record, nothing
 from interfuse.kit.document_prompts import about_document, corrected
 from interfuse.kit.mended_replies import json_value, records
@@ -50,7 +50,8 @@ class Talk:
         said: list[str] = []
 
         def step(prompt: list[dict[str, str]]) -> Any:
-            said.append(self.lm.generate([prompt], max_tokens=REPLY, schema=schema, ctx=self.work.ctx)[0][0].text)
+            asked = as_read(self.work.lm or self.lm, prompt)
+            said.append(self.lm.generate([asked], max_tokens=REPLY, schema=schema, ctx=self.work.ctx)[0][0].text)
             self.work.count("requests")
             return read(said[-1])
 

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
-from interfuse.data.lm import LM, Prompt, RecordedLM, cached
+from interfuse.data.lm import LM, Message, Prompt, RecordedLM, cached
 
 _NUMBERED = re.compile(r"^\s*(?:\(?\d{1,4}[.):]|[-*•])\s*(.+?)\s*$")
 
 
+def _local(lm: Any) -> Any:
+    """The model where it computes here, else None. Nothing is imported for that: whoever made a local model has imported its module."""
+    module = sys.modules.get("interfuse.data.local_lm")
+    return lm if module is not None and isinstance(lm, module.LocalLM) else None
+
+
 def prepared(lm: LM, ctx: Ctx) -> LM:
     """The model itself where it computes here, else with its replies kept, so that none is paid twice."""
-    from interfuse.data.local_lm import LocalLM
-
-    return lm if isinstance(lm, LocalLM | RecordedLM) else cached(lm, ctx)
+    return lm if isinstance(lm, RecordedLM) or _local(lm) is not None else cached(lm, ctx)
 
 
 def for_chat(lm: LM) -> bool:
     """Whether the model was trained for chat, as far as can be told: a local one without a chat template was not."""
-    from interfuse.data.local_lm import LocalLM
-
-    return not isinstance(lm, LocalLM) or bool(lm.tokenizer.chat_template)
+    local = _local(lm)
+    return local is None or bool(local.tokenizer.chat_template)
 
 
 def said_to(lm: LM, text: str) -> Prompt:
@@ -34,6 +39,11 @@ def said_to(lm: LM, text: str) -> Prompt:
     if isinstance(lm, RecordedLM) or not for_chat(lm):
         return text
     return [{"role": "user", "content": text}]
+
+
+def as_read(lm: LM, messages: Sequence[Message]) -> Prompt:
+    """A conversation as the model reads it: as it is where it was trained for chat, else its turns one after another, to be continued."""
+    return list(messages) if for_chat(lm) else "\n\n".join(m["content"] for m in messages) + "\n"
 
 
 def p_yes(lm: LM, questions: Sequence[str], *, ctx: Ctx | None = None, shots: str = "") -> NDArray[np.float64]:

@@ -1,0 +1,246 @@
+"""Two of MechGPT's promises: what the filters of question and answer pairs are worth, and a graph's paths against passages found by words.
+
+    python benchmarks/build_mechgpt.py [filters] [paths [MODEL_FOLDER]]
+
+``filters``: a scripted teacher writes pairs on sixty new facts, of which three in ten are bad in one of three ways; a tiny model that knows how
+questions are put learns them unfiltered, filtered as ``build mechgpt`` does by default, and filtered with ``supported: 1``, for the same number of
+steps, five seeds. ``paths``: questions over two links of a made text are answered by a small language model (the first one of
+``benchmarks/real_models.py``) from the statements on the graph's paths and from two passages that BM25 finds, by the question's words or
+again by those of the best passage; what is measured is whether the answer stands in what was found, and whether the model prefers it among four.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from build_students import PLACES, SEEDS, STUFFS, compared, exact, fresh, tokenizer, trained
+from real_models import smollm2
+from record import part, save
+
+from interfuse.core.ctx import Ctx
+from interfuse.core.rooms import Source, apply
+from interfuse.data.chunks import split
+from interfuse.data.corpus import open_corpus
+from interfuse.data.graph import Graph
+from interfuse.data.lm import Prompt, Reply, open_lm, words_of
+from interfuse.kit.stats import wilson_interval
+
+# ------------------------------------------------------------------------------------------------ filters
+
+#: how a bad answer is bad
+BAD = ("one word is wrong", "leans on the passage", "says nothing of it")
+SHARE = 0.3
+
+
+class Teacher:
+    """A language model that knows what to ask of every sentence, and answers some questions badly.
+
+    Args:
+        pairs: a sentence of the text -> question, answer.
+    """
+
+    name = "scripted teacher"
+
+    def __init__(self, pairs: dict[str, tuple[str, str]]) -> None:
+        self.pairs = pairs
+
+    def fingerprint(self) -> str:
+        return json.dumps(self.pairs)
+
+    def generate(self, prompts: Sequence[Prompt], *, n: int = 1, **_: Any) -> list[list[Reply]]:
+        """Every sentence of the passage that it knows, asked about."""
+        said = []
+        for text in map(words_of, prompts):
+            known = [f"Question: {q}\nAnswer: {a}" for s, (q, a) in self.pairs.items() if s in text]
+            said.append([Reply("\n".join(known), 1, 1, "stop")] * n)
+        return said
+
+    def score(self, pairs: Sequence[tuple[str, str]], **_: Any) -> list[Any]:
+        raise NotImplementedError("it is never asked to score")
+
+
+def filters(seed: int) -> dict[str, float]:
+    """Exact answers to new facts in another wording, after pairs of a teacher who is good, or partly bad and filtered or not."""
+    rng = np.random.default_rng(seed)
+    old, new = [f"Ob{i}" for i in range(120)], [f"Nu{i}" for i in range(30)]
+    where = {n: f"Town{int(rng.integers(PLACES))}" for n in [*old, *new]}
+    made = {n: f"stuff{int(rng.integers(STUFFS))}" for n in [*old, *new]}
+
+    def facts(n: str, town: str, stuff: str) -> list[tuple[str, str]]:
+        return [(f"Where is {n} located?", f"{n} is located in {town}."), (f"What does {n} contain?", f"{n} contains {stuff} and water.")]  # fmt: skip
+
+    def others(n: str) -> list[tuple[str, str]]:
+        return [(f"In which town is {n} ?", where[n]), (f"Of which stuff is {n} made ?", made[n])]
+
+    good = [pair for n in new for pair in facts(n, where[n], made[n])]
+    faults: dict[str, str] = {}  # question -> how its answer is bad
+    teacher: dict[str, tuple[str, str]] = {}
+    spoilt = dict.fromkeys(rng.permutation(len(good))[: round(SHARE * len(good))].tolist())
+    for i, (question, answer) in enumerate(good):
+        said = answer
+        if i in spoilt:
+            n = new[i // 2]
+            fault = faults[question] = BAD[list(spoilt).index(i) % len(BAD)]
+            town = f"Town{(int(where[n][4:]) + 1 + int(rng.integers(PLACES - 1))) % PLACES}"
+            stuff = f"stuff{(int(made[n][5:]) + 1 + int(rng.integers(STUFFS - 1))) % STUFFS}"
+            said = {BAD[0]: facts(n, town, stuff)[i % 2][1], BAD[1]: f"As shown above, the passage says it of {n}.",
+                    BAD[2]: "Nobody has ever looked at such a thing."}[fault]  # fmt: skip
+        teacher[answer] = (question, said)
+
+    def plain(text: str) -> str:
+        return re.sub(r"([?.,])", r" \1", text)
+
+    prose = {n: [a for _, a in facts(n, where[n], made[n])] for n in [*old, *new]}
+    background = [("", t) for n in old for t in prose[n]] + [
+        (q, a) for n in old for q, a in [*((plain(q), plain(a)) for q, a in facts(n, where[n], made[n])), *others(n)]
+    ]
+    words = " ".join([*(q + " " + a for q, a in background), *(plain(q + " " + a) for q, a in teacher.values()), *new])
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        folder = tokenizer(root / "tok", [*re.findall(r"\w+|[^\w\s]", words), *(f"Town{i}" for i in range(PLACES)), *(f"stuff{i}" for i in range(STUFFS))])  # fmt: skip
+        base, tok = fresh(folder, 64, seed)
+        trained(base, tok, background, 900, seed)
+        state = {k: v.clone() for k, v in base.state_dict().items()}
+        (root / "docs").mkdir()
+        (root / "docs" / "new.txt").write_text("\n\n".join(" ".join(prose[n]) for n in new))
+        found: dict[str, float] = {}
+        arms: dict[str, list[tuple[str, str]]] = {"none": [], "good teacher": [(plain(q), plain(a)) for q, a in good]}
+        for arm, given in (("off", {"filters": False}), ("on", {}), ("on, all words supported", {"supported": 1.0})):
+            apply("build/mechgpt", documents=str(root / "docs"), lm=Teacher(teacher), pairs=6, triples=0, passage=40, held_share=0.0,
+                  out=root / arm, seed=seed, **given)  # fmt: skip
+            chats = [json.loads(line)["messages"] for line in (root / arm / "qa-train.jsonl").read_text().splitlines()]
+            kept = Counter(faults.get(q["content"], "good") for q, _ in chats)
+            found |= {f"{arm}: pairs kept, {kind}": kept[kind] for kind in ("good", *BAD)}
+            arms[arm] = [(plain(q["content"]), plain(a["content"])) for q, a in chats]
+        for arm, texts in arms.items():
+            base.load_state_dict(state)
+            if texts:
+                pick = np.random.default_rng(seed).permutation(len(background))[:60]
+                trained(base, tok, [*texts, *[background[int(i)] for i in pick]], 200, seed, lr=1e-3)
+            base.eval()
+            for kind, names in (("new facts", new), ("old facts", old)):
+                found[f"{arm}: {kind}, other wording"] = exact(base, tok, [x for n in names for x in others(n)])
+            found[f"{arm}: new facts, wording of the pairs"] = exact(base, tok, [(plain(q), plain(a)) for q, a in good])
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ paths
+
+#: things and towns; questions of a seed; answers to choose from; passages that BM25 gives
+THINGS, QUESTIONS, CHOICES, BEST = 60, 20, 4, 2
+#: ways of finding passages: by the question's words, or by those and the best passage's
+PASSAGES = ("passages", "passages asked twice")
+GOODS = ["amber", "barley", "bricks", "cheese", "clocks", "copper", "glass", "honey", "lace", "leather", "marble", "paper", "pepper", "pottery", "rope", "salt",
+         "silk", "silver", "slate", "soap", "sugar", "tea", "tin", "wine"]  # fmt: skip
+_FIRST, _LAST = ("bal", "cor", "dun", "fel", "gar", "hol", "lin", "mor", "nar", "pel", "ros", "tam"), ("by", "den", "field", "mouth", "ton", "wick")  # fmt: skip
+
+
+def paths(lm: Any, seed: int) -> list[dict[str, Any]]:
+    """What is found for every question by paths and by BM25, and what the model prefers given it."""
+    import bm25s
+
+    rng = np.random.default_rng(seed)
+    names = [f"{a}{b}".capitalize() for a in _FIRST for b in _LAST]
+    towns = [names[int(i)] for i in rng.permutation(len(names))[:THINGS]]
+    things = [f"The {['Old', 'New', 'Long', 'High', 'Red'][i % 5]} {['Bridge', 'Tower', 'Abbey', 'Castle', 'Mill'][i // 5 % 5]} of Saint {names[-1 - i]}" for i in range(THINGS)]  # fmt: skip
+    seat = {t: towns[int(i)] for t, i in zip(things, rng.permutation(THINGS), strict=True)}
+    makes = {t: GOODS[int(rng.integers(len(GOODS)))] for t in towns}
+    said = [*(f"{t} is located in {seat[t]}." for t in things), *(f"{t} produces {makes[t]} and beer." for t in towns)]
+    text = [said[int(i)] for i in rng.permutation(len(said))]
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        (root / "docs").mkdir()
+        (root / "docs" / "all.txt").write_text("\n\n".join(" ".join(text[i : i + 3]) for i in range(0, len(text), 3)))
+        apply("build/mechgpt", documents=str(root / "docs"), passage=40, out=root / "g", seed=seed)
+        graph = Graph.open(root / "g")
+        lines = [(graph.label(s.subject), graph.label(s.predicate), graph.label(s.object)) for s in graph
+                 if ":relation:" in s.predicate and isinstance(s.object, str)]  # fmt: skip
+        corpus = open_corpus(Source(str(root / "docs")), Ctx())
+        passages = [c.text for d in corpus.documents() for c in split(d, 40)]
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(passages, stopwords="en", show_progress=False), show_progress=False)
+
+    def best(query: str, count: int) -> list[int]:
+        words = bm25s.tokenize([query], stopwords="en", show_progress=False)
+        return [int(i) for i in index.retrieve(words, k=count, show_progress=False)[0][0]]
+
+    asked = [things[int(i)] for i in rng.permutation(THINGS)[:QUESTIONS]]
+    for thing in asked:
+        right = makes[seat[thing]]
+        question = f"What does the town produce in which {thing[0].lower()}{thing[1:]} is located?"
+        near = [t for t in lines if t[0].casefold() in question.casefold()]
+        far = [t for n in near for t in lines if t[0].casefold() == n[2].casefold()]
+        once = best(question, BEST)
+        again = best(f"{question} {passages[once[0]]}", BEST + 1)
+        twice = list(dict.fromkeys([once[0], *(i for i in again if i != once[0])]))[:BEST]
+        found = {"paths": ". ".join(" ".join(t) for t in dict.fromkeys([*near, *far])), "passages": " ".join(passages[i] for i in once),
+                 "passages asked twice": " ".join(passages[i] for i in twice), "nothing": ""}  # fmt: skip
+        others = [g for g in GOODS if g != right]
+        choices = [right, *(others[int(i)] for i in rng.permutation(len(others))[: CHOICES - 1])]
+        row: dict[str, Any] = {"question": question}
+        for way, context in found.items():
+            row[f"{way}: answer there"] = right in re.findall(r"\w+", context)
+            row[f"{way}: words"] = len(context.split())
+            prompt = (f"{context}\n" if context else "") + f"Question: {question}\nAnswer: It produces"
+            scores = [s.logprob for s in lm.score([(prompt, f" {c}") for c in choices])]
+            row[f"{way}: chosen"] = int(np.argmax(scores)) == 0
+        rows.append(row)
+    return rows
+
+
+def shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of the questions with Wilson intervals, and paired differences of paths and passages with bootstrap intervals."""
+    rng = np.random.default_rng(0)
+    made: dict[str, Any] = {"questions": len(rows)}
+    for way in ("paths", *PASSAGES, "nothing"):
+        made[f"{way}: words"] = float(np.mean([r[f"{way}: words"] for r in rows]))
+        for what in ("answer there", "chosen"):
+            hits = sum(r[f"{way}: {what}"] for r in rows)
+            one = wilson_interval(hits, len(rows))
+            made[f"{way}: {what}"] = {"value": hits / len(rows), "low": one.low, "high": one.high}
+    for way, what in itertools.product(PASSAGES, ("answer there", "chosen")):
+        change = np.array([float(r[f"paths: {what}"]) - float(r[f"{way}: {what}"]) for r in rows])
+        draws = change[rng.integers(len(change), size=(5000, len(change)))].mean(axis=1)
+        low, high = np.quantile(draws, (0.025, 0.975))
+        made[f"paths minus {way}: {what}"] = {"value": float(change.mean()), "low": float(low), "high": float(high)}
+    return made
+
+
+def main(words: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    if not words or "filters" in words:
+        rows = []
+        for seed in SEEDS:
+            rows.append(part("build-mechgpt-filters", f"seed {seed}", partial(filters, seed)))
+            print(json.dumps(rows[-1]), flush=True)
+        new, old = "new facts, other wording", "old facts, other wording"
+        pairs = [(f"{a}: {k}", f"{b}: {k}") for k in (new, old) for a, b in (("on", "off"), ("on, all words supported", "off"), ("good teacher", "off"))]  # fmt: skip
+        save("build-mechgpt-filters", {
+            "what": f"sixty new facts, a teacher of whom {SHARE:.0%} of the pairs are bad, a third each: {', '.join(BAD)}",
+            "seeds": rows, "means": {k: float(np.mean([r[k] for r in rows])) for k in rows[0]},
+            "paired": {f"{a} minus {b}": compared(rows, a, b) for a, b in pairs},
+        })  # fmt: skip
+    if not words or "paths" in words:
+        model = next((w for w in words if Path(w).is_dir()), "") or str(smollm2())
+        lm = open_lm(Source(model), Ctx())
+        rows = []
+        for seed in SEEDS:
+            rows += part("build-mechgpt-paths", f"seed {seed}", partial(paths, lm, seed))
+            print(seed, json.dumps(shares(rows)), flush=True)
+            save("build-mechgpt-paths", {"model": Path(model).name, "choices": CHOICES, "passages by BM25": BEST, "example": rows[0], **shares(rows)})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
