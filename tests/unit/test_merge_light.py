@@ -42,9 +42,7 @@ def models(tmp_path_factory):
 def test_a_sum_of_models_never_loads_torch(slug, models):
     words = ["merge", slug, "a", "b", *SUMS[slug], "-o", f"out-{slug}", "-q"]
     program = (
-        "import sys; from interfuse.cli.main import main\n"
-        f"sys.argv = ['interfuse', *{words!r}]\n"
-        "try: main()\n"
+        f"import sys; from interfuse.cli.main import app\ntry: app.main({words!r})\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )

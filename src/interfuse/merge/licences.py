@@ -43,6 +43,8 @@ ASKS: Mapping[str, frozenset[str]] = {
 def licence_of(model: Model) -> str:
     """The licence a model's card states; of an adapter on a base both, of a merge that is not written those of its sources, where they
     differ; "" where none is stated."""
+    if model.computed is None:
+        return _stated(model.path) if model.path is not None else ""
     from interfuse.data.adapted import AdaptedModel
     from interfuse.merge.prepare import everyone
     from interfuse.merge.unwritten import Unwritten
@@ -53,7 +55,7 @@ def licence_of(model: Model) -> str:
     if isinstance(model.computed, AdaptedModel):
         found = [_stated(model.computed.adapter), _stated(model.computed.base)]
         return " and ".join(dict.fromkeys(f for f in found if f))
-    return _stated(model.path) if model.path is not None else ""
+    return ""
 
 
 def _stated(folder: Path) -> str:
