@@ -15,6 +15,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import apply
 from interfuse.data.models import Model
 from interfuse.data.tables import Table
+from interfuse.distill.dhkd import giving_way
 from interfuse.distill.kdcl import ensemble
 from interfuse.distill.tgeo_kd import margin
 from tests.distill_bars import CNN, TwoLayers, log_of, made, refused, same, trained, weights
@@ -49,6 +50,10 @@ def test_two_halves_are_the_whole(data: Table, teacher: Model, tmp_path: Path) -
         [{"use": "mix-kd", "alpha": 0, "gamma": 0}, {"use": "ofa-kd", "cka": True}],
         [{"use": "crd", "count": 8}, {"use": "fitnets", "student_layers": ["stages.1"], "teacher_layers": ["stages.1"]}],
         [{"use": "nd-kd", "base": "none"}, {"use": "reviewkd", "label_weight": 0}],
+        [{"use": "dhkd"}, {"use": "sp", "label_weight": 0, "student_layers": ["stages.1"], "teacher_layers": ["stages.1"]}],
+        [{"use": "hard", "augmentor_steps": 1, "student_steps": 2}, {"use": "fitnets", "label_weight": 0, "student_layers": ["stages.1"], "teacher_layers": ["stages.1"]}],
+        [{"use": "hard", "augmentor_steps": 1, "student_steps": 2}, {"use": "dhkd"}],
+        [{"use": "tgeo-kd", "ratio": "margin"}, {"use": "dist", "label_weight": 0}],
     ],
     ids=lambda parts: "+".join(p["use"] for p in parts),
 )  # fmt: skip
@@ -65,7 +70,7 @@ def test_terms_of_two_papers_train_together(
 @pytest.mark.parametrize(
     ("parts", "code"),
     [
-        ([{"use": "mix-kd"}, {"use": "nd-kd"}], "param.value"), ([{"use": "dhkd"}], "param.value"), ([{"use": "compose", "parts": []}], "param.value"),
+        ([{"use": "mix-kd"}, {"use": "nd-kd"}], "param.value"), ([{"use": "mix-kd"}, {"use": "tgeo-kd", "ratio": "losses"}], "param.value"), ([{"use": "compose", "parts": []}], "param.value"),
         ([{"use": "kd", "tua": 3}], "param.unknown"), ([{"kd": 1}], "param.missing"), ([{"use": "kd", "weight": -1}], "param.value"),
         ([{"use": "kb"}], "method.unknown"), ([], "param.value"), ([{"use": "trg"}, {"use": "dml"}], "param.value"),
     ],
@@ -74,6 +79,47 @@ def test_parts_that_cannot_stand_together(
     parts: list[dict[str, Any]], code: str, data: Table, teacher: Model, tmp_path: Path
 ) -> None:
     refused(code, "compose", data, teacher, tmp_path / "a", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("part", "why", "instead"),
+    [
+        ({"use": "dhkd", "align": "backbone"}, "takes the gradients of all parameters apart", "align: features"),
+        ({"use": "dhkd", "head": "main"}, "on one head", "another head"),
+        ({"use": "tgeo-kd"}, "unrolled step on its own loss", "ratio: margin"),
+        ({"use": "kd3"}, "chooses images before every epoch", "fitnets"),
+        ({"use": "diswot", "space": {"width": [1]}}, "chooses the student", "alone"), ({"use": "fantastic-gains"}, "saves something else", "alone"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_part_says_why_and_what_to_do(
+    part: dict[str, Any], why: str, instead: str, data: Table, teacher: Model, tmp_path: Path
+) -> None:
+    with pytest.raises(InterfuseError) as caught:
+        trained("compose", data, teacher, tmp_path / "a", parts=[part])
+    assert caught.value.code == "param.value"
+    assert why in caught.value.what
+    assert instead in caught.value.fix
+
+
+@pytest.mark.parametrize("slug", ["dhkd", "hard"])
+def test_a_composition_of_one_part_is_that_part(slug: str, data: Table, teacher: Model, tmp_path: Path) -> None:
+    alone = trained(slug, data, teacher, tmp_path / "a")
+    composed = trained("compose", data, teacher, tmp_path / "b", parts=[{"use": slug}])
+    assert same(weights(alone), weights(composed))
+    assert alone.path is not None
+    assert composed.path is not None
+    assert {f.name for f in alone.path.iterdir()} == {f.name for f in composed.path.iterdir()}
+
+
+def test_in_a_composition_the_auxiliary_head_gives_way_to_every_other_part() -> None:
+    """Worked by hand: others come down with (1, 0), the auxiliary head with (-1, 1), of which (0, 1) may stay."""
+    below = torch.zeros(2, requires_grad=True)
+    h = below * 1.0
+    loss = giving_way(h) @ torch.tensor([-1.0, 1.0]) + h @ torch.tensor([0.25, 0.0]) + h @ torch.tensor([0.75, 0.0])
+    loss.backward()
+    assert below.grad is not None
+    assert below.grad.tolist() == [1.0, 1.0]
+    assert giving_way(h.detach()).tolist() == [0.0, 0.0]
 
 
 # -- KDCL --------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,6 @@ from interfuse.kit.taps import layer_names
 if TYPE_CHECKING:
     from interfuse.core.rooms import Call
 
-#: hooks that decide for the whole training, so that a method with one of them cannot be a part
-ALONE = ("choose", "select", "backward", "export", "shell")
 #: hooks that only one part may have
 ONCE = ("batch", "views")
 
@@ -81,6 +79,9 @@ class Compose(Hooks):
 
     # -- every hook, part by part --------------------------------------------------------------------------------------
 
+    def alone(self) -> tuple[str, str]:
+        return "it is a composition itself", "Name its parts."
+
     def check(self, call: Call) -> None:
         for _, part, _ in self._parts:
             part.check(call)
@@ -106,8 +107,10 @@ class Compose(Hooks):
         views = own[1].views(_seen_by(run, *own), batch)
         batch = views.batch
         batch.extra["views"] = {own[0]: views}
-        features = dict(run.student_taps.features) if run.student_taps else {}
-        return Views(batch, views.student, views.teachers, features, [dict(t.features) for t in run.teacher_taps])
+        taps = run.student_taps.features if run.student_taps else {}
+        theirs = views.teacher_features or [{} for _ in run.teacher_taps]
+        theirs = [{**taken.features, **own} for taken, own in zip(run.teacher_taps, theirs, strict=True)]
+        return Views(batch, views.student, views.teachers, {**taps, **views.features}, theirs)
 
     def terms(self, run: Run, views: Views) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -153,10 +156,9 @@ def _part(given: dict[str, Any], where: str) -> tuple[str, Hooks, float]:
     own = {f.name for f in dataclasses.fields(found.target)}  # type: ignore[arg-type]
     narrowed = dataclasses.replace(found, params={k: v for k, v in found.params.items() if k in own})
     hooks: Hooks = found.target(**narrowed.check(values, where=where))
-    alone = [hook for hook in ALONE if _has(hooks, hook)]
-    if isinstance(hooks, Compose) or alone or hooks.needs().tokens:
-        raise InterfuseError("param.value", f"{use} decides for the whole training and cannot be a part", where=where,
-                             fix="Use it alone.")  # fmt: skip
+    why, instead = hooks.alone()
+    if why:
+        raise InterfuseError("param.value", f"{use} cannot be a part: {why}", where=where, fix=instead)
     return found.entry.slug, hooks, float(weight)
 
 

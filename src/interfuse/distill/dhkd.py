@@ -78,15 +78,14 @@ class DHKD(Hooks):
         u, t = views.student, views.teachers[0]
         if "auxiliary" in run.modules:
             taps = run.student_taps
-            by_token = taps is not None and taps.by_token  # the main head reads every token, one decides
-            h = taps.read if taps is not None and by_token else views.features[PENULTIMATE]
-            if self.align == "features":  # under a name of its own, by which what comes down this head is told apart
-                h = run.held[AUX] = h.view_as(h)
+            assert taps is not None, "needs() asks for a tap"
+            h = giving_way(taps.read) if self.align == "features" else taps.read
             if u.ndim == 3:  # of a language model, the positions that have a next token
                 h = h[:, : u.shape[1]]
                 u = run.modules["auxiliary"](h.flatten(0, -2)).unflatten(0, h.shape[:-1])
-            else:
-                u = run.modules["auxiliary"](as_vector(taps.taken(h) if taps is not None and by_token else h))
+            else:  # the main head may read every token, of which one decides; in a composition also changed examples, after the plain ones
+                h = as_vector(taps.taken(h))
+                u = run.modules["auxiliary"](h if len(h) == len(u) else h[: len(u)])
         t = t - t.mean(dim=-1, keepdim=True) if self.center else t
         if self.aux_loss == "bkl-norm":
             loss = log_cosh_logits(u, t, tau=self.tau)  # tau^2 sum_k KL(Bern(1/2) || Bern(sigmoid((u - t)/tau)))
@@ -97,12 +96,19 @@ class DHKD(Hooks):
     def weights(self, run: Run, views: Views) -> dict[str, float | torch.Tensor]:
         return {CE: self.ce, AUX: self.weight}
 
+    def alone(self) -> tuple[str, str]:
+        if self.align in ("backbone", "all"):
+            return "align takes the gradients of all parameters apart", "Use align: features, or align: none."
+        if self.align == "features" and self.head == "main":
+            return "on one head align takes the gradients of both losses apart", "Use another head, or align: none."
+        return "", ""
+
     def backward(self, run: Run, loss: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
-        if self.align == "none":
-            super().backward(run, loss, parts)
+        if self.align == "none" or (self.align == "features" and self.head != "main"):
+            super().backward(run, loss, parts)  # what comes down the auxiliary head gives way by itself
             return
         if self.align == "features":
-            self._backward_through_features(run, loss, parts)
+            self._backward_on_one_head(run, loss, parts)
             return
         # the labels' gradient gathers in .grad as ever, the teacher's beside it until the whole window is there
         found = self._parameters(run)
@@ -116,32 +122,15 @@ class DHKD(Hooks):
             p.grad = labels[name]
         run.accelerator.backward(parts[CE])
 
-    def _backward_through_features(self, run: Run, loss: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
-        """The teacher's gradient is met at the features on its way down from its head, and turned before it goes on into the backbone.
-
-        What is aligned bounds what would be: the backbone's gradients are these two times one Jacobian (Sener & Koltun 2018, section 3.3).
-        Both may carry the scale of half precision: turning does not depend on it.
-        """
+    def _backward_on_one_head(self, run: Run, loss: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
+        """As :func:`giving_way`, where both gradients come down one head: the labels' is found first, so the head is gone through twice."""
         assert run.student_taps is not None
         h = run.student_taps.read
-        seen: list[torch.Tensor] = []
-        if AUX in run.held:
-            handles = [run.held.pop(AUX).register_hook(seen.append)]
-        else:  # both come down one head
-            scale = run.accelerator.scaler.get_scale() if run.accelerator.scaler is not None else 1.0
-            (label,) = torch.autograd.grad(parts[CE], h, retain_graph=True)
-            handles = [h.register_hook(lambda both: seen.append(both - scale * label))]  # type: ignore[no-untyped-call]
-
-        def aligned(both: torch.Tensor) -> torch.Tensor:
-            (teacher,) = seen
-            label = both - teacher
-            (kept,) = align([teacher], [label])
-            return both if kept is teacher else label + kept
-
-        handles.append(h.register_hook(aligned))  # type: ignore[no-untyped-call]
+        scale = run.accelerator.scaler.get_scale() if run.accelerator.scaler is not None else 1.0
+        (label,) = torch.autograd.grad(parts[CE], h, retain_graph=True)
+        handle = h.register_hook(lambda both: turned(both, both - scale * label))  # type: ignore[no-untyped-call]
         run.accelerator.backward(loss)
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
     def before_step(self, run: Run) -> None:
         if self.align in ("none", "features"):
@@ -167,6 +156,29 @@ def _head(run: Run) -> set[str]:
     main = run.student_taps.classifier
     names = {f"student/{main}.{n}" for n, _ in run.bare.get_submodule(main).named_parameters()}
     return names | {f"auxiliary/{n}" for m in run.modules.values() for n, _ in m.named_parameters()}
+
+
+def giving_way(h: torch.Tensor) -> torch.Tensor:
+    """``h`` under a name of its own, whose gradient is met on its way down and turned before it goes on below ``h``, where it opposes
+    all else that comes down to ``h``: with the method alone that is the labels' gradient, in a composition that of every other term too.
+
+    What is aligned at the features bounds what would be below: the backbone's gradients are these two times one Jacobian (Sener & Koltun
+    2018, section 3.3). Both may carry the scale of half precision: turning does not depend on it.
+    """
+    own = h.view_as(h)
+    if not h.requires_grad:  # a frozen backbone
+        return own
+    seen: list[torch.Tensor] = []
+    own.register_hook(seen.append)  # type: ignore[no-untyped-call]
+    h.register_hook(lambda both: turned(both, seen.pop()) if seen else both)  # type: ignore[no-untyped-call]
+    return own
+
+
+def turned(both: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """The sum of two gradients without the part of the teacher's that opposes the other."""
+    label = both - teacher
+    (kept,) = align([teacher], [label])
+    return both if kept is teacher else label + kept
 
 
 def align(distil: list[torch.Tensor], label: list[torch.Tensor]) -> list[torch.Tensor]:

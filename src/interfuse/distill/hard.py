@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import numpy as np
 import safetensors.torch
@@ -20,6 +20,9 @@ from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
 from interfuse.kit.augmentors import Affine, Augmentor, Latent, Mix, Noise, clamp_through
 from interfuse.kit.encode import forward
 from interfuse.kit.losses import forward_kl, full_precision
+
+if TYPE_CHECKING:
+    from interfuse.core.rooms import Call
 
 AUGMENTOR = "augmentor"
 #: pictures in a row of the examples
@@ -80,6 +83,12 @@ class HARD(Hooks):
     def needs(self) -> Needs:
         return Needs(labels=self.ce > 0, teachers=(1, 1), live=True, augments=self.augmentor != "noise")
 
+    def check(self, call: Call) -> None:
+        data = call.inputs["data"]
+        if data.kind not in ("image", "features"):
+            raise InterfuseError("input.type", f"hard moves numbers a little, the table holds {data.kind}, whose tokens cannot be moved", where=data.name,
+                                 fix="For texts use mix-kd, which mixes their embeddings, or kd on more texts.")  # fmt: skip
+
     def setup(self, run: Run) -> None:
         if self.phase_min >= self.phase_max:
             raise InterfuseError("param.value", f"phase_min {self.phase_min} is not below phase_max {self.phase_max}", where="phase_min")  # fmt: skip
@@ -122,7 +131,11 @@ class HARD(Hooks):
         both = forward(run.student, run.student_model, {name: torch.cat([x, fit(moved, x)])})
         student, changed = both.chunk(2)
         batch.extra |= {"student": changed, "teacher": teacher}
-        return Views(batch, student, [clean])
+        # for others in a composition: features of the unchanged half, which the teacher saw last
+        features = (
+            {n: f[: len(x)] for n, f in run.student_taps.features.items()} if run.student_taps is not None else {}
+        )
+        return Views(batch, student, [clean], features, [dict(t.features) for t in run.teacher_taps])
 
     def terms(self, run: Run, views: Views) -> dict[str, Tensor]:
         extra, teacher = views.batch.extra, views.teachers[0]
@@ -236,14 +249,10 @@ class HARD(Hooks):
         names = sorted(name for name in run.tensors if name.startswith("examples/"))
         kept = [(int(name.split("/")[1]), run.tensors[name].numpy()) for name in names]
         found = {name: float(value) for name, value in cast(Augmentor, module).diagnostics().items()}
-        pages.augmentations(folder, kept, run.tensors["curve"].numpy(), found)
-
-    def export(self, run: Run) -> nn.Module:
-        moves = int(run.tensors["curve"][-1, 3]) if run.steps else 0
-        found = cast(Augmentor, run.modules[AUGMENTOR]).diagnostics()
         run.facts["augmentor"] = {name: round(value, 5) for name, value in found.items()}
+        moves = int(run.tensors["curve"][-1, 3]) if run.steps else 0
         run.facts["phases"] = {"student_steps": run.step, "augmentor_steps": moves}
-        return super().export(run)
+        pages.augmentations(folder, kept, run.tensors["curve"].numpy(), found)
 
 
 def fit(x: Tensor, like: Tensor) -> Tensor:

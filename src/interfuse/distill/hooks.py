@@ -184,6 +184,17 @@ class Run:
         return generator(self.ctx, name, "cpu")
 
 
+#: hooks that decide for the whole training, and what a method with one of its own does
+WHOLE = {
+    "choose": "it chooses the student that is trained",
+    "select": "it chooses the examples of every epoch",
+    "backward": "it takes the gradients of the whole loss apart",
+    "fit": "it trains in a loop of its own",
+    "export": "it saves something else than the trained student",
+    "shell": "it saves something else than the trained student",
+}
+
+
 class Hooks:
     """The interface of a distillation method."""
 
@@ -193,6 +204,13 @@ class Hooks:
 
     def check(self, call: Call) -> None:
         """Refuses inputs that the method cannot use, by a coded error, before anything is loaded."""
+
+    def alone(self) -> tuple[str, str]:
+        """Why the method cannot be one of several whose losses are added up, and what to do instead; two empty texts where it can."""
+        for hook, why in WHOLE.items():
+            if getattr(type(self), hook) is not getattr(Hooks, hook):
+                return why, "Use it alone."
+        return ("it prepares what teachers say of tokens itself", "Use it alone.") if self.needs().tokens else ("", "")
 
     def calls(self, call: Call) -> int:
         """How many calls of an endpoint the work will need at most."""

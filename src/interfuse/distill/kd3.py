@@ -76,13 +76,19 @@ class KD3(Hooks):
         return Needs(live=True, batch=2, student_features=tuple(dict.fromkeys((self.student_layer, PENULTIMATE))),
                      teacher_features=tuple(dict.fromkeys((self.teacher_layer, PENULTIMATE))))  # fmt: skip
 
+    def alone(self) -> tuple[str, str]:
+        return ("it chooses images before every epoch, and the student ends in the teacher's classifier, which its own logits never reach",
+                "Use it alone; a loss on the teacher's features beside others is fitnets.")  # fmt: skip
+
     # -- before training -------------------------------------------------------------------------------------------
 
+    def check(self, call: Call) -> None:
+        student = call.inputs["student"]
+        if student.task not in ("image-classification", "module"):
+            raise InterfuseError("input.type", "kd3 perturbs the pixels of images, or numbers, which texts do not have", where=student.name,
+                                 fix="For texts use kd on unlabelled examples (alpha: 1), or fitnets for the teacher's features.")  # fmt: skip
+
     def setup(self, run: Run) -> None:
-        if run.student_model.task not in ("image-classification", "module"):
-            raise InterfuseError(
-                "input.type", "kd3 perturbs images or features, not texts", where=run.student_model.name
-            )
         if run.labels is not None:
             run.ctx.log("the labels of the pool are not used")
         ours, theirs = self._layers(run)

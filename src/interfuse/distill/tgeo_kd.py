@@ -65,7 +65,14 @@ class TGeoKD(Hooks):
     ] = "geometry"  # fmt: skip
 
     def needs(self) -> Needs:
-        return Needs(labels=True, validation=True)
+        own = self.fixed_alpha is None and self.ratio != "anneal"
+        return Needs(labels=True, validation=True, own_labels=own)
+
+    def alone(self) -> tuple[str, str]:
+        if not self.learned:
+            return "", ""
+        return ("its fusion network learns from an unrolled step on its own loss, which other losses would make another step",
+                "Use ratio: margin, losses or anneal, or fixed_alpha.")  # fmt: skip
 
     @property
     def learned(self) -> bool:
