@@ -19,6 +19,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source
 from interfuse.data import remote_graph
 from interfuse.data.graph import Graph, open_graph
+from interfuse.data.graph_store import names_graphs
 from interfuse.data.remote_graph import RemoteGraph
 from interfuse.data.statements import LABEL, TYPE, Evidence, Literal, Statement, label_of, number
 
@@ -65,7 +66,7 @@ class Endpoint:
                 else:
                     try:
                         asked = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
-                        scope: dict[str, Any] = {"use_default_graph_as_union": outer.union}
+                        scope: dict[str, Any] = {} if " FROM " in body else {"use_default_graph_as_union": outer.union}
                         if "default-graph-uri" in asked or "named-graph-uri" in asked:  # section 2.1.4 of the protocol
                             scope = {
                                 "default_graph": [pyoxigraph.NamedNode(n) for n in asked.get("default-graph-uri", ())],
@@ -206,6 +207,28 @@ def test_every_verb_takes_the_address_of_an_endpoint(endpoint: Endpoint, tmp_pat
         "commit",
         "close",
     ]  # of a folder, or of the log
+
+
+def test_a_query_that_names_graphs_is_answered_from_these(endpoint: Endpoint) -> None:
+    here, there = Graph(), RemoteGraph(endpoint.address)
+    for graph in (here, there):
+        graph.add(rows())
+    for query, count in (
+        ("SELECT ?s { ?s ?p ?o }", 5),
+        ("SELECT ?s FROM <urn:interfuse:graph:inferred> { ?s ?p ?o }", 1),
+        ("SELECT ?s FROM NAMED <urn:interfuse:graph:contested> { GRAPH ?g { ?s ?p ?o } }", 1),
+        ("SELECT ?s FROM NAMED <urn:interfuse:graph:contested> { ?s ?p ?o }", 0),
+        ("SELECT ?s FROM <urn:x:nothing> { ?s ?p ?o }", 0),
+    ):
+        assert len(there.query(query)) == len(here.query(query)) == count, query
+
+
+def test_words_that_look_like_a_dataset_are_none() -> None:
+    for query in ("SELECT * FROM <urn:g> { ?s ?p ?o }", "select * # x\nfrom named g:a { ?s ?p ?o }", "ASK FROM :g { }", "SELECT * \\u0046ROM <g> {}"):  # fmt: skip
+        assert names_graphs(query), query
+    for query in ("SELECT ?from { ?s :from ?from }", "SELECT * { ?s <urn:FROM> ' FROM <g> ' }", "ASK { ?s from:a ?o } # FROM <g>",
+                  "SELECT * { ?s ?p \"\"\"a \" FROM <g>\"\"\" ; x:moved-from ?o, 'it\\'s FROM ' }"):  # fmt: skip
+        assert not names_graphs(query), query
 
 
 def test_an_endpoint_of_others_is_read_as_it_is(endpoint: Endpoint) -> None:

@@ -110,10 +110,23 @@ def check_query(sparql: str) -> None:
         raise InterfuseError("unsafe.address", "a query may not ask other servers (SERVICE)")
 
 
+_QUOTED = re.compile(
+    r"\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|<[^<>\s]*>|#[^\n]*",
+    re.DOTALL,
+)
+
+
+def names_graphs(sparql: str) -> bool:
+    """Whether a query says itself from which graphs it is to be answered (``FROM``, ``FROM NAMED``)."""
+    bare = _QUOTED.sub(" ", _CODE.sub(lambda m: chr(min(int(m[1] or m[2], 16), 0x10FFFF)), sparql))
+    return re.search(r"(?<![\w?$:@.-])FROM\b(?![:-])", bare, re.IGNORECASE) is not None
+
+
 def run(store: Any, sparql: str, *, meta: bool = False, prefixes: bool = True) -> Answers:
     """Answers to a SPARQL 1.1/1.2 query (SELECT, ASK, CONSTRUCT, DESCRIBE).
 
-    The default graph holds the triples of every status but withdrawn; with ``meta`` the reifiers too. The prefixes rdf, rdfs,
+    The default graph holds the triples of every status but withdrawn; with ``meta`` the reifiers too. A query that names graphs itself
+    (``FROM``, ``FROM NAMED``) is answered from these alone. The prefixes rdf, rdfs,
     owl, xsd, skos, prov and ``if:`` (``urn:interfuse:``) are known.
 
     Raises:
@@ -124,12 +137,10 @@ def run(store: Any, sparql: str, *, meta: bool = False, prefixes: bool = True) -
     graphs = [ox.NamedNode(status_graph(s)) for s in STATUSES] + (
         [ox.NamedNode(status_graph("statements"))] if meta else []
     )
+    given: dict[str, Any] = {} if names_graphs(sparql) else {"default_graph": graphs}
+    given |= {"prefixes": PREFIXES} if prefixes else {}
     try:
-        found = (
-            store.query(sparql, default_graph=graphs, prefixes=PREFIXES)
-            if prefixes
-            else store.query(sparql, default_graph=graphs)
-        )
+        found = store.query(sparql, **given)
         return _answers(found, ox)
     except (SyntaxError, ValueError, OSError) as error:
         raise InterfuseError(

@@ -28,7 +28,7 @@ from interfuse.data.graph import NEAR, Diff, Graph
 from interfuse.data.graph_columns import Columns
 from interfuse.data.graph_files import status_graph
 from interfuse.data.graph_log import Op
-from interfuse.data.graph_store import Answers, check_query
+from interfuse.data.graph_store import Answers, check_query, names_graphs
 from interfuse.data.statements import (
     ALIAS,
     LABEL,
@@ -125,13 +125,14 @@ class RemoteGraph:
         """Answers to a SELECT or ASK query, as :meth:`interfuse.data.graph.Graph.query` gives them.
 
         Where statements stand in our named graphs, the default graph is the triples of these (with ``meta`` the reifiers too), by the
-        protocol's ``default-graph-uri``, whatever the endpoint's own is; elsewhere it is the endpoint's.
+        protocol's ``default-graph-uri``, whatever the endpoint's own is; elsewhere it is the endpoint's. A query that names graphs itself
+        (``FROM``, ``FROM NAMED``) goes out without, as the protocol's would take their place.
 
         Raises:
             InterfuseError: ``endpoint.failed``, ``input.limit``, ``input.format`` or ``unsafe.address``.
         """
         check_query(sparql)
-        if not self.ours:
+        if not self.ours or names_graphs(sparql):
             return self._answers(sparql)
         graphs = [status_graph(s) for s in STATUSES]
         named = [("named-graph-uri", g) for g in (*graphs, _META)]
