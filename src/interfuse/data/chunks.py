@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from interfuse.data.corpus import Document
 
 #: part of every chunk's id; it changes when the cutting does
-VERSION = "1"
+VERSION = "2"
 TOKEN = re.compile(r"\w+|[^\w\s]")
 #: kinds of elements that are cut as one block
 BLOCKS = ("heading", "paragraph", "item", "quote", "code", "field", "note", "row", "caption")
@@ -26,6 +26,19 @@ _ABBREVIATIONS = (
 )
 _SHORT = frozenset(_ABBREVIATIONS.split())
 _END = re.compile(r"""[.!?…]+["'”’»)\]]*(?=\s|\Z)|[。！？]|\n[ \t]*\n""")
+#: a short word with a capital behind a copula or a number (a symbol, a unit), and a stop
+_SYMBOL = re.compile(r"(?i:\b(?:is|are|was|were|be|symbols?)|=|(\d))\s+([A-Z][a-z]{0,2})\.(?=\s|\Z)")
+#: how a sentence begins: with a small word, or with a name and its verb
+_SMALL = re.compile(
+    r"\s+(?:The|An?|Its?|In|On|At|He|She|They|His|Her|Their|This|That|These|Those|There|When|While|If|As|For|From|By|With|After|Before)\b"
+)
+_NAMED = re.compile(
+    r"\s+[A-Z][\w’'-]*(?:\s+[A-Z][\w’'-]*){0,2}\s+(?:is|are|was|were|has|had|have|can|could|may|might|will|would|does|did|must|[a-z]+ed"
+    r"|(?!as\b|this\b|plus\b|versus\b|across\b)[a-z]+s)\b"
+)
+_BEFORE_NAMES = "mr mrs ms dr st mt ft gen col lt sgt rev sen gov vs no fig vol eds ed est"
+_TITLES = frozenset(_BEFORE_NAMES.split())
+_RELATIVE = re.compile(r"\b(?:who|whose|whom|which)\b[^.!?]*\Z", re.IGNORECASE)
 _NEXT = re.compile(r"""\s*["'“‘«(\[]*(\S)""")
 
 
@@ -72,17 +85,37 @@ def token_count(text: str) -> int:
     return len(TOKEN.findall(text))
 
 
+def stops_after_symbols(text: str, start: int = 0, end: int | None = None) -> list[int]:
+    """Where sentences of ``text[start:end]`` end with a symbol that looks like an initial or an abbreviation: positions behind the stop.
+
+    ``The symbol of potassium is K. Potassium was found in 1807.`` has two sentences, ``The author is J. Smith.`` one: what stands
+    behind a copula or a number is a symbol when a sentence begins behind its stop (a small word with a capital; behind a copula also a
+    name and its verb), or nothing does.
+    """
+    end = len(text) if end is None else end
+    found = []
+    for mark in _SYMBOL.finditer(text, start, end):
+        if mark.group(2).casefold() in _TITLES or _RELATIVE.search(text[max(start, mark.start() - 60) : mark.start()]):
+            continue
+        named = _NAMED.match(text, mark.end(), end) and not mark.group(1)  # in 1807 H. Davy was ...
+        if named or _SMALL.match(text, mark.end(), end) or not text[mark.end() : end].strip():
+            found.append(mark.end())
+    return found
+
+
 def sentences(text: str, start: int = 0, end: int | None = None) -> list[tuple[int, int]]:
     """(start, end) of the sentences of ``text[start:end]``, without the space around them; an empty line ends one too.
 
-    A full stop after an abbreviation, an initial or a number with more to come does not end a sentence.
+    A full stop after an abbreviation, an initial or a number with more to come does not end a sentence; after a symbol it may, see
+    :func:`stops_after_symbols`.
     """
     end = len(text) if end is None else end
     found: list[tuple[int, int]] = []
     begin = start
+    after_symbols = frozenset(stops_after_symbols(text, start, end))
     for mark in _END.finditer(text, start, end):
         stop = mark.end()
-        if mark.group().startswith("."):
+        if mark.group().startswith(".") and stop not in after_symbols:
             word = re.search(r"\S*\Z", text[max(begin, mark.start() - 24) : mark.start()])
             before = word.group().strip("\"'“‘«([").casefold() if word else ""
             following = _NEXT.match(text, stop, end)

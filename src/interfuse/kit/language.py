@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from interfuse.core.errors import InterfuseError
-from interfuse.data.chunks import sentences
+from interfuse.data.chunks import sentences, stops_after_symbols
 
 
 @dataclass
@@ -102,6 +102,12 @@ class SpacyParser:
 
     def parse(self, texts: Sequence[str]) -> Iterator[list[Sentence]]:
         """The sentences of every text."""
+        pieces = [_pieces(text) for text in texts]
+        docs = self._parsed([words for piece in pieces for words, _, _ in piece])
+        for piece in pieces:
+            yield [s for _, shift, stop in piece for s in _moved(next(docs), shift, stop)]
+
+    def _parsed(self, texts: Sequence[str]) -> Iterator[list[Sentence]]:
         from spacy.attrs import DEP, ENT_IOB, ENT_TYPE, HEAD, LEMMA, POS, TAG
 
         strings = self.nlp.vocab.strings
@@ -129,6 +135,26 @@ class SpacyParser:
                         children[w.head].append(i)
                 made.append(Sentence(words, found, True, children))
             yield made
+
+
+def _pieces(text: str) -> list[tuple[str, int, int]]:
+    """A text as pieces that spaCy reads by themselves: (words, where they begin in the text, where a stop was moved away from its symbol, which
+    spaCy takes for an abbreviation, or -1)."""
+    stops = stops_after_symbols(text)
+    made, begin = [], 0
+    for stop in stops:
+        made.append((f"{text[begin : stop - 1]} .", begin, stop - 1 - begin))
+        begin = stop + len(text[stop:]) - len(text[stop:].lstrip())
+    return [*made, (text[begin:], begin, -1)] if begin < len(text) or not made else made
+
+
+def _moved(found: list[Sentence], shift: int, stop: int) -> list[Sentence]:
+    """The sentences of a piece at their places in the text."""
+    if shift or stop >= 0:
+        for word in (w for s in found for w in s.words):
+            back = stop >= 0 and word.start > stop
+            word.start, word.end = word.start + shift - back, word.end + shift - back
+    return found
 
 
 _CLOSED = {
