@@ -38,15 +38,19 @@ def models(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("slug", SUMS)
-def test_a_sum_of_models_never_loads_torch(slug, models):
-    words = ["merge", slug, "a", "b", *SUMS[slug], "-o", f"out-{slug}", "-q"]
+def without(heavy, words, folder):
+    """Runs a command that must not load these packages."""
     program = (
         f"import sys; from interfuse.cli.main import app\ntry: app.main({words!r})\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+        f"assert not set({heavy!r}) & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=models, check=True)
+    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("slug", SUMS)
+def test_a_sum_of_models_never_loads_torch(slug, models):
+    without(["torch", "transformers"], ["merge", slug, "a", "b", *SUMS[slug], "-o", f"out-{slug}", "-q"], models)
     made, one, two = (load_file(models / n / "model.safetensors") for n in (f"out-{slug}", "a", "b"))
     assert {n: t.dtype for n, t in made.items()} == {n: t.dtype for n, t in one.items()}
     assert made["count"].equal(one["count"])
@@ -54,6 +58,11 @@ def test_a_sum_of_models_never_loads_torch(slug, models):
         for name in "whf":
             exact = 0.3 * one[name].double() + 0.7 * two[name].double()
             assert (made[name].double() - exact).abs().max() <= torch.finfo(made[name].dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("words", [["ties", "a", "b", "--base", "base", "-o", "out-ties", "-q"], ["diff", "a", "b"]])
+def test_looking_at_weights_alone_loads_no_transformers(words, models):
+    without(["transformers"], ["merge", *words], models)
 
 
 @pytest.mark.parametrize("code", ["bfloat16", "float16"])

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
 
 from interfuse.core.errors import InterfuseError
@@ -31,6 +30,8 @@ def names_in_files(model: Model, module: nn.Module, stored: Sequence[str]) -> di
     buffers = dict(module.named_buffers())
     if all(name in mine or name in buffers for name in stored) or model.task not in TASKS:
         return {name: mine[name] for name in stored if name in mine}
+    import transformers
+
     with seeded(0):  # initial weights are drawn, and overwritten
         skeleton = getattr(transformers, TASKS[model.task][0]).from_config(make_config(model))
     numbered = [name for name, _ in skeleton.named_parameters()]
