@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from interfuse.core.errors import InterfuseError
+from interfuse.kit import concept_walks
 from interfuse.kit.change_points import course, lag
 from interfuse.kit.concept_walks import (
     bridges,
@@ -131,6 +135,35 @@ def test_the_interval_holds_the_figure_and_bridges_are_what_ties() -> None:
     s = symmetric(kept[0])
     means = {a: s[a, [2, 3, 4]].mean() for a in (0, 1)} | {b: s[[0, 1], b].mean() for b in (2, 3, 4)}
     assert best == (max(means, key=lambda k: means[k]), pytest.approx(max(means.values())))
+
+
+def test_concepts_go_in_blocks_with_the_same_figures_and_no_table_of_all_papers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(4)
+    papers, count = 3000, 300
+    edges = [(i, int(j)) for i in range(1, papers) for j in rng.integers(0, i, 3)]
+    m = csr_matrix(
+        (np.ones(2 * papers), (np.tile(np.arange(papers), 2), rng.integers(0, count, 2 * papers))), (papers, count)
+    )
+    times = np.arange(papers) // 1500
+
+    def run(block: int) -> tuple[list[object], list[np.ndarray], int]:
+        monkeypatch.setattr(concept_walks, "BLOCK", block)
+        tables: list[np.ndarray] = []
+        tracemalloc.start()
+        made = driving_force(times, edges, m, [0, 1], [2, 3], windows(times, years=1), draws=5, rng=np.random.default_rng(0),
+                             keep=lambda w, r, up: tables.extend((r, up)))  # fmt: skip
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return list(made), tables, peak
+
+    whole, blocks = run(count), run(16)
+    assert whole[0] == blocks[0]
+    assert all(np.array_equal(a, b) for a, b in zip(whole[1], blocks[1], strict=True))
+    full = 8 * papers * count  # bytes of a table of papers by concepts, of which a walk holds three
+    assert whole[2] > 2 * full
+    assert blocks[2] < whole[2] - 2 * full
 
 
 def test_breaks_are_found_where_they_are_and_not_where_there_are_none() -> None:

@@ -100,24 +100,24 @@ def astro_kg(
     for d, members in domains.items():
         work.count(f"concepts of {d} not found", len(members) - len(groups[d]))
     tech, sci = groups.get(technique, []), groups.get(science, [])
-    tables: list[tuple[Window, Any, Any]] = []
+    links: list[tuple[Window, list[tuple[int, int, Sequence[float]]]]] = []
+    between: dict[str, list[list[Any]]] = {}
     with work.ctx.bar("windows", len(slices), "windows") as bar:
 
         def keep(part: Window, r: Any, lifted: Any) -> None:
-            tables.append((part, r, lifted))
+            links.append((part, strongest(r, lifted, per_concept)))
+            between[part.name] = [[papers.names[i], v] for i, v in bridges(r, tech, sci, 5)]
             bar.advance()
 
         forces = driving_force(papers.years, papers.edges, m, tech, sci, slices, decay=decay, steps=steps, include_self=include_self, draws=draws,
                                rng=work.ctx.rng("driving force"), null=null, keep=keep)  # fmt: skip
-    yield from _statements(work, papers, tables, per_concept)
+    yield from _statements(work, papers, links)
     yield from _belongs(work, papers, groups)
     rows = [vars(f) | {"share": f.share} for f in forces]
     if technique:
         work.report("driving force", rows)
         work.report("phases", phases(forces, science))
-        work.report(
-            "bridges", {part.name: [[papers.names[i], v] for i, v in bridges(r, tech, sci, 5)] for part, r, _ in tables}
-        )
+        work.report("bridges", between)
         work.save("driving-force.csv", _csv(rows))
         work.save("two-phases.svg", picture(forces, technique, science))
     work.report("windows", [{"name": w.name, "papers": len(w.members)} for w in slices])
@@ -233,23 +233,37 @@ def _carries(papers: Papers) -> Any:
     )
 
 
+def strongest(r: np.ndarray, lifted: np.ndarray, most: int) -> list[tuple[int, int, Sequence[float]]]:
+    """The strongest links of each concept: (a, b, [R(a -> b), symmetric relevance, symmetric lift, symmetric relevance over the largest]).
+
+    Args:
+        r, lifted: relevance and normalised lift of all concepts, [C, C]. most: links per concept.
+    """
+    s = symmetric(r)
+    np.fill_diagonal(s, 0.0)
+    largest = float(s.max(initial=0.0)) or 1.0
+    found: list[tuple[int, int, Sequence[float]]] = []
+    for a in range(len(s)):
+        tied = np.flatnonzero(s[a])
+        for b in tied[np.argsort(-s[a, tied], kind="stable")][:most].tolist():
+            up = float(np.sqrt(max(lifted[a, b] * lifted[b, a], 0.0)))
+            found.append((a, b, (float(r[a, b]), float(s[a, b]), up, float(s[a, b]) / largest)))
+    return found
+
+
 def _statements(
-    work: Work, papers: Papers, tables: Sequence[tuple[Window, Any, Any]], most: int
+    work: Work, papers: Papers, links: Sequence[tuple[Window, Sequence[tuple[int, int, Sequence[float]]]]]
 ) -> Iterator[Candidate]:
-    """The strongest links of each concept per window."""
-    for part, r, lifted in tables:
-        s, up = symmetric(r), symmetric(lifted)
-        proof = Evidence(f"table:{work.table.name}", method="build/astro-kg", score=None)
-        strongest = float(s[~np.eye(len(s), dtype=bool)].max(initial=0.0)) or 1.0
-        for a in range(len(s)):
-            order = np.argsort(-s[a], kind="stable")
-            for b in [int(b) for b in order if b != a and s[a, b] > 0][:most]:
-                work.count("links")
-                rest = (("window", Literal(part.name)), ("from year", Literal(f"{part.start:04.0f}", XSD + "gYear")),
-                        ("to year", Literal(f"{part.end:04.0f}", XSD + "gYear")), ("relevance", number(float(r[a, b]))),
-                        ("symmetric relevance", number(float(s[a, b]))), ("lift", number(float(up[a, b]))))  # fmt: skip
-                yield Candidate(papers.names[a], "relevant to", papers.names[b], "Concept", "Concept", rest, confidence=float(s[a, b]) / strongest,
-                                kind="relevance", status="inferred", evidence=(proof,))  # fmt: skip
+    """The links of every window."""
+    proof = Evidence(f"table:{work.table.name}", method="build/astro-kg", score=None)
+    for part, rows in links:
+        for a, b, (one, both, up, share) in rows:
+            work.count("links")
+            rest = (("window", Literal(part.name)), ("from year", Literal(f"{part.start:04.0f}", XSD + "gYear")),
+                    ("to year", Literal(f"{part.end:04.0f}", XSD + "gYear")), ("relevance", number(one)),
+                    ("symmetric relevance", number(both)), ("lift", number(up)))  # fmt: skip
+            yield Candidate(papers.names[a], "relevant to", papers.names[b], "Concept", "Concept", rest, confidence=share, kind="relevance",
+                            status="inferred", evidence=(proof,))  # fmt: skip
 
 
 def _belongs(work: Work, papers: Papers, groups: Mapping[str, Sequence[int]]) -> Iterator[Candidate]:

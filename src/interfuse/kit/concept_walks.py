@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from interfuse.core.errors import InterfuseError
 
 Floats = NDArray[np.float64]
+#: concepts whose visits of all papers are held at a time
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,23 @@ def relevance(start: Any, found: Walks, *, normalise: bool = False) -> Floats:
     total = np.asarray(u.T @ found.visits)
     divisor = np.asarray(u.T @ found.mass).ravel() if normalise else counts
     return np.divide(total, divisor[:, None], out=np.zeros_like(total), where=divisor[:, None] > 0)
+
+
+def relevances(w: Any, m: Any, start: Any, *, decay: float = 0.5, steps: int = 4, include_self: bool = False) -> tuple[Floats, Floats]:  # fmt: skip
+    """:func:`relevance` of all concepts as it is and normalised, two tables [A, B]; visits are held for :data:`BLOCK` concepts at a time.
+
+    Args:
+        w, m, decay, steps, include_self: of :func:`walks`. start: of :func:`relevance`.
+    """
+    from scipy.sparse import csc_matrix
+
+    columns = csc_matrix(m, dtype=np.float64)
+    plain, normalised = np.zeros((start.shape[1], columns.shape[1])), np.zeros((start.shape[1], columns.shape[1]))
+    for first in range(0, columns.shape[1], BLOCK):
+        part = slice(first, first + BLOCK)
+        found = walks(w, columns[:, part], decay=decay, steps=steps, include_self=include_self)
+        plain[:, part], normalised[:, part] = relevance(start, found), relevance(start, found, normalise=True)
+    return plain, normalised
 
 
 def lift(r: Floats, shares: ArrayLike) -> Floats:
@@ -206,6 +226,16 @@ def mean_between(table: Floats, rows: NDArray[np.int64], columns: NDArray[np.int
     return float(part[~same].mean()) if (~same).any() else 0.0
 
 
+def mean_symmetric(r: Floats, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
+    """:func:`mean_between` of the symmetric table, of which only what is asked for is made."""
+    both = np.concatenate([rows, columns])
+    part = symmetric(r[np.ix_(both, both)])
+    if not len(rows) or not len(columns):
+        return 0.0
+    same = rows[:, None] == columns[None, :]
+    return float(part[: len(rows), len(rows) :][~same].mean()) if (~same).any() else 0.0
+
+
 def rewired(edges: Sequence[tuple[int, int]], times: ArrayLike, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Citations with the cited ends exchanged among those of one citing and one cited year: degrees and years stay."""
     t = np.asarray(times, dtype=np.float64)
@@ -249,50 +279,48 @@ def driving_force(
         start = csr_matrix(diags(inside) @ table)
         here = np.asarray(start.sum(axis=0)).ravel() > 0
         fresh, seen = here & ~seen, seen | here
-        found = walks(citation_graph(len(t), known), carried, decay=decay, steps=steps, include_self=include_self)
-        r = relevance(start, found)
-        share = np.asarray(carried.sum(axis=0)).ravel() / max(present.sum(), 1)
-        lifted = lift(relevance(start, found, normalise=True), share)
+        walk = partial(walks, decay=decay, steps=steps, include_self=include_self)
+        w = citation_graph(len(t), known)
+        r, lifted = relevances(w, carried, start, decay=decay, steps=steps, include_self=include_self)
+        lifted = lift(lifted, np.asarray(carried.sum(axis=0)).ravel() / max(present.sum(), 1))
         live_t, live_s = tech[here[tech]], sci[here[sci]]
-        s = symmetric(r)
         if keep is not None:
             keep(part, r, lifted)
-        low, high = _resampled(start[part.members], found.visits[part.members], both, live_t, live_s, draws, rng)
-        chance = 0.0
-        if null:
-            other = walks(
-                citation_graph(len(t), rewired(known, t, rng)),
-                carried,
-                decay=decay,
-                steps=steps,
-                include_self=include_self,
-            )
-            chance = mean_between(symmetric(relevance(start, other)), live_t, live_s)
-        forces.append(Force(part.name, part.end, len(part.members), mean_between(s, live_t, live_s), mean_between(s, live_s, live_s),
-                            mean_between(symmetric(lifted), live_t, live_s), low, high, chance,
+        low = high = chance = 0.0
+        own, places = start[:, both], {int(c): i for i, c in enumerate(both)}
+        live = [np.array([places[int(c)] for c in side], dtype=np.int64) for side in (live_t, live_s)]
+        if draws and len(live_t) and len(live_s):
+            visits = walk(w, carried[:, both]).visits[part.members]
+            low, high = _resampled(own[part.members], visits, live[0], live[1], draws, rng)
+        if null and len(both):
+            chance_edges = rewired(known, t, rng)
+            if len(live_t) and len(live_s):
+                found = walk(citation_graph(len(t), chance_edges), carried[:, both])
+                chance = mean_symmetric(relevance(own, found), live[0], live[1])
+        forces.append(Force(part.name, part.end, len(part.members), mean_symmetric(r, live_t, live_s), mean_symmetric(r, live_s, live_s),
+                            mean_symmetric(lifted, live_t, live_s), low, high, chance,
                             int(fresh[tech].sum()), int(fresh[sci].sum())))  # fmt: skip
     return forces
 
 
-def _resampled(start: Any, visits: Floats, both: NDArray[np.int64], tech: NDArray[np.int64], sci: NDArray[np.int64], draws: int,
+def _resampled(start: Any, visits: Floats, tech: NDArray[np.int64], sci: NDArray[np.int64], draws: int,
                rng: np.random.Generator) -> tuple[float, float]:  # fmt: skip
     """The 95 % interval of the mean symmetric relevance between the domains, over papers drawn with replacement.
 
     A concept that no drawn paper carries is left out of that draw's mean: it is absent there, not unrelated.
+
+    Args:
+        start: which paper of the window carries which concept of the domains. visits: their visits of these papers. tech, sci: places in both.
     """
-    if not draws or not len(tech) or not len(sci):
-        return 0.0, 0.0
     from scipy.sparse import csr_matrix
 
-    u, values, where = csr_matrix(start)[:, both], visits[:, both], {int(c): i for i, c in enumerate(both)}
-    rows, columns = np.array([where[int(c)] for c in tech]), np.array([where[int(c)] for c in sci])
-    means = []
+    u, means = csr_matrix(start), []
     for _ in range(draws):
-        counts = np.bincount(rng.integers(0, len(values), len(values)), minlength=len(values)).astype(float)
+        counts = np.bincount(rng.integers(0, len(visits), len(visits)), minlength=len(visits)).astype(float)
         n = np.asarray(u.T @ counts).ravel()
-        total = np.asarray(u.T @ (values * counts[:, None]))
+        total = np.asarray(u.T @ (visits * counts[:, None]))
         r = np.divide(total, n[:, None], out=np.zeros_like(total), where=n[:, None] > 0)
-        live_rows, live_columns = rows[n[rows] > 0], columns[n[columns] > 0]
+        live_rows, live_columns = tech[n[tech] > 0], sci[n[sci] > 0]
         if len(live_rows) and len(live_columns):
             means.append(mean_between(symmetric(r), live_rows, live_columns))
     if not means:
