@@ -60,6 +60,22 @@ def test_bad_json_is_a_coded_error():
         read_value("[" * 100_000, list[int])
 
 
+def test_tables_may_stand_in_a_file(tmp_path):
+    file = tmp_path / "relations.yaml"
+    file.write_text("relations:\n  capital: {seeds: [[France, Paris]]}\n")
+    value = {"capital": {"seeds": [["France", "Paris"]]}}
+    assert read_value(str(file), dict[str, dict[str, Any]], "relations") == value
+    assert read_value(str(file), dict[str, dict[str, Any]], "other") == {"relations": value}
+    (tmp_path / "pairs.json").write_text('[["a", "b"]]')
+    assert read_value(str(tmp_path / "pairs.json"), list[list[str]]) == [["a", "b"]]
+    assert read_value("a.yaml", list[str]) == ["a.yaml"]  # no table: a word like any other
+    with pytest.raises(InterfuseError, match=r"input\.missing"):
+        read_value("none.yaml", dict[str, int])
+    for text in ("capital", "capital:\n  x: 1"):
+        with pytest.raises(InterfuseError, match=r"param\.value.*no JSON and no YAML"):
+            read_value(text, list[dict[str, Any]] | None, "rules")
+
+
 def test_switches():
     assert is_switch(bool)
     assert is_switch(Annotated[bool, Field()])

@@ -95,7 +95,11 @@ def test_report_of_run_and_artifact(fake, cli, cli_json):
         assert cli("report", place, "--html").stdout == "out/steps/found/all/report.html\n"
         assert cli_json("report", place)["reports"][0]["report"]["title"] == "What came out"
         assert cli_json("report", place, "--html")["html"] == ["out/steps/found/all/report.html"]
-    missing = cli("report", "out/steps/total/seed-0")
+    noted = cli("report", "out/steps/total/seed-0")
+    assert noted.exit_code == 0
+    assert "made by toys/" in noted.stdout
+    assert cli_json("report", "out/steps/total/seed-0")["facts"][0]["path"] == "out/steps/total/seed-0"
+    missing = cli("report", "out/steps/total/seed-0", "--html")
     assert missing.exit_code == 3
     assert "there is no report" in missing.stderr
     assert cli("report", "a").exit_code == 3

@@ -87,6 +87,40 @@ def test_workbook_pages_places_and_dates() -> None:
     assert document.of(cells["Cities!C4"]) == "997"
 
 
+def test_a_merged_title_above_a_table_names_no_column() -> None:
+    import io
+
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    sheet = book.worksheets[0]
+    for row in [["Cities of Norway"], *TABLE]:
+        sheet.append(row)
+    sheet.merge_cells("A1:C1")
+    out = io.BytesIO()
+    book.save(out)
+    document = one("a.xlsx", out.getvalue())
+    assert document.text.count("Cities of Norway") == 1
+    assert {document.of(e): e.column for e in document.elements if e.kind == "cell"}["291940"] == "Population"
+
+
+def test_json_is_records_and_texts() -> None:
+    records = (
+        b'[{"ship": "MS Fjord", "crew": 20, "port": {"name": "Bergen", "depth_m": 11}, "tags": ["new", "red"], "calls": [{"at": "Riga"}]}, '
+        b'{"ship": "MS Sund", "crew": null}]'
+    )
+    document = one("a.json", records)
+    cells = {(e.place, e.column): document.of(e) for e in document.elements if e.kind == "cell" and e.place[-1] != "1"}
+    assert cells == {("A2", "ship"): "MS Fjord", ("B2", "crew"): "20", ("C2", "port"): "Bergen", ("D2", "port depth m"): "11",
+                     ("E2", "tags"): "new, red", ("A3", "ship"): "MS Sund"} | {("A2", "at"): "Riga"} | {("A2", "ship"): "MS Fjord"}  # fmt: skip
+    lines = one("a.jsonl", b'{"ship": "MS Fjord"}\n\n{"ship": "MS Sund"}\n')
+    assert [lines.of(e) for e in lines.elements if e.kind == "cell"] == ["ship", "MS Fjord", "MS Sund"]
+    assert [x.kind for x in one("b.json", b'["Oslo lies by the sea.", 3]').elements] == ["paragraph", "paragraph"]
+    broken = next(iter(read("c.json", b'{"a": ', Limits())))
+    assert isinstance(broken, Skipped)
+    assert (broken.code, broken.why[:8]) == ("input.format", "not JSON")
+
+
 def test_slides_are_pages() -> None:
     document = one(
         "a.pptx", made.pptx([("Norway", ["Oslo is the capital", "Bergen is second"]), ("Sweden", ["Stockholm"])])

@@ -19,6 +19,7 @@ import interfuse
 from interfuse.build.asking import MOST_CHOICES, SCHEMA, schema_of
 from interfuse.build.keeping import Kept
 from interfuse.build.room import Candidate
+from interfuse.build.tables import cell_value, style_of
 from interfuse.core.ctx import Budget, Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source
@@ -27,7 +28,7 @@ from interfuse.data.graph import Graph
 from interfuse.data.graph_files import read_documents
 from interfuse.data.lm import Prompt, Reply, words_of
 from interfuse.data.ontology import read_ontology
-from interfuse.data.statements import LABEL, TYPE, Literal
+from interfuse.data.statements import LABEL, TYPE, XSD, Literal
 from interfuse.kit.document_prompts import about_document, fenced, mark_of
 from interfuse.kit.language import RuleParser, lemma_of, open_parser, singular
 from interfuse.kit.mended_replies import records
@@ -506,3 +507,29 @@ def test_class_weights_conflicts_and_what_follows() -> None:
     chain = settle([Claim("a", "Part-of", "b"), Claim("b", "Part-of", "c"), Claim("c", "Part-of", "d")])
     infer(chain, ["Part-of"])
     assert set(chain.inferred) == {("a", "Part-of", "c"), ("b", "Part-of", "d"), ("a", "Part-of", "d")}
+
+
+def test_cells_are_values_in_the_style_of_their_column() -> None:
+    assert [cell_value(t) for t in ("1.234,50", "99,90", "1,234", "12.5", "01.02.2019")] == [
+        Literal("1234.50", XSD + "decimal"), Literal("99.90", XSD + "decimal"), Literal("1234", XSD + "integer"),
+        Literal("12.5", XSD + "decimal"), Literal("2019-02-01", XSD + "date"),
+    ]  # fmt: skip
+    assert cell_value("1.234", style_of(["1.234", "0,5"])) == Literal("1234", XSD + "integer")
+    assert cell_value("3/4/2020", style_of(["3/4/2020", "13/4/2020"])) == Literal("2020-04-03", XSD + "date")
+    assert cell_value("3/4/2020", style_of(["3/4/2020", "3/14/2020"])) == Literal("2020-03-04", XSD + "date")
+    assert cell_value("2023-03-15 10:30") == Literal("2023-03-15T10:30:00", XSD + "dateTime")
+    for text in ("3/4/2020", "31.02.2019", "12:30", "+47 555 01 23", "It was built by Ulstein in Norway."):
+        assert cell_value(text) == Literal(text)
+    assert [cell_value(t) for t in ("Oslo", "A-12", "MS Fjord", "St. Petersburg", "Johnson & Johnson Inc.")] == [
+        None
+    ] * 5
+
+
+def test_a_table_with_semicolons_commas_and_remarks(tmp_path: Path) -> None:
+    rows = "Datum;Kunde;Betrag;Notiz\n01.02.2019;Müller GmbH;1.234,50;zahlt immer erst nach der zweiten Mahnung.\n03.04.2020;Café Größe;12,00;\n"
+    (tmp_path / "kunden.csv").write_bytes(rows.encode("cp1252"))
+    graph = interfuse.build.offline(str(tmp_path / "kunden.csv"), parser="rules", out=tmp_path / "graph")
+    assert sorted(graph.label(e) for e in graph.entities()) == ["Café Größe", "Müller GmbH"]
+    assert {s.object.value for s in graph.statements() if isinstance(s.object, Literal)} == {
+        "Café Größe", "Müller GmbH", "1234.50", "12.00", "2019-02-01", "2020-04-03", "zahlt immer erst nach der zweiten Mahnung.",
+    }  # fmt: skip

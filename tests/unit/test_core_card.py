@@ -60,6 +60,8 @@ def test_bibtex(tmp_path: Path) -> None:
     assert text.startswith("@misc{born20,")
     assert "author = {A. Author and B. Author}" in text
     assert "year = {2020}" in text
+    many = FULL.replace("A. Author and B. Author", "Ada B. Lovelace, Emmy Noether, and 17 others")
+    assert "author = {Ada B. Lovelace and Emmy Noether and others}" in read_card(card(tmp_path, many)).bibtex("x")
 
 
 @pytest.mark.parametrize(

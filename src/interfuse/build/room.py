@@ -238,7 +238,9 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     skipped = sorted((s.name, s.code, s.why) for s in corpus.skipped) if corpus is not None else []
     if skipped:
         call.ctx.log(
-            f"{len(skipped)} files or parts were skipped: " + "; ".join(f"{n} ({w})" for n, _, w in skipped[:5])
+            f"{len(skipped)} files or parts were skipped: "
+            + "; ".join(f"{n} ({w})" for n, _, w in skipped[:5])
+            + ("; interfuse report, with the graph's folder, lists all of them" if len(skipped) > 5 else "")
         )
     return {
         **facts,

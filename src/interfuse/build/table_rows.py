@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from interfuse.build.room import Candidate, Work
-from interfuse.build.tables import column_type, value_of
+from interfuse.build.tables import cell_value, column_type, style_of
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import method
 from interfuse.data.loaders.layout import cell_text
@@ -50,6 +50,7 @@ def table_rows(
     if not rows[key]:
         raise InterfuseError("input.empty", "the table has no rows", where=table.name)
     kind = kind or column_type(key)
+    styles = {c: style_of([_text(v) for v in rows[c]]) for c in mapping}
     for i, label in enumerate(rows[key]):
         subject = _text(label)
         if not subject:
@@ -63,7 +64,7 @@ def table_rows(
             for text in [p.strip() for p in whole.split(separator)] if separator else [whole]:
                 if not text:
                     continue
-                value = None if wanted else value_of(text)
+                value = None if wanted else cell_value(text, styles[column])
                 quote = hashlib.sha256(f"{subject}\t{column}\t{text}".encode("utf-8", "replace")).hexdigest()
                 proof = Evidence(
                     f"table:{table.name}", element=f"row {i + 1}, {column}", quote=quote, method="build/table-rows"

@@ -16,6 +16,7 @@ import click
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import Method, Param
 from interfuse.core.rooms import Input, Room, Source
+from interfuse.core.safe import load_yaml, read_text
 
 _NOT = object()
 
@@ -49,14 +50,25 @@ def is_switch(annotation: Any) -> bool:
 def read_value(text: str, annotation: Any, name: str = "value") -> Any:
     """The text of a flag as a value of the annotated type, as far as the text allows; pydantic has the last word.
 
-    Lists are comma-separated or JSON, tables are JSON, ``none`` is None where that is allowed.
+    Lists are comma-separated or JSON, tables are JSON, ``none`` is None where that is allowed. Tables, and lists of lists or tables,
+    may stand in a YAML or JSON file that is named instead, alone or under the parameter's name.
 
     Raises:
-        InterfuseError: ``param.value`` when the text looks like JSON and is not.
+        InterfuseError: ``param.value`` when the text looks like JSON and is not; ``input.format`` or ``input.missing`` of a file.
     """
     found, optional = alternatives(annotation)
     if optional and text.lower() in ("none", "null"):
         return None
+    if text.endswith((".yaml", ".yml", ".json")) and any(_nested(a) for a in found):
+        value, _ = load_yaml(read_text(Path(text)), where=text)
+        return value[name] if isinstance(value, dict) and list(value) == [name] else value
+    if (
+        text[:1] not in ("[", "{")
+        and found
+        and all(_is_table(a) or any(map(_is_table, typing.get_args(a))) for a in found)
+    ):
+        raise InterfuseError("param.value", f"{name} is {text[:60]!r}, which is no JSON and no YAML or JSON file", where=flag_of(name),
+                             fix="Give JSON, or write it into a file and give the file's name: it ends with .yaml or .json.")  # fmt: skip
     if text[:1] in ("[", "{") and any(_holds(a) for a in found):
         try:
             return json.loads(text)
@@ -67,6 +79,19 @@ def read_value(text: str, annotation: Any, name: str = "value") -> Any:
         if value is not _NOT:
             return value
     return text
+
+
+def _is_table(kind: Any) -> bool:
+    kind = typing.get_origin(kind) or kind
+    return isinstance(kind, type) and issubclass(kind, Mapping)
+
+
+def _nested(kind: Any) -> bool:
+    """Whether a type holds tables, or lists below its surface, so that commas alone cannot write it."""
+    if typing.get_origin(kind) in (None, typing.Literal):
+        return _is_table(kind)
+    inner = [a for i in typing.get_args(kind) if i not in (Any, Ellipsis) for a in alternatives(i)[0]]
+    return _is_table(kind) or any(_holds(a) for a in inner if a is not Any)
 
 
 def _holds(kind: Any) -> bool:
@@ -128,6 +153,8 @@ def default_text(value: Any) -> str:
 def param_help(param: Param) -> str:
     """Description, range and default of a parameter in one line."""
     facts = [param.bounds] if param.bounds else []
+    if any(_nested(a) for a in alternatives(param.annotation)[0]):
+        facts.insert(0, "JSON, or the name of a .yaml or .json file")
     facts.append("required" if param.required else f"default: {default_text(param.default)}")
     return f"{param.doc} [{'; '.join(facts)}]".strip()
 
@@ -209,7 +236,7 @@ def example(room: Room, method: Method) -> str:
     optional = [p for p in method.params.values() if not p.required and isinstance(p.default, int | float | str)]
     plain = [p for p in optional if not isinstance(p.default, bool)]
     for param in shown or sorted(plain, key=lambda p: p.name in shared)[:1]:  # its own before those of the room
-        value = "VALUE" if param.required else default_text(param.default)
+        value = "VALUE" if param.required or param.default == "" else default_text(param.default)
         words += [flag_of(param.name), value]
     return " ".join([*words, "-o", "out/"])
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from interfuse.cli.output import as_json, say, table
+from interfuse.cli.output import as_json, cell, say, table
 from interfuse.core.artifact import MANIFEST
 from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import read_text
@@ -86,6 +86,37 @@ def report_rows(paths: Sequence[Path], *, whole: bool = False) -> list[dict[str,
             found.append({**row, "report": report} if whole
                          else {**row, "table": report.get("table"), "notes": report.get("notes", [])})  # fmt: skip
     return found
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    """What made an artifact, and what was found worth noting: the way to look at one that is no report.
+
+    Raises:
+        InterfuseError: ``input.format`` when the manifest is damaged.
+    """
+    manifest = _read(path / MANIFEST)
+    facts = manifest.get("facts")
+    return {"path": str(path), "method": str(manifest.get("method", "")), "kind": str(manifest.get("kind", "")),
+            "facts": facts if isinstance(facts, dict) else {}}  # fmt: skip
+
+
+def print_facts(path: Path) -> None:
+    """Prints :func:`facts_of`: a line per fact, a table per list of rows."""
+    found = facts_of(path)
+    say(f"{found['kind']} made by {found['method']}")
+    _print_facts(found["facts"], "")
+
+
+def _print_facts(facts: dict[str, Any], before: str) -> None:
+    for key, value in facts.items():
+        rows = value if isinstance(value, list) and value and all(isinstance(v, dict) for v in value) else None
+        if rows:
+            columns = list(dict.fromkeys(k for row in rows for k in row))
+            table(columns, [[row.get(c) for c in columns] for row in rows], title=f"{before}{key}")
+        elif isinstance(value, dict):
+            _print_facts(value, f"{before}{key}: ")
+        elif value not in (None, [], ""):
+            say(f"{before}{key}: {cell(value)}")
 
 
 def print_report(path: Path) -> bool:

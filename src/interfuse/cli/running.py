@@ -13,7 +13,16 @@ import click
 
 from interfuse.cli.options import context, work_options
 from interfuse.cli.output import as_json, clean, duration, emit, quiet, say, size, table
-from interfuse.cli.reports import artifacts_of, html_of, print_report, read_report, report_rows, run_mark
+from interfuse.cli.reports import (
+    artifacts_of,
+    facts_of,
+    html_of,
+    print_facts,
+    print_report,
+    read_report,
+    report_rows,
+    run_mark,
+)
 from interfuse.core.errors import InterfuseError
 from interfuse.kit.verbs import json_option, quiet_option
 
@@ -94,8 +103,18 @@ def _print_plan(plan: Plan, *, err: bool = False) -> None:
 
 
 def _report(path: Path, html: bool) -> None:
-    """Print the reports of an artifact or of a run."""
-    found = [folder for folder in artifacts_of(path) if read_report(folder) is not None]
+    """Print the reports of an artifact or of a run; of one without reports, what was noted when it was made."""
+    artifacts = artifacts_of(path)
+    found = [folder for folder in artifacts if read_report(folder) is not None]
+    if not found and artifacts and not html:
+        if as_json():
+            emit({"path": str(path), "reports": [], "facts": [facts_of(folder) for folder in artifacts]})
+            return
+        for folder in artifacts:
+            if len(artifacts) > 1:
+                say(folder)
+            print_facts(folder)
+        return
     if not found:
         raise InterfuseError("input.missing", "there is no report", where=str(path),
                              fix="Measure it: interfuse measure lists the ways.")  # fmt: skip

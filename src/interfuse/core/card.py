@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ class Card:
         """A BibTeX entry of the paper behind the method; empty when there is none."""
         if not self.paper:
             return ""
-        rows = [("title", self.title), ("author", self.authors), ("year", str(self.year or "")), ("url", self.paper)]
+        names = [n.strip().removeprefix("and ") for n in re.split(r"[,;]", self.authors) if n.strip()]
+        authors = " and ".join("others" if re.fullmatch(r"(?:and )?(?:\d+ )?others", n) else n for n in names)
+        rows = [("title", self.title), ("author", authors), ("year", str(self.year or "")), ("url", self.paper)]
         inner = ",\n".join(f"  {name} = {{{value}}}" for name, value in rows if value)
         return f"@misc{{{key},\n{inner}\n}}"
 

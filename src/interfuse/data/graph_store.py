@@ -143,9 +143,11 @@ def run(store: Any, sparql: str, *, meta: bool = False, prefixes: bool = True) -
         found = store.query(sparql, **given)
         return _answers(found, ox)
     except (SyntaxError, ValueError, OSError) as error:
+        why = str(error).splitlines()[0]
         raise InterfuseError(
-            "input.format", f"the query cannot be answered: {str(error).splitlines()[0]}", where=sparql.strip()[:80]
-        ) from error
+            "input.format", f"the query cannot be answered: {why.partition(': expected one of')[0]}", where=sparql.strip()[:80],
+            fix="SPARQL's SELECT, ASK, CONSTRUCT and DESCRIBE are answered; a graph is changed by what makes it, not by queries.",
+        ) from error  # fmt: skip
 
 
 def _answers(found: Any, ox: Any) -> Answers:

@@ -19,11 +19,12 @@ from interfuse.data.loaders.text import looks_like_text, read_markdown, read_tex
 BY_NAME = {
     ".md": "markdown", ".markdown": "markdown", ".mdx": "markdown", ".html": "html", ".htm": "html", ".xhtml": "html", ".csv": "csv",
     ".tsv": "csv", ".tab": "csv", ".eml": "mail", ".mbox": "mbox", ".txt": "text", ".text": "text", ".rst": "text", ".log": "text",
+    ".json": "json", ".jsonl": "json", ".ndjson": "json",
 }  # fmt: skip
 #: formats that are read, for people
 FORMATS = {
     "pdf": "PDF with a text layer", "html": "web pages", "mail": "mail (.eml) with attachments", "mbox": "mailboxes",
-    "xlsx": "Excel (xlsx, xlsm, xls, xlsb)", "ods": "OpenDocument sheets", "csv": "comma- and tab-separated values", "docx": "Word",
+    "xlsx": "Excel (xlsx, xlsm, xls, xlsb)", "ods": "OpenDocument sheets", "csv": "comma- and tab-separated values", "json": "JSON and JSON lines", "docx": "Word",
     "pptx": "PowerPoint", "epub": "EPUB books", "markdown": "Markdown", "text": "plain text", "zip": "zip archives", "tar": "tar archives",
 }  # fmt: skip
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
@@ -175,6 +176,10 @@ def _read(media: str, name: str, data: bytes, limits: Limits) -> tuple[Document,
         from interfuse.data.loaders.sheets import read_delimited
 
         return read_delimited(data, name, limits), [], []
+    if media == "json":
+        from interfuse.data.loaders.sheets import read_json
+
+        return read_json(data, name, limits), [], []
     if media in ("docx", "pptx"):
         from interfuse.data.loaders.office import read_slides, read_word
 

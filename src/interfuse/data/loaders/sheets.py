@@ -1,10 +1,12 @@
-"""Spreadsheets and delimited text: every sheet a page, every region a table whose columns have names, values with real dates."""
+"""Spreadsheets, delimited text and JSON: every sheet a page, every region a table whose columns have names, values with real dates."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from interfuse.core.errors import InterfuseError
 from interfuse.data.corpus import Document
@@ -13,7 +15,7 @@ from interfuse.data.loaders.text import decode
 
 
 def read_workbook(data: bytes, name: str, limits: Limits, media: str) -> Document:
-    """A workbook (xlsx, xls, ods ...). Merged cells are filled in; formulas are read as the values that were saved.
+    """A workbook (xlsx, xls, ods ...). Merged cells are filled in, but for a title that stands alone in its row; formulas are read as the values that were saved.
 
     Raises:
         InterfuseError: ``input.format`` for damaged or encrypted files, ``input.limit``, ``input.empty``.
@@ -52,6 +54,9 @@ def _sheet(writer: Writer, sheet: object, title: str, page: int, limits: Limits)
     grid = [[cell_text(v) for v in row] for row in values]
     for (top, left), (bottom, right) in getattr(sheet, "merged_cell_ranges", None) or []:
         if top < len(grid) and left < len(grid[top]):
+            across = set(range(left, right + 1))
+            if top == bottom and not any(c.strip() for i, c in enumerate(grid[top]) if i not in across):
+                continue  # alone in its row: a title above what follows, not a row of equal cells
             for r in range(top, min(bottom, len(grid) - 1) + 1):
                 for c in range(left, min(right, len(grid[r]) - 1) + 1):
                     grid[r][c] = grid[r][c] or grid[top][left]
@@ -114,6 +119,74 @@ def read_delimited(data: bytes, name: str, limits: Limits) -> Document:
         csv.field_size_limit(before)
     write_grid(writer, grid)
     return writer.document(data, name, "csv")
+
+
+def read_json(data: bytes, name: str, limits: Limits) -> Document:
+    """JSON, or JSON lines: records are rows of a table whose columns are their keys, other texts are paragraphs.
+
+    Tables within a record are further columns (``port city``, and ``port`` for its name), records within it further tables; lists are written out in their cell.
+
+    Raises:
+        InterfuseError: ``input.format`` when it is no JSON, ``input.limit``, ``input.empty``.
+    """
+    words, encoding = decode(data)
+    writer = Writer(limits, meta={"encoding": encoding})
+    try:
+        _json(writer, json.loads(words))
+    except ValueError as whole:
+        lines = [(i, x) for i, x in enumerate(words.split("\n"), 1) if x.strip()]
+        try:
+            _json(writer, [json.loads(x) for _, x in lines] if len(lines) > 1 else json.loads(words))
+        except ValueError:
+            raise InterfuseError("input.format", f"not JSON: {whole}") from whole
+    return writer.document(data, name, "json")
+
+
+def _json(writer: Writer, value: Any) -> None:
+    if isinstance(value, Mapping):
+        flat: dict[str, str] = {}
+        tables = _flat(value, flat)
+        if flat:
+            writer.table([list(flat), list(flat.values())], header=True)
+        for key, rows in tables:
+            writer.add("heading", key, level=1)
+            _json(writer, rows)
+    elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        pairs: list[tuple[dict[str, str], list[tuple[str, list[Any]]]]] = []
+        for row in value:
+            cells: dict[str, str] = {}
+            pairs.append((cells, _flat(row, cells)))
+        columns = list(dict.fromkeys(k for flat, _ in pairs for k in flat))
+        if len(columns) * len(pairs) > writer.limits.cells:
+            raise InterfuseError("input.limit", f"more than {writer.limits.cells} cells")
+        if columns:
+            writer.table([columns, *([flat.get(c, "") for c in columns] for flat, _ in pairs)], header=True)
+        for _, tables in pairs:
+            for _, rows in tables:
+                _json(writer, rows)
+    elif isinstance(value, list):
+        for one in value:
+            _json(writer, one)
+    else:
+        writer.add("paragraph", cell_text(value))
+
+
+def _flat(row: Mapping[str, Any], into: dict[str, str], before: str = "") -> list[tuple[str, list[Any]]]:
+    """The cells of a record; gives the records that stand in it."""
+    tables = []
+    for key, value in row.items():
+        column = f"{before}{key}".replace("_", " ")
+        if before and str(key).casefold() in ("name", "label", "title") and before.strip() not in into:
+            column = before.strip()  # who a table within a record stands for
+        if isinstance(value, Mapping):
+            tables += _flat(value, into, f"{column} ")
+        elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+            tables.append((column, value))
+        elif isinstance(value, list):
+            into[column] = ", ".join(cell_text(v) for v in value if not isinstance(v, list))
+        else:
+            into[column] = cell_text(value)
+    return tables
 
 
 def _steady(widths: Sequence[int]) -> tuple[float, int]:
