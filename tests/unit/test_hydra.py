@@ -254,6 +254,23 @@ def test_from_a_domain_to_a_verified_graph(tmp_path: Path) -> None:
     assert born[0].evidence[0].end == TEXTS["a.txt"].index("Bergen") + len("Bergen")
 
 
+def test_a_short_text_is_not_asked_for_forty_triplets(tmp_path: Path) -> None:
+    lists: list[int] = []
+
+    class Heard(ScriptedPanel):
+        def generate(self, prompts: Any, **options: Any) -> Any:
+            if "triplets" in (options.get("schema") or {}).get("properties", {}):
+                lists.append(options["schema"]["properties"]["triplets"]["maxItems"])
+            return super().generate(prompts, **options)
+
+    build(tmp_path, Heard())
+    assert lists == [10] * len(lists) != []
+    (tmp_path / "texts" / "long.txt").write_text("Bergen is a town. " * 15 + "\n\n" + "Oslo is a town. " * 90)
+    lists.clear()
+    build(tmp_path, Heard())
+    assert 10 < max(lists) <= 40
+
+
 @pytest.mark.parametrize("contracts", ["repair", "drop", "off"])
 def test_planted_faults_stay_out_of_the_graph_under_contracts(tmp_path: Path, contracts: str) -> None:
     lm = ScriptedPanel(1.0, seed=3, mends=0.0)

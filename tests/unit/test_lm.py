@@ -303,7 +303,8 @@ def test_a_schema_is_sent_as_strict_servers_take_it(address: str) -> None:
     Handler.script = [chat]
     inner = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"enum": ["x", "y"]}}, "required": ["a"]}
     schema = {"type": "object", "properties": {"rows": {"type": "array", "items": inner}}, "required": []}
-    EndpointLM(address, "m").generate(["one"], schema=schema)
+    rows = {**schema["properties"]["rows"], "maxItems": 3}  # type: ignore[index]
+    EndpointLM(address, "m").generate(["one"], schema={**schema, "properties": {"rows": rows}})
     sent = Handler.seen[0]["body"]["response_format"]["json_schema"]
     assert sent["strict"] is True
     assert sent["schema"] == {**schema, "required": ["rows"], "additionalProperties": False, "properties": {

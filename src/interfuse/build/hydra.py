@@ -44,6 +44,8 @@ from interfuse.kit.typed_triplets import IS_A, Triplet, remedied, triplet_issues
 
 #: words and marks of a piece of text that is read at once
 PIECE = 400
+#: triplets that a local model may write of a piece of text: one per two words, within these bounds (small models repeat themselves to the end)
+FEWEST, MOST = 10, 40
 #: what is expected of a panel before it is asked: personas, questions of a group of them, and repairs of the ontology
 USUAL = {"personas": 12, "questions": 10, "repairs": 3}
 _WORD: dict[str, Any] = {"type": "string"}
@@ -284,6 +286,7 @@ def _read(
         before=f"Ontology: {known}\nAlready known: {json.dumps([[t.subject, t.predicate, t.object] for t in had], ensure_ascii=False)}")  # fmt: skip
     known_words = {"enum": [IS_A, *concepts.properties]} if contracts != "off" else _WORD
     form = shaped("triplets", of_parts({"subject": _WORD, "predicate": known_words, "object": _WORD}))
+    form["properties"]["triplets"]["maxItems"] = min(MOST, max(FEWEST, len(chunk.text.split()) // 2))
     made = talk.ask("triplets", request, read, wrong, form)
     return made if made is not None else last
 

@@ -88,8 +88,8 @@ def bounded(base: Any, seconds: float, most: int) -> Any:
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema as servers take it that hold a model to it strictly: every object has all its properties, and no others; a choice of words
-    has a type."""
-    made = {k: closed(v) if k == "items" else v for k, v in schema.items()}
+    has a type; lengths of lists, which not all of them know, are left out."""
+    made = {k: closed(v) if k == "items" else v for k, v in schema.items() if k != "maxItems"}
     if "properties" in made:
         made["properties"] = {k: closed(v) for k, v in made["properties"].items()}
         made |= {"required": list(made["properties"]), "additionalProperties": False}
