@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 import interfuse
+from interfuse.build.aligning import alike, candidate_pairs, likest, similarity
 from interfuse.build.docs2kg import continuous, sections
 from interfuse.cli.main import app
 from interfuse.core.ctx import Ctx
@@ -161,6 +164,35 @@ def test_kag_with_a_model_aligns_names_and_classes_by_meaning(tmp_path: Path, mo
     plain, facts = built(None)
     assert "aligned by meaning" not in facts["method"]
     assert not [s for s in plain if s.status == "model-claimed"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 12, 150])
+def test_names_are_compared_as_pair_by_pair(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interfuse.build.aligning.ROWS", 7)
+    rng = np.random.default_rng(count)
+    words = ["red", "marine", "sea", "seal", "art", "arts", "zoo", "qqq", "x"]
+    names = sorted({" ".join(rng.choice(words, rng.integers(1, 4))) for _ in range(count)})
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    like = {(i, j): similarity(names[i], names[j]) for i, j in pairs}
+    ordered = [(names[i], names[j]) for i, j in sorted(pairs, key=lambda p: (-like[p], names[p[0]], names[p[1]]))]
+    for most in (0, 1, 20, len(pairs) + 1):
+        assert likest(names[::-1], most) == ordered[:most]
+        assert candidate_pairs(names, [], most) == (ordered[:most], len(pairs))
+    for least in (0.3, 0.9, 1.0):
+        assert alike(names, least) == [(i, j, like[i, j]) for i, j in pairs if like[i, j] >= least]
+
+
+def test_many_classes_cost_no_more_than_their_product() -> None:
+    names = [
+        f"{a} {b} {c}"
+        for a in ["red", "sea", "art", "zoo", "ice", "sun"]
+        for b in ["bridge", "film", "school", "museum"]
+        for c in range(60)
+    ]
+    began = time.process_time()
+    pairs, count = candidate_pairs(names, [], 200)
+    assert (len(pairs), count) == (200, len(names) * (len(names) - 1) // 2)
+    assert time.process_time() - began < 5, "a million pairs, one by one, take half a minute"
 
 
 def test_walks_and_merged_ranks_of_the_card() -> None:

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from interfuse.build.asking import ask
 from interfuse.build.assembling import CLASS
 from interfuse.build.room import Work
@@ -18,6 +20,8 @@ from interfuse.kit.mended_replies import records
 ALIGNED = ("synonym", "isA", "isPartOf", "contains", "belongTo", "causes")
 #: pairs of names in one request, and requests at most (and no more than there are chunks)
 PAIRS, REQUESTS = 20, 10
+#: rows of a product of names with names that are held at once
+ROWS = 256
 #: names that share a word or look alike so much are asked about; a word of more names than these says nothing
 ALIKE, COMMON = 0.5, 20
 FIELDS = ("subject", "relation", "object")
@@ -51,6 +55,61 @@ def _pieces(name: str) -> dict[str, int]:
     for i in range(len(padded) - 2):
         found[padded[i : i + 3]] = found.get(padded[i : i + 3], 0) + 1
     return found
+
+
+def _products(names: Sequence[str]) -> Iterator[tuple[Any, Any, Any]]:
+    """The cosines of all pairs of names that share a piece, some rows at a time: (indices of the first, of the second, cosines)."""
+    from scipy.sparse import csr_matrix, diags
+
+    places: dict[str, int] = {}
+    counts, columns, ends = [], [], [0]
+    for name in names:
+        for piece, n in _pieces(name).items():
+            columns.append(places.setdefault(piece, len(places)))
+            counts.append(n)
+        ends.append(len(columns))
+    table = csr_matrix((np.array(counts, float), columns, ends), shape=(len(names), len(places)))
+    table = diags(1 / np.sqrt(table.multiply(table).sum(axis=1).A1)) @ table
+    turned = table.T.tocsr()
+    for start in range(0, len(names), ROWS):
+        found = (table[start : start + ROWS] @ turned).tocoo()
+        later = found.col > found.row + start
+        yield found.row[later] + start, found.col[later], found.data[later]
+
+
+def alike(names: Sequence[str], least: float) -> list[tuple[int, int, float]]:
+    """The pairs of names whose :func:`similarity` is at least so much, in order: (first, second, similarity)."""
+    made = []
+    for one, two, cosines in _products(names):
+        near = np.flatnonzero(cosines > least - 1e-9)
+        for i, j in sorted(zip(one[near].tolist(), two[near].tolist(), strict=True)):
+            if (exact := similarity(names[i], names[j])) >= least:
+                made.append((i, j, exact))
+    return made
+
+
+def likest(names: Sequence[str], most: int) -> list[tuple[str, str]]:
+    """The pairs of names that look most alike, and of those that look equally alike the first by name.
+
+    Args:
+        most: pairs at most.
+    """
+    names = sorted(names)
+    floor = 1e-9
+    kept = np.zeros((0, 3))
+    for one, two, cosines in _products(names) if names and most > 0 else ():
+        mine = cosines > floor
+        kept = np.vstack([kept, np.column_stack([one[mine], two[mine], cosines[mine]])])
+        if len(kept) > most:
+            floor = max(floor, float(np.partition(kept[:, 2], -most)[-most]) - 1e-9)
+            kept = kept[kept[:, 2] > floor]
+    pairs = [(names[int(i)], names[int(j)]) for i, j, _ in kept.tolist()]
+    made = sorted(pairs, key=lambda p: (-similarity(*p), p))[:most]
+    if len(made) < most:  # the others share nothing
+        there = frozenset(made)
+        others = (p for p in itertools.combinations(names, 2) if p not in there)
+        made += itertools.islice(others, most - len(made))
+    return made
 
 
 def align(graph: Graph, work: Work, *, similar: float, max_tokens: int, **_: Any) -> Iterator[Statement]:
@@ -94,12 +153,11 @@ def _look_alike(graph: Graph, classes: Mapping[str, Mapping[str, None]], similar
         for name, entity in [(graph.label(e), e) for e in sorted(classes[kind])] if _told(kind) else []:
             blocks.setdefault(name.casefold()[:2], []).append((name, entity))
         for block in blocks.values():
-            for i, (a, x) in enumerate(block[:400]):
-                for b, y in block[i + 1 : 400]:
-                    near = similarity(a, b)
-                    if near >= similar and graph.called(x) != graph.called(y):
-                        yield Statement(x, relation_id("similar"), y, (), round(near, 4), "similarity", "inferred",
-                                        evidence=(Evidence("rule:similar-name", method="build/kag", score=round(near, 4)),))  # fmt: skip
+            for i, j, near in alike([name for name, _ in block], similar) if len(block) > 1 else ():
+                x, y = block[i][1], block[j][1]
+                if graph.called(x) != graph.called(y):
+                    yield Statement(x, relation_id("similar"), y, (), round(near, 4), "similarity", "inferred",
+                                    evidence=(Evidence("rule:similar-name", method="build/kag", score=round(near, 4)),))  # fmt: skip
 
 
 def _by_meaning(
@@ -112,10 +170,10 @@ def _by_meaning(
         for entity in sorted(classes[kind]) if _told(kind) else []:
             things.setdefault(graph.label(entity), entity)
     kinds = {k: _class(k) for k in sorted(classes) if _told(k) and k != "others"}
-    pairs = candidate_pairs(list(kinds), list(things))
     room = PAIRS * min(REQUESTS, len(classes.get("chunk", ())) or 1)
-    work.report("pairs of names", {"asked about": min(len(pairs), room), "left out": max(0, len(pairs) - room)})
-    batches = {f"pairs {i}": pairs[i : i + PAIRS] for i in range(0, min(len(pairs), room), PAIRS)}
+    pairs, count = candidate_pairs(list(kinds), list(things), room)
+    work.report("pairs of names", {"asked about": len(pairs), "left out": count - len(pairs)})
+    batches = {f"pairs {i}": pairs[i : i + PAIRS] for i in range(0, len(pairs), PAIRS)}
     known = {name: {frozenset((a.casefold(), b.casefold())) for a, b in batch} for name, batch in batches.items()}
 
     def read(name: str, reply: str) -> tuple[list[Any], list[str]]:
@@ -142,14 +200,14 @@ def _by_meaning(
     return list(found.values())
 
 
-def candidate_pairs(kinds: Sequence[str], things: Sequence[str]) -> list[tuple[str, str]]:
+def candidate_pairs(kinds: Sequence[str], things: Sequence[str], most: int) -> tuple[list[tuple[str, str]], int]:
     """Pairs of names worth a question, the likeliest first by turns: classes with classes; names with names, or with a class, that share
-    a word or look alike.
+    a word or look alike. And how many there are in all.
 
     Args:
-        kinds: names of classes. things: names of entities.
+        kinds: names of classes. things: names of entities. most: pairs that are given at most.
     """
-    among = sorted(itertools.combinations(sorted(kinds), 2), key=lambda p: (-similarity(*p), p))
+    among = likest(kinds, most)
     words: dict[str, list[tuple[str, bool]]] = {}
     for name, kind in [*((k, True) for k in sorted(kinds)), *((t, False) for t in sorted(things))]:
         for word in dict.fromkeys([*(w for w in name.casefold().split() if len(w) > 2), f"{name.casefold()[:3]}..."]):
@@ -162,7 +220,8 @@ def candidate_pairs(kinds: Sequence[str], things: Sequence[str]) -> list[tuple[s
                 if not word.endswith("...") or alike >= ALIKE:
                     near[a, b] = alike
     between = sorted(near, key=lambda p: (-near[p], p))
-    return [p for two in itertools.zip_longest(among, between) for p in two if p is not None]
+    mixed = (p for two in itertools.zip_longest(among, between) for p in two if p is not None)
+    return list(itertools.islice(mixed, most)), len(kinds) * (len(kinds) - 1) // 2 + len(near)
 
 
 def _class(name: str) -> str:
