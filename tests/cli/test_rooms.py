@@ -212,3 +212,10 @@ def test_a_rooms_default_method_may_go_unnamed(fake, cli):
     assert wrong.exit_code == 2
     assert "Did you mean look?" in wrong.stderr
     assert cli("toys", "a").exit_code == 2
+
+
+def test_help_begins_with_words_not_with_a_heading(fake, cli):
+    from interfuse.cli.rooms import _first_words
+
+    assert _first_words("# What it does\n\nScores every choice.\n\nMore.") == "Scores every choice."
+    assert _first_words("") == ""

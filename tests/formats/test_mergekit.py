@@ -478,6 +478,17 @@ def test_notes_say_what_has_no_effect():
     assert any("base_model" in note for note in base.notes)
 
 
+def test_what_files_carry_over_from_another_method_is_noted_with_its_line(tmp_path):
+    text = "merge_method: slerp\nbase_model: a\nmodels:\n- model: a\n- model: b\n  parameters: {weight: 1}\nparameters:\n  t: 0.3\n"
+    (tmp_path / "plain.yml").write_text(text.replace("  parameters: {weight: 1}\n", ""))
+    (tmp_path / "more.yml").write_text(text + "  int8_mask: true\n  embed_slerp: true\n")
+    plain, more = (read_mergekit(tmp_path / f"{name}.yml")[0] for name in ("plain", "more"))
+    assert more.params == plain.params
+    said = [note for note in more.notes if "no effect with slerp" in note]
+    assert [note.split()[0] for note in said] == ["int8_mask", "embed_slerp", "weight"]
+    assert "line 6" in said[2]
+
+
 GOOD = "merge_method: ties\nbase_model: llama-base\nmodels:\n  - model: llama-x\n    parameters: {weight: 1, density: 0.5}\ndtype: float32\n"
 BAD = {
     "method": (GOOD.replace("ties", "tise"), 1, "recipe.key", "Did you mean ties"),
@@ -503,6 +514,10 @@ BAD = {
     "lengths": ("merge_method: linear\nslices:\n- sources:\n  - {model: llama-x, layer_range: [0, 2]}\n  - {model: llama-y, layer_range: [0, 3]}\n",
                 1, "param.value", "as many layers"),
     "one weight": (GOOD.replace("  - model: llama-x", "  - model: llama-y\n  - model: llama-x"), 4, "recipe.key", "has no weight"),
+    "layers outside slices": (GOOD.replace("  - model: llama-x\n", "  - model: llama-x\n    layer_range: [0, 4]\n"), 5, "recipe.key", "chosen in slices"),
+    "a file of mergekit-moe": ("base_model: llama-x\ngate_mode: hidden\nexperts:\n- source_model: llama-x\n", 3, "recipe.key", "mergekit-moe"),
+    "the base's weight": ("merge_method: linear\nbase_model: llama-base\nmodels:\n- {model: llama-x, parameters: {weight: 1}}\n", 2, "recipe.key",
+                          "the base llama-base has no weight"),
     "filter_wise": ("merge_method: model_stock\nbase_model: llama-base\nmodels:\n- model: llama-x\n- model: llama-y\nparameters:\n"
                     "  filter_wise: [true, false]\n", 7, "recipe.key", "filter_wise"),
     "a method mergekit has": (GOOD.replace("ties", "ram"), 1, "recipe.key", "no merge_method 'ram'"),

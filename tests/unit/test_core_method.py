@@ -146,6 +146,18 @@ def test_annotations_that_exist_for_checkers_only_are_refused() -> None:
         read_params(hidden)
 
 
+def test_a_range_that_stands_twice_is_told_once() -> None:
+    number = Annotated[float, Field(ge=0, le=1)]
+
+    def twice(x: Any, *, share: number | list[number] = 0.5) -> None: ...
+
+    param = read_params(twice)["share"]
+    assert param.bounds == ">= 0 and <= 1"
+    with pytest.raises(InterfuseError) as caught:
+        param.check([1.5, 1.5])
+    assert str(caught.value).count("less than or equal to 1") == 1
+
+
 def test_required_dataclass_fields_and_ranges_inside_unions() -> None:
     @dataclass(frozen=True)
     class Settings:

@@ -258,6 +258,9 @@ def test_better_and_worse_are_said_when_they_are_so() -> None:
     )
     assert "not shown for same" in found.notes[0]
     assert "worse: bad" in found.notes[0]
+    assert found.notes[1] == (
+        "Of 60 items, beside source: good: 30 gained, 30 kept, 0 lost; bad: 0 gained, 0 kept, 30 lost; same: 0 gained, 30 kept, 0 lost."
+    )
     gates = {c["model"]: c["margin"]["not_worse"] for c in found.figures["comparisons"]}
     assert gates == {"good": True, "bad": False, "same": True}
 

@@ -98,6 +98,7 @@ def test_diff_by_layer_and_tensor(cli, models, tmp_path):
     assert parts["model.layers.1"]["relative"] == 0
     said = cli("diff", "llama-base", tmp_path)
     assert said.count("#") == 40
+    assert said.splitlines()[0].split()[:2] == ["part", "relative"]
     assert "(1 not comparable)" in said
     first = cli("diff", "llama-base", tmp_path, "--tensors", "--top", 3).splitlines()
     assert len(first) == 3
@@ -233,3 +234,20 @@ def test_extract_lora_refuses(cli, models, tmp_path):
     )
     assert "hold" in cli("extract-lora", "llama-x", "--base", "llama-base", "--rank", 2, "-o", tmp_path / "a")
     assert json.loads((tmp_path / "a/interfuse.json").read_text())["kind"] == "adapter"
+
+
+def test_layers_stand_in_the_order_of_their_numbers():
+    names = [f"model.layers.{n}.mlp.up_proj.weight" for n in (1, 10, 11, 2)]
+    rows = [{"tensor": n, "_squares": 1.0, "_gap": 1.0} for n in ["lm_head.weight", *names, "model.norm.weight"]]
+    assert [g["part"] for g in by_layer(rows)] == [
+        "lm_head.weight",
+        *(f"model.layers.{n}" for n in (1, 2, 10, 11)),
+        "model.norm.weight",
+    ]
+
+
+def test_explain_without_sources_asks_for_them_and_prints_no_empty_rows(cli, tmp_path):
+    cli("recipe.yml", "-o", tmp_path / "out")
+    said = cli("explain", tmp_path / "out").splitlines()
+    assert len(said) == 2
+    assert "--model A" in said[1]

@@ -139,7 +139,7 @@ def method_command(entry: index.Entry) -> MethodCommand:
         "Parameters": [_record(p, blank) for p in params],
     }  # fmt: skip
     card = entry.card
-    about = [card.title + (f" ({card.year})" if card.year else ""), card.body.strip().split("\n\n")[0]]
+    about = [card.title + (f" ({card.year})" if card.year else ""), _first_words(card.body)]
     about += [f"Status: {card.status}" + (f". Paper: {card.paper}" if card.paper else "")]
 
     def call(**values: Any) -> None:
@@ -150,6 +150,11 @@ def method_command(entry: index.Entry) -> MethodCommand:
         help="\n\n".join(a for a in about if a), short_help=card.title,
         epilog=f"\b\nExample:\n  {example(room, method)}",
     )  # fmt: skip
+
+
+def _first_words(body: str) -> str:
+    """The first paragraph of a card's text that is no heading."""
+    return next((part for part in body.strip().split("\n\n") if not part.startswith("#")), "")
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ class Param:
         try:
             checked = self._reader.validate_python(value)
         except ValidationError as error:
-            raise self._wrong(value, "; ".join(e["msg"] for e in error.errors()[:3]), where) from error
+            raise self._wrong(value, "; ".join(dict.fromkeys(e["msg"] for e in error.errors())), where) from error
         if isinstance(checked, float) and math.isnan(checked):
             raise self._wrong(value, "it is not a number", where)
         return checked
@@ -172,7 +172,7 @@ def _bounds(meta: Any) -> str:
         for m in meta
         if type(m).__name__ in words
     ]
-    return " and ".join(parts)
+    return " and ".join(dict.fromkeys(parts))  # a number and a list of them have the same
 
 
 @functools.cache

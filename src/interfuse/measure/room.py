@@ -469,8 +469,13 @@ ROOM = Room(
     inputs=(
         Input("models", open_speaker, many=True, positional=True, doc="the models to measure"),
         Input("against", open_speaker, many=True, required=False, doc="the sources to compare with, item by item"),
-        Input("data", open_table, doc="a table with labels that no model was trained on"),
-        Input("validation", open_table, required=False, doc="other labelled items, to fit temperatures on"),
+        Input("data", open_table, doc="items that no model was trained on: labelled examples, questions or texts"),
+        Input(
+            "validation",
+            open_table,
+            required=False,
+            doc="other labelled items, to fit temperatures on (classification and choice)",
+        ),
     ),
     run=run,
     promise=promise,

@@ -107,10 +107,16 @@ def _compare(x: Flat, y: Flat) -> dict[str, float]:
     }
 
 
+def _by_number(name: str) -> tuple[str, int]:
+    """Sorts layers by their number, not letter by letter."""
+    place = layer_of(name)
+    return (name, -1) if place is None else place[:2]
+
+
 def by_layer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of :func:`difference` added up per layer; tensors outside the layers by their own name."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda r: _by_number(r["tensor"])):
         place = layer_of(row["tensor"])
         groups.setdefault(f"{place[0]}{place[1]}" if place else row["tensor"], []).append(row)
     out = []
@@ -169,7 +175,7 @@ def explain_all(out: Path, *, models: Sequence[Path] = (), base: Path | None = N
     count = len(report["models"])
     sources = [i for i in range(count) if any(i in made["sources"] for made in report["made"])]
     parts: dict[str, list[str]] = {}
-    for name in report["tensors"]:
+    for name in sorted(report["tensors"], key=_by_number):
         place = layer_of(name)
         parts.setdefault(f"{place[0]}{place[1]}" if place else name, []).append(name)
     opened, result, below = _opened(report, out, models, base) if models else ([], None, None)

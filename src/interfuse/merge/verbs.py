@@ -90,6 +90,7 @@ def _diff(first: str, second: str, tensors: bool, top: int) -> None:
             return
         most = max((g["relative"] for g in groups), default=0.0) or 1.0
         width = max((len(g["part"]) for g in groups), default=1)
+        yield f"{'part':<{width}}   relative (the difference's norm over the first's)"
         for g in groups:
             bar = "#" * round(40 * g["relative"] / most)
             yield f"{g['part']:<{width}}  {g['relative']:9.3g}  {bar}" + (
@@ -142,6 +143,9 @@ def _layers(found: dict[str, Any]) -> Iterable[str]:
     rows = [*found["layers"], found["whole"]]
     told = list(dict.fromkeys(name for row in rows for name in row["told"]))
     heads = ["part", *(f"mean {name}" for name in told)]
+    if not found["of"] and not told:
+        yield "norms, cosines, conflicts and what was kept: name the sources with --model A --model B --base C"
+        return
     if found["of"]:
         heads += [f"norms of {found['of']}", "of the result", "mean cosine", "conflicts", "kept"]
     lines = [heads]
@@ -156,6 +160,8 @@ def _layers(found: dict[str, Any]) -> Iterable[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     for line in lines:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+    if found["of"]:
+        yield "conflicts: elements at which sources differ in sign; kept: how much of each source's change is in the result, 1 is all of it"
     if found["other shapes"]:
         yield f"without the numbers of {', '.join(found['other shapes'])}: a source has another vocabulary"
     if not found["of"]:

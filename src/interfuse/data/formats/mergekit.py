@@ -23,7 +23,16 @@ from typing import Any
 
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.safe import Lines, load_yaml, read_text
-from interfuse.data.formats.mergekit_methods import METHODS, OURS, SINGLE, Spelling, spelling, translate, weightless
+from interfuse.data.formats.mergekit_methods import (
+    IDLE,
+    METHODS,
+    OURS,
+    SINGLE,
+    Spelling,
+    spelling,
+    translate,
+    weightless,
+)
 
 VERSION = "0.1.5"
 KEYS = ("merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype", "tokenizer_source",
@@ -32,6 +41,13 @@ KEYS = ("merge_method", "base_model", "models", "slices", "modules", "parameters
 _READING = {"max_length": "calibration_length", "batch": "calibration_batch", "reuse": "reuse_statistics"}
 DTYPES = ("float32", "bfloat16", "float16")
 _EVERYWHERE = ("weight", "density", "gamma", "epsilon", "scale")  # parameters a single model may have
+
+_MOE = ("experts", "gate_mode", "experts_per_token", "shared_experts")  # keys of mergekit-moe's files
+_HINTS = {
+    "pattern": "Did you mean filter?",
+    "name": "Did you mean filter?",
+    "layer_range": "Layers are chosen in slices: {sources: [{model, layer_range}]}; take it out to merge all of them.",
+}
 
 Fail = Callable[..., InterfuseError]
 Path_ = tuple[str | int, ...]
@@ -156,11 +172,8 @@ class _Reader:
             raise self.fail(f"{what} is a table, not {value!r}", at)
         for key in value:
             if key not in keys:
-                hint = (
-                    "Did you mean filter?"
-                    if key in ("pattern", "name") and "filter" in keys
-                    else did_you_mean(str(key), keys)
-                )
+                hint = _HINTS.get(key, "") if key not in ("pattern", "name") or "filter" in keys else ""
+                hint = hint or did_you_mean(str(key), keys)
                 raise self.fail(f"{what} has no key {key!r}", (*at, key), hint)
         return value
 
@@ -170,6 +183,10 @@ class _Reader:
         return value
 
     def stage(self, raw: Any) -> Stage:
+        moe = next((key for key in _MOE if isinstance(raw, dict) and key in raw), None)
+        if moe is not None:
+            raise self.fail(f"{moe!r} is a key of mergekit-moe, which makes a mixture of experts of dense models: that is not done here",
+                            (moe,), "A mixture that is made already is merged like any model.")  # fmt: skip
         table = self.table(raw, KEYS, (), "a merge")
         line = min(self.lines.values(), default=1)
         name = table.get("merge_method")
@@ -376,7 +393,11 @@ class _Reader:
         """mergekit's name -> the value in our terms, not yet renamed."""
         if value is None:
             return {}
-        table = self.table(value, tuple(how.names), at, f"parameters of {how.slug}")
+        idle = [key for key in value if key in IDLE and key not in how.names] if isinstance(value, dict) else []
+        for key in idle:
+            self.notes.append(f"{key} has no effect with {how.slug} (line {self.line((*at, key))})")
+        table = self.table({k: v for k, v in value.items() if k not in idle} if idle else value, tuple(how.names), at,
+                           f"parameters of {how.slug}")  # fmt: skip
         for key, setting in table.items():
             if how.names[key] in how.plain and (at != ("parameters",) or isinstance(setting, dict | list)):
                 raise self.fail(
@@ -426,7 +447,13 @@ class _Reader:
         """The models, the parameters, and the slice itself as the room's own recipes write it."""
         root = own_base or base
         if how.base in ("first", "required") and root is None:
-            raise self.fail(f"{how.slug} needs base_model", at)
+            raise self.fail(
+                f"{how.slug} needs base_model",
+                at,
+                "Add base_model: the model they were all made from."
+                if how.base == "required"
+                else "Add base_model: the model to start from.",
+            )
         combined = [s for s in sources if self.counts(s.model, how, root)]
         if how.base == "first":
             combined.sort(key=lambda s: s.model != root)
@@ -439,7 +466,10 @@ class _Reader:
                 self.notes.append(f"parameters of the base ({', '.join(s.parameters)}) have no effect")
         lone = weightless(how, [s.parameters for s in combined], levels)
         if lone is not None:
-            raise self.fail(f"model {lone + 1} of {len(combined)} has no weight and others have", combined[lone].at[:-1] or at)  # fmt: skip
+            source = combined[lone]
+            raise self.fail(f"the {'base' if source.at == ('base_model',) else 'model'} {source.model} has no weight and others have",
+                            source.at if source.at == ("base_model",) else source.at[:-1] or at,
+                            "Give it one, or all of them by weight under the recipe's parameters.")  # fmt: skip
         params, notes = translate(how, [s.parameters for s in combined], levels)
         self.notes += notes
         layers = [

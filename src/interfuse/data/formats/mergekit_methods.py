@@ -88,6 +88,9 @@ OURS: dict[str, Spelling] = {
 }  # fmt: skip
 
 
+#: what files carry over from another method, and mergekit passes over in silence where the method does not read it
+IDLE = ("weight", "density", "normalize", "rescale", "int8_mask", "embed_slerp")
+
 #: ours that are one value for all tensors, though they may stand at any level
 SINGLE = ("normalize", "rescale", "filter_wise", "steps")
 
