@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import tarfile
@@ -220,7 +221,9 @@ class DocumentConverter:
 def test_docling_reads_page_by_page_with_one_converter_and_room_for_its_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a stand-in: the library and its models are not here."""
+    """With a stand-in: the library's models are not here."""
+    if importlib.util.find_spec("docling") is not None:
+        pytest.skip("docling is installed here")
     for name, text in DOCLING.items():
         place = tmp_path / "stub" / "docling" / ("datamodel" if name == "base_models" else "")
         place.mkdir(parents=True, exist_ok=True)
@@ -242,9 +245,24 @@ def test_docling_reads_page_by_page_with_one_converter_and_room_for_its_models(
     assert [s.code for s in small.skipped] == ["input.limit", "input.limit"]
 
 
-def test_a_reader_that_is_not_installed_is_named(tmp_path: Path) -> None:
-    import importlib.util
+def test_docling_itself_reads_word_and_slides(tmp_path: Path) -> None:
+    """Where it is installed; these two formats need no models."""
+    pytest.importorskip("docling", reason="docling is not installed")
+    told = ["Oslo is the capital of Norway."]
+    (tmp_path / "a.docx").write_bytes(made.docx("Norway", told, [["City", "Country"], ["Graz", "Austria"]]))
+    (tmp_path / "b.pptx").write_bytes(made.pptx([("Iron", ["Iron is a metal."]), ("Copper", ["Copper is a metal."])]))
+    corpus = open_corpus(Source({"documents": str(tmp_path), "reader": "docling"}), Ctx())
+    word, slides = corpus.documents()
+    assert not corpus.skipped
+    cells = [("cell", text) for text in ("City", "Country", "Graz", "Austria")]
+    found = [(e.kind, word.of(e)) for e in word.elements if e.kind not in ("table", "row")]
+    assert found == [("heading", "Norway"), ("paragraph", told[0]), *cells]
+    assert [(e.page, slides.of(e)) for e in slides.elements] == [
+        (1, "Iron"), (1, "Iron is a metal."), (2, "Copper"), (2, "Copper is a metal.")
+    ]  # fmt: skip
 
+
+def test_a_reader_that_is_not_installed_is_named(tmp_path: Path) -> None:
     if importlib.util.find_spec("docling") is not None:
         pytest.skip("docling is installed here")
     (tmp_path / "a.pdf").write_bytes(made.pdf("T", ["words"]))
