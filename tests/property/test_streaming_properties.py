@@ -2,6 +2,7 @@
 
 import math
 import struct
+import threading
 import time
 
 import numpy as np
@@ -27,7 +28,7 @@ from interfuse.kit.reductions import (
     moments,
     sums,
 )
-from interfuse.kit.streaming import Job, Journal, stream_merge
+from interfuse.kit.streaming import Job, Journal, matrix_step, stream_merge
 
 TINY = 1.401298464324817e-45  # the smallest denormal float32
 SPECIAL = [0.0, -0.0, TINY, -TINY, 1.17549435e-38, 1.0, -1.0, 0.5, 3.4028235e38, -3.4028235e38]
@@ -327,6 +328,57 @@ def test_bytes_do_not_depend_on_blocks_workers_or_memory(kind):
         results.append({name: t.reshape(-1).view(torch.uint8).tolist() for name, t in writer.state.items()})
     assert all(result == results[0] for result in results[1:])
     assert writer.state["ids"].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("shape", [(5000, 131), (131, 7000)])
+def test_blocks_of_a_matrix_follow_from_its_shape(shape):
+    """Products of matrices: how many rows are worked on at once shows in the last digits, so that is always the same."""
+    rng = torch.Generator().manual_seed(1)
+    source = flat(torch.randn(shape, generator=rng).numpy())
+    turn = torch.randn(shape[1], shape[1], generator=rng)
+    results, seen = [], []
+    for workers, block_bytes, memory in ((1, 1 << 26, 1 << 30), (2, 1, 1 << 30), (3, 1 << 20, 30 << 20)):
+        blocks: list[tuple[int, int]] = []
+
+        def function(x, block, blocks=blocks):
+            blocks.append((block.start, block.stop))
+            return x[0] @ turn
+
+        writer = MemoryWriter({"w": (torch.float32, shape)})
+        stream_merge([Job("w", (source,), function, "matrix")], writer, workers=workers, block_bytes=block_bytes, max_memory=memory)  # fmt: skip
+        results.append(writer.state["w"].clone())
+        seen.append(sorted(blocks))
+    assert all(torch.equal(result.view(torch.int32), results[0].view(torch.int32)) for result in results[1:])
+    assert seen[0] == seen[1] == seen[2]
+    assert [start for start, _ in seen[0]] == list(range(0, math.prod(shape), matrix_step(shape)))
+    assert len(seen[0]) > 1
+    assert all(start % (32 * shape[1]) == 0 for start, _ in seen[0])
+
+
+@pytest.mark.parametrize(("memory", "most"), [(8 << 20, 1), (64 << 20, 3)])
+def test_preparations_keep_to_the_memory_together(memory, most):
+    """As many at once as fit, and what they give counts until the output is done."""
+    running, peak, lock = 0, 0, threading.Lock()
+
+    def prepare(sources):
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return 1.0
+
+    source = flat(np.ones((40, 40), np.float32))
+    jobs = [Job(str(i), (source,), lambda x, b: x[0] * b.facts, "matrix", prepare, preparing=5 << 20) for i in range(6)]
+    writer = MemoryWriter({job.name: (torch.float32, (40, 40)) for job in jobs})
+    stream_merge(jobs, writer, workers=3, max_memory=memory)
+    assert peak == most
+    assert all(torch.equal(made, torch.ones(40, 40)) for made in writer.state.values())
+    with pytest.raises(InterfuseError, match="needs 5,") as caught:
+        stream_merge(jobs, writer, workers=3, max_memory=5 << 20)
+    assert caught.value.code == "input.limit"
 
 
 def test_linear_merge_equals_arithmetic(tmp_path):

@@ -10,10 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from interfuse.core.ctx import Ctx
 from interfuse.core.method import load, read_params
+from interfuse.core.rooms import load_room, prepare
 from interfuse.data.weights import Weights
 from interfuse.kit.counter_random import tensor_key, uniform
 from interfuse.merge.room import Part, Whole
+from interfuse.merge.unwritten import Unwritten
 from tests.conformance.cases import CASES
 from tests.conformance.checks import find_oracle
 
@@ -100,6 +103,40 @@ def test_steps_of_any_size_give_the_oracles_numbers(slug, step):
     for name in SHAPES:
         ours = run(slug, [m[name] for m in models], base[name] if takes_base(slug) else None, name=name, **own)
         np.testing.assert_allclose(ours.double().numpy(), said[name], rtol=1e-6, atol=1e-7 if step < 1e-4 else 1e-6)
+
+
+@pytest.mark.parametrize("slug", ["iso-c", "twin", "tsv"])
+@pytest.mark.parametrize("shape", [(9, 9), (6, 40), (1, 7), (7, 1), (300, 2)])
+def test_matrices_of_any_shape_give_the_oracles_numbers(slug, shape):
+    g = torch.Generator().manual_seed(6)
+    base = {"w": 0.2 * torch.randn(shape, generator=g)}
+    models = [{"w": base["w"] + 0.1 * torch.randn(shape, generator=g)} for _ in range(2)]
+    own = {"twin": {"density": 0.4}}.get(slug, {})
+    said = by_oracle(slug, models, base, **own)["w"]
+    ours = run(slug, [m["w"] for m in models], base["w"] if takes_base(slug) else None, **own)
+    np.testing.assert_allclose(ours.double().numpy(), said, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("slug", ["iso-c", "twin", "tsv"])
+def test_decomposed_matrices_have_the_same_bits_in_any_memory(slug, tmp_path):
+    """A long and a wide one, of several blocks each, from a merge of one thread and little memory, from one of three, and from one
+    that another merge reads."""
+    import interfuse
+
+    def net(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return torch.nn.ModuleList([torch.nn.Linear(60, 12000), torch.nn.Linear(15000, 60)])
+
+    given = {"models": [net(1), net(2)], **({"base": net(3)} if takes_base(slug) else {})}
+    merge = getattr(interfuse.merge, slug.replace("-", "_"))
+    one = merge(out=tmp_path / "one", workers=1, max_memory=0.06, **given).path
+    two = merge(out=tmp_path / "two", workers=3, **given).path
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+    call = prepare(load_room("merge"), load(f"merge/{slug}"), given, Ctx())
+    with Unwritten(call).open() as made:
+        for name, stored in load_file(one / "model.safetensors").items():
+            assert torch.equal(made.source(name).read(5, stored.numel()), stored.view(-1)[5:])
 
 
 @pytest.mark.parametrize("slug", PLAIN)

@@ -1,22 +1,203 @@
 """Singular value decompositions of large matrices: the exact one, and two that trade digits for time.
 
-The exact one (LAPACK, float64) spends most of its time outside matrix products. The randomised one (Halko, Martinsson and Tropp 2011,
-"Finding structure with randomness", algorithms 4.4 and 5.1) finds the leading triplets by products alone; the one by the Gram matrix
-decomposes ``A^T A``, whose small singular values have half the digits: what is far below the largest one's share it cannot tell from 0.
+A matrix ``A`` [m, n] whose short side is k = min(m, n) needs only factors [k, k]: its singular values and the vectors of its short side,
+found while it is read piece by piece along the long one (:func:`short_side`); what is made of it is a product with such factors, again
+piece by piece (:func:`times`). Where m < n the transpose is decomposed.
+
+The exact one (float64) folds the pieces into one triangle by QR and takes that apart from its largest singular values down. The randomised
+one (Halko, Martinsson and Tropp 2011, "Finding structure with randomness", algorithms 4.4 and 5.1) finds the leading vectors by products
+alone; the one by the Gram matrix decomposes ``A^T A``, whose small singular values have half the digits: what is far below the largest
+one's share it cannot tell from 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from interfuse.core.errors import InterfuseError
+from interfuse.data.weights import Flat
+
 #: How singular vectors are found.
 How = Literal["exact", "gram", "randomised"]
+#: Pieces of a matrix, read anew by each call.
+Pieces = Callable[[], Iterator[Tensor]]
 _MORE = 16  # columns beyond the rank that is wanted
 _ROUNDS = 2  # power iterations
 _LEAST = 1e-6  # of the largest singular value: below it the Gram matrix tells nothing
+_TOLD = 1e-3  # of the largest: from here on its Gram matrix tells a triangle's singular vectors to 1e-9
+_PIECE = 1 << 20  # elements of a piece
+_READ = 1 << 19  # elements read at once
+
+
+def short_side(flat: Flat, how: str = "exact", rank: int | None = None, key: int = 0) -> tuple[Tensor, Tensor]:
+    """Singular values of a matrix and the singular vectors of its short side, without holding it.
+
+    Args:
+        flat: [m, n]; k = min(m, n).
+        how: ``exact`` (values below the float64 epsilon times max(m, n) of the largest are 0), ``gram`` (values below 1e-6 of the largest
+            are 0) or ``randomised``, which is exact where it would not be faster (a rank near the full one).
+        rank: how many; all k when None.
+        key: what the random directions are drawn from, :func:`interfuse.kit.counter_random.tensor_key`.
+
+    Returns:
+        The values [rank] in falling order, and the vectors [k, rank]: right ones where m >= n, else left ones. float64.
+
+    Raises:
+        InterfuseError: ``input.nan`` for NaN or infinite elements.
+    """
+    k = min(flat.shape)
+    rank = k if rank is None else rank
+    width = rank + _MORE
+    if how != "randomised" or 2 * width > k:
+        sizes, vectors = spectrum(lambda: pieces(flat), k, "gram" if how == "gram" else "exact")
+        return sizes[:rank], vectors if rank == k else vectors[:, :rank].clone()
+    generator = torch.Generator().manual_seed(key % (1 << 63))
+    basis = torch.randn(k, width, generator=generator, dtype=torch.float64)
+    for _ in range(_ROUNDS + 1):
+        image = torch.zeros_like(basis)
+        for piece in pieces(flat):
+            image.addmm_(piece.T, piece @ basis)
+        basis = torch.linalg.qr(image).Q
+    sizes, vectors = spectrum(lambda: (piece @ basis for piece in pieces(flat)), width)
+    return sizes[:rank], basis @ vectors[:, :rank]
+
+
+def pieces(flat: Flat) -> Iterator[Tensor]:
+    """A matrix [m, n] along its long side: float64 [rows, k] of it, or of its transpose where m < n. The pieces follow from the shape alone.
+
+    Raises:
+        InterfuseError: ``input.nan`` for NaN or infinite elements.
+    """
+    (m, n), k = flat.shape, min(flat.shape)
+    step, rows = max(_PIECE // max(k, 1), 256), max(_READ // max(n, 1), 32)
+    for at in range(0, max(m, n), step):
+        if m >= n:
+            stop = min(at + step, m)
+            piece = torch.empty(stop - at, n, dtype=torch.float64)
+            for row in range(at, stop, rows):
+                upto = min(row + rows, stop)
+                piece[row - at : upto - at] = flat.read(row * n, upto * n).view(-1, n)
+        else:
+            piece = torch.empty(m, min(step, n - at), dtype=torch.float64)
+            for row in range(0, m, rows):
+                upto = min(row + rows, m)
+                piece[row:upto] = flat.read(row * n, upto * n).view(-1, n)[:, at : at + step]
+            piece = piece.T
+        if not bool(torch.isfinite(piece).all()):
+            raise InterfuseError("input.nan", "NaN or infinite numbers have no singular values")
+        yield piece
+
+
+def spectrum(parts: Pieces, width: int, how: str = "exact") -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors of a matrix that is given in pieces of its rows.
+
+    Args:
+        parts: pieces [any, width], float64, read once.
+        width: number of columns, at most that of rows.
+        how: ``exact`` or ``gram``, as for :func:`short_side`.
+
+    Returns:
+        The values [width] in falling order, 0 for those that cannot be told from it, and the vectors [width, width]; float64.
+    """
+    if how == "gram":
+        total = torch.zeros(width, width, dtype=torch.float64)
+        for part in parts():
+            total.addmm_(part.T, part)
+        sizes, vectors = _by_eigenvectors(total)
+        return torch.where(sizes > _LEAST * sizes[0], sizes, 0.0), vectors
+    triangle, rows = _triangle(parts, width)
+    return _peeled(triangle, torch.finfo(torch.float64).eps * max(rows, width))
+
+
+def squares(how: str) -> int:
+    """How many matrices [k, k] a decomposition of a matrix with the short side k holds at once: :func:`interfuse.kit.streaming.matrix_memory`."""
+    return 4 if how == "gram" else 5
+
+
+def times(flat: Flat, factors: Sequence[Tensor], start: int, stop: int) -> Tensor:
+    """Rows of ``A F_1 F_2 ...`` for a matrix A [m, n], m >= n, or of ``F_last^T ... F_1^T A`` where m < n: the same of the transpose.
+
+    Args:
+        flat: A. factors: float64, from [k, .] to [., k], k = min(m, n).
+        start, stop: flat indices, of whole rows.
+
+    Returns:
+        float64 [rows, n].
+    """
+    m, n = flat.shape
+    if m >= n:
+        made = flat.read(start, stop).view(-1, n).double()
+        for factor in factors:
+            made = made @ factor
+        return made
+    left = factors[-1][:, start // n : stop // n].T
+    for factor in reversed(factors[:-1]):
+        left = left @ factor.T
+    made = torch.zeros(len(left), n, dtype=torch.float64)
+    rows = max(_READ // n, 32)
+    for row in range(0, m, rows):
+        upto = min(row + rows, m)
+        made.addmm_(left[:, row:upto], flat.read(row * n, upto * n).view(-1, n).double())
+    return made
+
+
+def whitening(sizes: Tensor, vectors: Tensor) -> Tensor:
+    """``(A^T A)^(-1/2)`` of a matrix with these singular values and right vectors: ``A`` times it is ``U V^T``, the polar factor of A,
+    without the directions whose value is 0."""
+    inverse = torch.where(sizes > 0, 1.0 / torch.where(sizes > 0, sizes, 1.0), 0.0)
+    return (vectors * inverse) @ vectors.T
+
+
+def _triangle(parts: Pieces, width: int) -> tuple[Tensor, int]:
+    """R [width, width] of a QR decomposition of all pieces below each other, and the number of their rows."""
+    stack = torch.empty(2 * width, width, dtype=torch.float64)  # the triangle so far, and rows to be folded into it
+    rows = filled = 0
+    for part in parts():
+        rows += len(part)
+        while len(part):
+            if filled == len(stack):
+                stack[:width] = torch.linalg.qr(stack, mode="r").R
+                filled = width
+            taken = min(len(part), len(stack) - filled)
+            stack[filled : filled + taken] = part[:taken]
+            part, filled = part[taken:], filled + taken
+    return torch.linalg.qr(stack[:filled], mode="r").R, rows
+
+
+def _peeled(matrix: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Singular values [n] and right vectors [n, n] of a square matrix; values of at most ``least`` times the largest are given as 0.
+
+    The eigenvectors of the Gram matrix are good where values are near the largest. These are taken, and what is left, without their
+    directions on either side, is a matrix whose largest value is smaller: and so on. The vectors of what is left are corrected so that
+    the matrix maps them to orthogonal ones; they are orthogonal themselves to 1e-9.
+    """
+    rest, basis, floor = matrix, torch.eye(0), 0.0
+    sizes: list[Tensor] = []
+    vectors: list[Tensor] = []
+    while rest.shape[1]:
+        found, turn = _by_eigenvectors(rest.T @ rest)
+        top = float(found[0])
+        floor = floor if sizes else least * top
+        turned = basis @ turn if sizes else turn
+        if top <= floor:
+            sizes.append(torch.zeros_like(found))
+            vectors.append(turned)
+            break
+        good = int((found > _TOLD * top).sum())
+        sizes.append(found[:good])
+        vectors.append(turned[:, :good])
+        if good == len(found):
+            break
+        image = (rest @ turn[:, :good]) / found[:good]
+        smaller = rest @ turn[:, good:]
+        overlap = image.T @ smaller
+        rest = smaller - image @ overlap
+        basis = turned[:, good:] - turned[:, :good] @ (overlap / found[:good, None])
+    return torch.cat(sizes), torch.cat(vectors, dim=1)
 
 
 def leading_triplets(matrix: Tensor, rank: int, how: str = "exact", key: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,7 +218,7 @@ def leading_triplets(matrix: Tensor, rank: int, how: str = "exact", key: int = 0
         flat = a.shape[0] < a.shape[1]
         if flat:
             a = a.T
-        sizes, vectors = _by_gram(a)
+        sizes, vectors = _by_eigenvectors(a.T @ a)
         sizes, vectors = sizes[:rank], vectors[:, :rank]
         left = (a @ vectors) * _inverse(sizes)
         return (vectors, sizes, left.T) if flat else (left, sizes, vectors.T)
@@ -59,27 +240,6 @@ def leading_triplets(matrix: Tensor, rank: int, how: str = "exact", key: int = 0
     return (right.T, s[:rank], left.T) if flat else (left, s[:rank], right)
 
 
-def levelled(matrix: Tensor, how: str = "exact") -> tuple[Tensor, float]:
-    """``U V^T`` of a matrix ``U S V^T`` and the mean of its singular values.
-
-    Args:
-        matrix: [m, n].
-        how: ``exact``, or ``gram``: by the eigenvectors of the smaller Gram matrix, several times as fast. Directions whose singular
-            value is below 1e-6 of the largest are then left out of ``U V^T``: the Gram matrix cannot tell them.
-
-    Returns:
-        float64 [m, n], and the mean.
-    """
-    a = matrix.double()
-    if how == "exact":
-        u, s, v = torch.linalg.svd(a, full_matrices=False)
-        return u @ v, float(s.mean())
-    flat = a.shape[0] < a.shape[1]
-    sizes, vectors = _by_gram(a.T if flat else a)
-    half = (vectors * _inverse(sizes)) @ vectors.T  # (A A^T)^(-1/2), or (A^T A)^(-1/2)
-    return (half @ a if flat else a @ half), float(sizes.mean())
-
-
 def shrunk(matrix: Tensor, threshold: float) -> tuple[Tensor, int]:
     """Singular value thresholding by the Gram matrix: ``U max(S - threshold, 0) V^T`` of ``U S V^T``, the proximal map of the nuclear norm.
 
@@ -94,16 +254,16 @@ def shrunk(matrix: Tensor, threshold: float) -> tuple[Tensor, int]:
     """
     a = matrix.double()
     flat = a.shape[0] < a.shape[1]
-    sizes, vectors = _by_gram(a.T if flat else a)
+    sizes, vectors = _by_eigenvectors(a @ a.T if flat else a.T @ a)
     share = (1.0 - threshold * _inverse(sizes)).clamp(min=0.0) * (sizes > threshold)
     half = (vectors * share) @ vectors.T
     return (half @ a if flat else a @ half), int((sizes > threshold).sum())
 
 
-def _by_gram(tall: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values of ``tall`` [m, n] in falling order and its right singular vectors [n, n], from ``A^T A``."""
-    squares, vectors = torch.linalg.eigh(tall.T @ tall)
-    return squares.flip(0).clamp(min=0.0).sqrt(), vectors.flip(1)
+def _by_eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values of a matrix A [m, n] in falling order and its right singular vectors [n, n], from ``A^T A``."""
+    squares, vectors = torch.linalg.eigh(gram)
+    return squares.flip(0).clamp_(min=0.0).sqrt_(), vectors.flip(1)
 
 
 def _inverse(sizes: Tensor) -> Tensor:

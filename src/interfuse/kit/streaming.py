@@ -42,6 +42,7 @@ else:
     torch = lazy("torch")
 
 _ROWS = 64  # granule of row-wise work: 64 rows are whole vector registers whatever the row's length
+_MATRIX = {True: 1 << 19, False: 3 << 18}  # elements of a block of a matrix that is tall (or square), or wide
 _SYNC_SECONDS = 1.0
 _HELD = 100 << 20  # bytes of a tensor's sources that are held from its preparation on
 #: largest numbers of the types that are rounded to without ``torch``
@@ -77,21 +78,25 @@ class Job:
         function: from the sources' numbers (float32, buffers it may overwrite) and the :class:`Block` to the output's
             numbers (float32 or float64, same number of elements as the block). None copies the first source.
         scope: what the function sees at once. ``element``: flat pieces [n] of sources as large as the output; ``row``:
-            whole rows [r, columns] of sources of the output's shape (rows along the last axis); ``tensor``: the sources
-            whole, in their own shapes.
+            whole rows [r, columns] of sources of the output's shape (rows along the last axis); ``matrix``: the same of an output
+            [m, n] in blocks that follow from the shape alone (:func:`matrix_step`), for work whose last digits depend on how many rows
+            are worked on at once, as those of matrix products do; ``tensor``: the sources whole, in their own shapes.
         prepare: readings of the whole sources before the first block (norms, thresholds); its result is ``Block.facts``.
         temporaries: how many tensors of the output block's size (float32) the function needs besides its arguments.
         arrays: the function takes and returns NumPy arrays instead of tensors; only with ``scope="element"``. Where all
             sources are stored as plain floating-point numbers, nothing of ``torch`` is loaded.
+        preparing: bytes that ``prepare`` and its result take, which are kept free for it until the output is done; its sources are not
+            held then, since such a preparation takes much longer than reading. 0 for one that needs next to nothing.
     """
 
     name: str
     sources: tuple[Flat, ...]
     function: Callable[[list[Any], Block], Any] | None = None
-    scope: Literal["element", "row", "tensor"] = "element"
+    scope: Literal["element", "row", "matrix", "tensor"] = "element"
     prepare: Callable[[Sequence[Flat]], Any] | None = None
     temporaries: int = 2
     arrays: bool = False
+    preparing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +224,22 @@ class Journal:
         return InterfuseError(code, f"the journal cannot be written: {error.strerror}", where=str(self.path))
 
 
+def matrix_step(shape: tuple[int, ...]) -> int:
+    """Elements of a block of a matrix [m, n]: about half a million, or more of a wide one, in whole multiples of 32 rows.
+
+    A row of a wide one is made of the whole matrix, so that larger blocks mean that it is read less often.
+    """
+    m, n = shape
+    return min(max(_MATRIX[m >= n] // n // 32, 1) * 32, m) * n
+
+
+def matrix_memory(shape: tuple[int, ...], squares: float) -> int:
+    """Bytes that a preparation of a matrix takes: ``squares`` matrices [k, k] of its short side, and a piece along the long one, in float64
+    beside what is read for it."""
+    short = min(shape)
+    return int(8 * (squares * short**2 + 2 * min(math.prod(shape), max(1 << 20, 256 * short))))
+
+
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -244,8 +265,9 @@ def stream_merge(
         writer: where the numbers go; the caller completes it.
         workers: threads; the number of usable processors if None.
         block_bytes: size of a block of float32 numbers.
-        max_memory: bytes that the blocks' buffers and temporaries, and sources held for a second reading, may take, in all threads
-            together. What a ``prepare`` holds comes on top: up to 60 MB per thread for a magnitude threshold.
+        max_memory: bytes that the blocks' buffers and temporaries, sources held for a second reading, and what jobs say that they take
+            for ``preparing``, may take, in all threads together. What other preparations hold comes on top: up to 60 MB per thread for a
+            magnitude threshold.
         journal: record of finished tensors; those it names are verified and skipped.
         progress: called with the bytes of output done, the bytes in all, and the tensor worked on.
 
@@ -321,7 +343,7 @@ class _Task:
     state: Literal["new", "preparing", "ready"] = "new"
     facts: Any = None
     sources: tuple[Flat, ...] = ()  # the job's, or the same held in memory
-    held: int = 0  # bytes of them
+    held: int = 0  # bytes kept free for them, or for the preparation
     start: int = 0  # first element not handed out
     hashed: int = 0  # first element not hashed
     done: int = 0  # elements written
@@ -386,12 +408,15 @@ class _Plan:
         buffered = [task.step * len(task.job.sources) for task in tasks if task.job.scope != "tensor"]
         #: Bytes of source buffers that each worker keeps from block to block.
         self.kept = 4 * max(buffered, default=0)
-        while self.workers > 1 and self.workers * (self.kept + _least(tasks)) > max_memory:
+        largest, prepared = _least(tasks), max((task.job.preparing for task in tasks), default=0)
+        while self.workers > 1 and self.workers * (self.kept + largest) + prepared > max_memory:
             self.workers -= 1
         self.free = max_memory - self.workers * self.kept
         for task in tasks:
-            if task.memory > self.free:
-                needed = task.memory + self.workers * self.kept
+            if (
+                work := max(task.memory, largest) + task.job.preparing if task.job.preparing else task.memory
+            ) > self.free:
+                needed = work + self.workers * self.kept
                 what = f"the work needs {needed:,} bytes at once, max_memory is {max_memory:,}"
                 raise InterfuseError("input.limit", what, where=f"tensor {task.job.name!r}", fix="Raise max_memory.")
 
@@ -403,6 +428,8 @@ class _Plan:
         elif job.scope == "row":
             columns = max(task.shape[-1] if task.shape else 1, 1)
             task.step = min(max(block // columns // _ROWS, 1) * _ROWS * columns, task.numel)
+        elif job.scope == "matrix":
+            task.step = matrix_step(task.shape)
         else:
             task.step = task.numel
         own = task.step * (1 + job.temporaries)
@@ -435,7 +462,7 @@ class _Run:
         self.plan, self.tasks, self.writer, self.journal, self.progress = plan, tasks, writer, journal, progress
         self.pending = deque(_large_first(tasks))
         self.free = plan.free
-        #: Bytes for held sources: what is left when the largest task runs.
+        #: Bytes for preparations and held sources: what is left when the largest task runs in every thread.
         self.spare = plan.free - plan.workers * max((task.memory for task in tasks), default=0)
         self.buffers: list[NDArray[np.uint8]] = []  # of sources held before, to be used again
         self.total = sum(task.nbytes for task in tasks)
@@ -482,7 +509,7 @@ class _Run:
                 task, start = piece
                 name = task.job.name
                 if start < 0:
-                    if task.held:
+                    if task.held and not task.job.preparing:
                         task.sources = tuple(HeldTensor(s, self._buffer(s)) if _stored(s) else s for s in task.sources)
                     facts = task.job.prepare(task.sources) if task.job.prepare else None
                     with self.changed:
@@ -507,6 +534,8 @@ class _Run:
                 for task in self.pending:
                     if task.state == "new":
                         if task.job.prepare is not None:
+                            if task.job.preparing > self.spare:
+                                break
                             task.state = "preparing"
                             self._reserve(task)
                             return task, -1
@@ -524,9 +553,9 @@ class _Run:
             return None
 
     def _reserve(self, task: _Task) -> None:
-        """Memory for the sources of a task that reads them several times, where there is plenty of it."""
-        needed = sum(s.info.nbytes for s in task.sources if _stored(s))
-        if needed <= min(_HELD, self.spare):
+        """Memory for a preparation that asks for it; else for the sources of a task that reads them several times, where there is plenty."""
+        needed = task.job.preparing or sum(s.info.nbytes for s in task.sources if _stored(s))
+        if task.job.preparing or needed <= min(_HELD, self.spare):
             task.held = needed
             self.spare -= needed
             self.free -= needed
@@ -604,7 +633,7 @@ class _Hand:
         else:
             into = [torch.from_numpy(slot) for slot in slots]
             values = [source.read(start, stop, out) for source, out in zip(task.sources, into, strict=True)]
-            if job.scope == "row" and n:
+            if job.scope in ("row", "matrix") and n:
                 columns = task.shape[-1] if task.shape else 1
                 values = [value.view(-1, columns) for value in values]
         if job.arrays and job.function is not None:

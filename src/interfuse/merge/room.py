@@ -1,7 +1,7 @@
 """The merge room: its contract, and one streaming engine for every method.
 
 A method is one function of float32 numbers, ``method(part, *, parameters) -> Tensor``, whose traits say what it sees at once
-(``scope``: ``element``, ``row`` or ``tensor``), whether it needs a base, and what it must know of whole tensors first
+(``scope``: ``element``, ``row``, ``matrix`` or ``tensor``), whether it needs a base, and what it must know of whole tensors first
 (``prepare``). The engine reads headers, plans (:mod:`interfuse.merge.plan`: slices, parameters by layer and name), puts
 vocabularies into one order, streams block by block (``kit.streaming``), and writes a folder that ``from_pretrained`` opens.
 It knows no architectures: names and shapes come from the files.
@@ -34,7 +34,7 @@ from interfuse.data.weight_writer import WeightWriter
 from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import below, tensor_key, uniform
 from interfuse.kit.reductions import Difference
-from interfuse.kit.streaming import Block, Job, Journal, processors, stream_merge
+from interfuse.kit.streaming import Block, Job, Journal, matrix_memory, processors, stream_merge
 from interfuse.merge.finish import finish, open_vocabulary
 from interfuse.merge.looks import looking
 from interfuse.merge.plan import Output
@@ -568,6 +568,8 @@ def _job(
     scope = traits.get("scope", "element")
     if scope == "row" and len(shape) < 2:
         scope = "tensor"
+    if scope == "matrix" and (len(shape) != 2 or 0 in shape):
+        scope = "element"
     return Job(
         name,
         (*sources, *extra),
@@ -576,6 +578,7 @@ def _job(
         ready if "prepare" in traits else None,
         traits.get("temporaries", 2),
         traits.get("arrays", False),
+        matrix_memory(shape, traits["squares"](len(sources) - bases, **own)) if scope == "matrix" else 0,
     )
 
 

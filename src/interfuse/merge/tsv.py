@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import tensor_key
-from interfuse.kit.decompose import How, leading_triplets, levelled
-from interfuse.merge.room import Part, weighted_sum
+from interfuse.kit.decompose import How, pieces, short_side, spectrum, squares, times, whitening
+from interfuse.merge.room import Part, Whole, weighted_sum
 
 
-@method(scope="tensor", base="required", temporaries=12)
+def _singular(whole: Whole, *, svd: str, **_: Any) -> list[tuple[Flat, Tensor, Tensor]] | None:
+    """Each task matrix ``A_i``, and two factors [k, r] and [r, k] of its short side: their products with the matrices sum to the merged one.
+
+    For m >= n: with ``A_i ~ U_i S_i V_i^T``, the singular vectors of all tasks side by side in U [m, K] and V [n, K], the merged matrix is
+    ``U (U^T U)^(-1/2) S (V^T V)^(-1/2) V^T``, and ``U_i = A_i V_i S_i^-1`` is never held. A wide matrix is merged as its transpose.
+    """
+    if len(whole.shape) != 2 or min(whole.shape) < max(len(whole.models), 1):
+        return None
+    deltas, keep = whole.deltas(), min(whole.shape) // len(whole.models)
+    keys = [tensor_key(whole.seed, label, whole.name) for label in whole.labels]
+    found = [short_side(d, svd, keep, key) for d, key in zip(deltas, keys, strict=True)]
+    sizes, vectors = torch.cat([s for s, _ in found]), torch.cat([v for _, v in found], dim=1)
+    del found
+    inverse = torch.where(sizes > 0, 1.0 / torch.where(sizes > 0, sizes, 1.0), 0.0)
+    vectors.mul_(sizes > 0)
+    leading = vectors.chunk(len(deltas), dim=1)
+
+    def others() -> Iterator[Tensor]:
+        """U, a few rows at a time."""
+        for rows in zip(*(pieces(d) for d in deltas), strict=True):
+            yield torch.cat([piece @ part for piece, part in zip(rows, leading, strict=True)], dim=1) * inverse
+
+    kind = "exact" if svd == "exact" else "gram"
+    middle = whitening(*spectrum(lambda: iter([vectors]), len(sizes), kind)).mul_(sizes[:, None])
+    middle = whitening(*spectrum(others, len(sizes), kind)).mul_(inverse[:, None]) @ middle
+    return list(zip(deltas, leading, (middle @ vectors.T).chunk(len(deltas)), strict=True))
+
+
+@method(
+    scope="matrix", base="required", prepare=_singular, squares=lambda count, svd, **_: squares(svd) + 2, temporaries=10
+)
 def tsv(
     part: Part,
     *,
@@ -28,19 +60,12 @@ def tsv(
     ] = "exact",
 ) -> Tensor:
     """TSV-Merge: the top ``1/N`` singular triplets of each task matrix, singular vectors whitened by their polar factors
-    (algorithm 1). Tensors without two axes are averaged."""
+    (algorithm 1), without the directions of singular value 0. Tensors without two axes are averaged."""
     assert part.base is not None
-    deltas = part.deltas()
-    count = len(deltas)
-    if part.base.ndim != 2 or min(part.shape) < count:
-        return part.base.add(weighted_sum(deltas, [1.0 / count] * count), alpha=scale)
-    keep = min(part.shape) // count
-    triplets = [
-        leading_triplets(d, keep, svd, tensor_key(part.seed, part.labels[i], part.name)) for i, d in enumerate(deltas)
-    ]
-    left = torch.cat([u for u, _, _ in triplets], dim=1)
-    sizes = torch.cat([s for _, s, _ in triplets])
-    right = torch.cat([v for _, _, v in triplets], dim=0)
-    kind = "exact" if svd == "exact" else "gram"
-    whitened = (levelled(left, kind)[0] * sizes) @ levelled(right, kind)[0]
-    return part.base + scale * whitened.float()
+    if part.facts is None:
+        deltas = part.deltas()
+        return part.base.add(weighted_sum(deltas, [1.0 / len(deltas)] * len(deltas)), alpha=scale)
+    merged = torch.zeros(part.base.shape, dtype=torch.float64)
+    for change, first, second in part.facts:
+        merged += times(change, [first, second], part.start, part.start + merged.numel())
+    return part.base + scale * merged.float()

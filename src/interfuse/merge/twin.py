@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
 
 from interfuse.core.method import method
+from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import tensor_key
-from interfuse.kit.decompose import How, leading_triplets
-from interfuse.merge.room import Part, PerModel, per_model, weighted_sum
+from interfuse.kit.decompose import How, short_side, squares, times
+from interfuse.kit.merging import Computed
+from interfuse.merge.room import Part, PerModel, Whole, per_model, weighted_sum
 
 
-@method(scope="tensor", base="optional", per_model=("weight", "exclusive_weight"), temporaries=8)
+def _shared(models: Sequence[Tensor], weight: PerModel) -> Tensor:
+    """The weighted mean of the models."""
+    weights = per_model(weight, len(models), "weight")
+    return weighted_sum([m.clone() for m in models], [w / sum(weights) for w in weights])
+
+
+def _own(models: Sequence[Tensor], i: int, weight: PerModel) -> Tensor:
+    """What one model has beyond it."""
+    return models[i] - _shared(models, weight)
+
+
+def _exclusive(
+    whole: Whole, *, density: float, weight: PerModel, svd: str, **_: Any
+) -> list[tuple[Flat, Tensor]] | None:
+    """What each model has beyond the shared one, and its leading singular vectors [k, r] along the short side."""
+    if len(whole.shape) != 2 or 0 in whole.shape or density == 1:
+        return None
+    found: list[tuple[Flat, Tensor]] = []
+    for i, label in enumerate(whole.labels):
+        change = Computed(whole.models, functools.partial(_own, i=i, weight=weight))
+        rank = int(density * min(whole.shape))
+        found.append((change, short_side(change, svd, rank, tensor_key(whole.seed, label, whole.name))[1]))
+    return found
+
+
+@method(
+    scope="matrix",
+    base="optional",
+    prepare=_exclusive,
+    squares=lambda count, density, svd, **_: squares(svd) + count * density if density < 1 else 0,
+    per_model=("weight", "exclusive_weight"),
+    temporaries=10,
+)
 def twin(
     part: Part,
     *,
@@ -31,18 +67,18 @@ def twin(
         ),
     ] = "exact",
 ) -> Tensor:
-    """``theta_* + sum_i w_i SVD_r(theta_i - theta_*)``: theta_* the weighted mean, r = floor(density * min dimension)."""
+    """``theta_* + sum_i w_i SVD_r(theta_i - theta_*)``: theta_* the weighted mean, r = floor(density * min dimension). The truncation is
+    ``A V_r V_r^T``, with V_r the leading singular vectors of the short side."""
     models = part.models
     count = len(models)
-    shares = per_model(weight, count, "weight")
     exclusive = per_model(1.0 / count if exclusive_weight is None else exclusive_weight, count, "exclusive_weight")
-    shared = weighted_sum([m.clone() for m in models], [w / sum(shares) for w in shares])
+    shared = _shared(models, weight)
     merged = shared.clone()
     for i, (model, share) in enumerate(zip(models, exclusive, strict=True)):
-        change = model - shared
-        if change.ndim == 2 and density < 1:
-            rank = int(density * min(part.shape))
-            u, s, v = leading_triplets(change, rank, svd, tensor_key(part.seed, part.labels[i], part.name))
-            change = ((u * s) @ v).float()
+        if part.facts is None:
+            change = model - shared
+        else:
+            flat, leading = part.facts[i]
+            change = times(flat, [leading, leading.T], part.start, part.start + model.numel()).float()
         merged.add_(change, alpha=share)
     return merged

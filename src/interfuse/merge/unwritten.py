@@ -16,7 +16,7 @@ import torch
 from interfuse.core.rooms import Call, key_of
 from interfuse.data.overlay import Overlay
 from interfuse.data.weights import Flat
-from interfuse.kit.streaming import Block, Job
+from interfuse.kit.streaming import Block, Job, matrix_step
 from interfuse.merge.calibrate import Found, calibrated
 from interfuse.merge.plan import Output
 from interfuse.merge.prepare import Prepared, prepared
@@ -119,7 +119,7 @@ class _Merged:
         job = self.job
         if job.function is None:
             return job.sources[0].read(start, stop, out)
-        if job.scope == "tensor":
+        if job.scope in ("tensor", "matrix"):  # a matrix has the bytes of its own blocks, whatever piece is asked for
             values = self._whole().view(-1)[start:stop]
         elif job.scope == "row":
             columns = self._shape[-1]
@@ -144,11 +144,18 @@ class _Merged:
         with self.lock:
             found = self.kept.held.get(self.job.name)
             if found is None:
-                assert self.job.function is not None, "jobs without a function are copies"
-                values = [s.read(0, math.prod(s.shape)).view(s.shape) for s in self.job.sources]
-                block = Block(self.job.name, 0, math.prod(self._shape), self._shape, self._prepare())
-                found = self.kept.put(self.job.name, self.job.function(values, block).float().contiguous())
+                found = self.kept.put(self.job.name, self._made())
             return found
+
+    def _made(self) -> Tensor:
+        size = math.prod(self._shape)
+        if self.job.scope == "matrix":
+            step, columns = matrix_step(self._shape), self._shape[1]
+            return torch.cat([self._piece(at, min(at + step, size), columns).float() for at in range(0, size, step)])
+        assert self.job.function is not None, "jobs without a function are copies"
+        values = [s.read(0, math.prod(s.shape)).view(s.shape) for s in self.job.sources]
+        whole: Tensor = self.job.function(values, Block(self.job.name, 0, size, self._shape, self._prepare()))
+        return whole.float().contiguous()
 
     def _facts(self) -> object:
         with self.lock:
