@@ -56,12 +56,16 @@ def short_side(flat: Flat, how: str = "exact", rank: int | None = None, key: int
         sizes, vectors = spectrum(lambda: pieces(flat), k, "gram" if how == "gram" else "exact")
         return sizes[:rank], vectors if rank == k else vectors[:, :rank].clone()
     generator = torch.Generator().manual_seed(key % (1 << 63))
-    basis = torch.randn(k, width, generator=generator, dtype=torch.float64)
+    rough = torch.randn(
+        k, width, generator=generator
+    )  # float32 is enough for a subspace that is only near the leading one
     for _ in range(_ROUNDS + 1):
-        image = torch.zeros_like(basis)
+        image = torch.zeros_like(rough)
         for piece in pieces(flat):
-            image.addmm_(piece.T, piece @ basis)
-        basis = torch.linalg.qr(image).Q
+            part = piece.float()
+            image.addmm_(part.T, part @ rough)
+        rough = torch.linalg.qr(image).Q
+    basis = rough.double()
     sizes, vectors = spectrum(lambda: (piece @ basis for piece in pieces(flat)), width)
     return sizes[:rank], basis @ vectors[:, :rank]
 
