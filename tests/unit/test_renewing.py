@@ -207,7 +207,7 @@ def test_a_command_imports_no_more_than_it_needs(tmp_path: Path) -> None:
     cache = tmp_path / ".cache/interfuse"
     build(folder, tmp_path / "g", cache)
     (folder / "03.txt").write_text("Narvik is a city in Norway.")
-    heavy = ["pandas", "scipy.sparse", "torch", "spacy.cli", "requests"]
+    heavy = ["pandas", "scipy.sparse", "torch", "spacy.cli", "requests", "pyarrow.dataset"]
     code = f"""
 import sys
 from interfuse.cli.main import main
@@ -228,6 +228,30 @@ except SystemExit:
     assert made.returncode == 0, made.stderr
     assert "as they were" in made.stderr
     assert made.stdout.splitlines()[-1] == ""
+
+
+def test_what_is_kept_stays_while_little_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is brought up to date from the older state is what a build from nothing gives."""
+    folder, cache, rng = start(tmp_path, seed=5, count=12), tmp_path / "cache", random.Random(5)
+    build(folder, tmp_path / "g", cache)
+    (state,) = (cache / "build").glob("state-*")
+
+    def changes_state() -> bool:
+        before = (state / "state.json").stat().st_ino
+        edit(folder, rng)
+        assert any("as they were" in x for x in build(folder, tmp_path / "g", cache))
+        build(folder, tmp_path / "f", tmp_path / f"fresh {rng.random()}")
+        assert content(tmp_path / "g") == content(tmp_path / "f")
+        return (state / "state.json").stat().st_ino != before
+
+    monkeypatch.setattr(renewing, "QUICK", float("inf"))
+    monkeypatch.setattr(renewing, "FEW", 1.0)
+    assert [changes_state() for _ in range(5)] == [False] * 5
+    monkeypatch.setattr(renewing, "QUICK", 0.0)  # what takes long to open is opened once
+    assert changes_state()
+    monkeypatch.setattr(renewing, "QUICK", float("inf"))
+    monkeypatch.setattr(renewing, "FEW", 0.0)
+    assert changes_state()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are forked")

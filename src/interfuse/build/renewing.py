@@ -4,7 +4,8 @@ What a build made is kept in the cache, by everything that it depends on but the
 rows came from which document, the votes of recognisers of names, and what linking went through. When a tenth of the files at most has
 changed, only their documents are read; their rows take the place of the old ones, statements that lost or gained a source are
 combined anew, names are linked again where something near them changed, and the tables are cut and joined, not made anew. Tables and
-text files are then written as a whole, which costs little beside any reading.
+text files are then written as a whole, which costs little beside any reading. What is kept is left as it was while so few of the files
+have changed since that bringing them up to date again costs less than keeping anew.
 
 Whatever is missing, damaged or of other code makes a build from nothing. Nothing is kept of builds that look at all documents, that
 extend an earlier graph, or that check the contracts of an ontology: they put the whole graph together each time.
@@ -36,14 +37,20 @@ from interfuse.build.assembling import Assembler, guesses_of
 from interfuse.build.keeping import key_of_work
 from interfuse.build.origins import roots_of
 from interfuse.build.room import Work, own_params, settings_of
-from interfuse.core.bulk import bulk
 from interfuse.core.errors import InterfuseError
 from interfuse.core.lazy import kept_out
 from interfuse.core.rooms import Call
 from interfuse.core.safe import code_sha256, file_digest, fingerprint, jsonable
 from interfuse.data.corpus import Corpus, Document, Skipped
 from interfuse.data.graph import Graph, end_of, hash_of, line_of_op, whole_hash
-from interfuse.data.graph_files import DOCUMENTS, read_documents_table, read_table, schemas, write_documents, write_meta
+from interfuse.data.graph_files import (
+    DOCUMENTS,
+    read_documents_table,
+    read_table,
+    schemas,
+    write_documents_table,
+    write_meta,
+)
 from interfuse.data.graph_log import Op
 from interfuse.data.graph_rows import (
     Rows,
@@ -72,6 +79,9 @@ if TYPE_CHECKING:
 #: More of the files than this changed: the build from nothing is as quick. States that are kept in a cache; seconds after which an
 #: unfinished one is nobody's.
 SHARE, KEPT, STALE = 0.1, 12, 3600.0
+#: No more of the files than this changed since a state was kept, no more of the evidence stands at statements that they touch, and they
+#: were opened in so many seconds: the state stays, and they are brought up to date again the next time.
+FEW, QUICK = 0.003, 0.1
 #: packages and modules whose code decides what a state holds
 _CODE = ("interfuse.data", "interfuse.data.loaders", "interfuse.kit.linking", "interfuse.kit.relinking", "interfuse.build.room",
          "interfuse.build.assembling", "interfuse.build.renewing", "interfuse.build.keeping")  # fmt: skip
@@ -337,18 +347,19 @@ def _vote(assembler: Assembler, entity: str, kind: str, status: str, proof: tupl
 
 @dataclass
 class Change:
-    """What is otherwise: documents that are new or read anew (``documents``), and of all files what their documents are now."""
+    """What is otherwise: documents that are new or read anew (``documents``), and of all files what their documents are now. ``small``:
+    that so few files changed and were opened so quickly that what is kept may stay."""
 
     documents: list[Document]
     order: list[tuple[str, str]]  # (id, name) of every document, in order
     skipped: list[Skipped]
-    anew: set[str]  # files that were read
+    small: bool = False
 
 
 def changed(corpus: Corpus, kept: Kept) -> Change | None:
     """What has changed since, or None when it is too much. Reads the files that changed, and those whose documents count now, or do
     not any more, because another file with the same bytes came or went."""
-    was = kept.facts["files"]
+    began, was = time.perf_counter(), kept.facts["files"]
     now = {f.name: f for f in corpus.files}
     anew = {f.name for f in corpus.files if was.get(f.name) != f.sha256}
     away = {name for name in was if name not in now}
@@ -362,10 +373,11 @@ def changed(corpus: Corpus, kept: Kept) -> Change | None:
             read[_owner(document.name, read)].append(document)
         for item in corpus.skipped:
             read[_owner(item.name, read)].append(item)
-        made = Change([], [], [], anew)
+        made = Change([], [], [])
         more = _counted(corpus, made, read, old_documents, old_skipped)
         if not more:
-            return made
+            few = len(anew) + len(away) <= FEW * len(now)
+            return dataclasses.replace(made, small=few and time.perf_counter() - began < QUICK)
         anew = anew | more
 
 
@@ -551,8 +563,9 @@ def _value(text: str) -> str:
 
 
 def holds_anew(old: Rows, said: Rows, gone: Rows, came: Rows, called: Mapping[str, str],
-               renamed: Mapping[str, tuple[str, str]]) -> tuple[Rows, Rows, list[str], list[str]]:  # fmt: skip
-    """What is said (with its column ``now`` brought up to date) and what holds; and the names in statements that hold no more, or do now.
+               renamed: Mapping[str, tuple[str, str]]) -> tuple[Rows, Rows, list[str], int]:  # fmt: skip
+    """What is said (with its column ``now`` brought up to date) and what holds; the names in statements that hold no more, or do now; and
+    how much evidence stands at these now.
 
     Args:
         called: what merged names are called now. renamed: names that are called otherwise, as they were and are.
@@ -601,8 +614,8 @@ def holds_anew(old: Rows, said: Rows, gone: Rows, came: Rows, called: Mapping[st
     )
     drop = np.flatnonzero(among(old.column("id"), touched).to_numpy())
     new = rows_of(made, whole_hash)
-    before, after = _ends(old.take(drop)), _ends(new)
-    return said, spliced(old, drop, new, [_place(old, s.order) for s in made]).together(), before, after
+    names_now = sorted({*_ends(old.take(drop)), *_ends(new)})
+    return said, spliced(old, drop, new, [_place(old, s.order) for s in made]).together(), names_now, new.proof.num_rows
 
 
 def _called(statement: Statement, called: Mapping[str, str]) -> Statement:
@@ -661,18 +674,36 @@ def nodes_anew(old: pa.Table, holds: Rows, names: Sequence[str]) -> pa.Table:
                      "types": [types.get(n, []) for n in sorted(counts)], "statements": [counts[n] for n in sorted(counts)]},
                     schema=schemas()[2])  # fmt: skip
     kept = old.filter(pc.invert(among(old.column("id"), names)))
-    ids, parts, at = kept.column("id").to_pylist(), [], 0
+    ids, parts, at = kept.column("id"), [], 0
     for i, name in enumerate(sorted(counts)):
-        place = bisect.bisect_left(ids, name)
+        place = bisect.bisect_left(ids, name, key=lambda word: word.as_py())
         parts += [kept.slice(at, place - at), made.slice(i, 1)]
         at = place
     return pa.concat_tables([*parts, kept.slice(at)])
 
 
-@bulk()
+def _write_documents(folder: Path, old: pa.Table, change: Change) -> None:
+    """Keeps the texts of all documents; those that did not change are never made objects."""
+    import pyarrow as pa
+
+    fresh = {d.id: i for i, d in enumerate(change.documents, old.num_rows)}
+    place = {**{name: i for i, name in enumerate(old.column("id").to_pylist())}, **fresh}
+    texts = pa.chunked_array(
+        [*old.column("text").chunks, pa.array([d.text for d in change.documents], old.schema.field("text").type)]
+    )
+    order = pa.array([place[i] for i, _ in change.order])
+    write_documents_table(
+        folder,
+        pa.table(
+            {"id": [i for i, _ in change.order], "name": [n for _, n in change.order], "text": texts.take(order)},
+            old.schema,
+        ),
+    )
+
+
 def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read: Iterable[tuple[Source, list[Statement]]],
           assembler: Assembler) -> dict[str, Any]:  # fmt: skip
-    """Writes the graph as it is after a change, and keeps its state.
+    """Writes the graph as it is after a change, and keeps its state unless the change is small.
 
     Args:
         read: what came from each document of the change, in their order; ``assembler`` has then seen all of it.
@@ -693,8 +724,8 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
         ends = list(dict.fromkeys([*_ends(gone), *_ends(came)]))
         links, renamed = relink(links, ends, Mentions(said), ontology=work.ontology)
     pairs = links.merges() if links is not None else []
-    said, holds, before, after = holds_anew(kept.holds, said, gone, came, {b: a for a, b in pairs}, renamed)
-    nodes = nodes_anew(kept.nodes, holds, sorted({*before, *after}))
+    said, holds, names, touched = holds_anew(kept.holds, said, gone, came, {b: a for a, b in pairs}, renamed)
+    nodes = nodes_anew(kept.nodes, holds, names)
     ops = [Op(1, "add")]
     if links is not None:
         data = {"pairs": [list(p) for p in pairs], "reason": "linked by name", "group": "link"}
@@ -710,18 +741,19 @@ def renew(call: Call, work: Work, folder: Path, kept: Kept, change: Change, read
     columns_of_rows(holds).save(folder / "columns")
     write_meta(folder, {**counts_of(holds), "merged names": len(pairs), "operations": len(ops),
                         "digest": hashlib.sha256(hashes[1]).hexdigest(), "log": log})  # fmt: skip
-    texts = dict(zip(*(kept.texts.column(n).to_pylist() for n in ("id", "text")), strict=True))
-    texts.update({d.id: d.text for d in change.documents})
-    write_documents(folder, [(i, n, texts[i]) for i, n in change.order])
+    _write_documents(folder, kept.texts, change)
     old = {s.id: s for s in kept.sources}
     named = ((new.get(i) or old[i], n) for i, n in change.order)
     sources = [s if s.name == n else dataclasses.replace(s, name=n) for s, n in named]
     corpus.skipped[:] = change.skipped
     work.tally.clear()
-    work.at = ""
     for source in sources:
         for what, amount in source.tally.items():
-            work.count(what, amount)
-    _keep(kept.place, corpus, sources, Made(said, direct, holds, votes, nodes, links), folder)
+            work.tally[what] = work.tally.get(what, 0) + amount
+    if change.small and touched <= FEW * holds.proof.num_rows:
+        with contextlib.suppress(OSError):
+            os.utime(kept.place)  # of the states in the cache those that were used last stay
+    else:
+        _keep(kept.place, corpus, sources, Made(said, direct, holds, votes, nodes, links), folder)
     linked = {"names linked": len(pairs)} if links is not None else {}
     return {"candidates": sum(s.found for s in sources), "statements": len(holds), **linked}

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from interfuse.core.bulk import bulk
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import read_params
@@ -228,7 +229,7 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
     by_chunk = call.method.traits.get("per") == "chunk"
     facts = None
     if by_chunk and renewable(call):
-        with plain_memory():
+        with plain_memory(), bulk():
             facts = _renewed(call, work, folder)
     if facts is None:
         facts = _anew(call, work, folder, settings, by_chunk)

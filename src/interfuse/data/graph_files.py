@@ -30,6 +30,7 @@ FORMAT = 1
 ROWS = 50_000
 _LOOKED_FOR = ("op", "subject", "predicate", "object", "document", "row")
 _BLOCK = 500_000
+_TEXTS = 500
 _LIMIT = 2**33
 
 
@@ -190,7 +191,8 @@ def read_table(path: Path) -> pyarrow.Table:
     if not path.is_file():
         raise InterfuseError("input.missing", "a table of the graph is not there", where=str(path))
     try:
-        return pq.read_table(path, memory_map=True)
+        with pq.ParquetFile(path, memory_map=True) as file:  # read_table would import what datasets of many files need
+            return file.read()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InterfuseError(
             "input.format", f"the table cannot be read: {str(error).splitlines()[0]}", where=str(path)
@@ -282,13 +284,26 @@ def write_documents(folder: Path, documents: Iterable[tuple[str, str, str]]) -> 
     """Keeps documents' texts beside a graph, so that its evidence can be shown: (id, name, text) rows."""
     import pyarrow as pa
 
-    schema = pa.schema([("id", pa.string()), ("name", pa.string()), ("text", pa.large_string())])
+    schema = _document_schema()
     done = 0
     with table_writer(folder / DOCUMENTS, schema) as out:
-        for batch in _batches(documents, 500):
+        for batch in _batches(documents, _TEXTS):
             out.write_table(pa.table({n: [row[i] for row in batch] for i, n in enumerate(schema.names)}, schema=schema))
             done += len(batch)
     return done
+
+
+def write_documents_table(folder: Path, documents: pyarrow.Table) -> None:
+    """What :func:`write_documents` writes, from a table of the same columns."""
+    with table_writer(folder / DOCUMENTS, _document_schema()) as out:
+        for start in range(0, documents.num_rows, _TEXTS):
+            out.write_table(documents.slice(start, _TEXTS).combine_chunks())
+
+
+def _document_schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema([("id", pa.string()), ("name", pa.string()), ("text", pa.large_string())])
 
 
 def read_documents_table(folder: Path) -> pyarrow.Table:

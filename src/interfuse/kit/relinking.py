@@ -145,9 +145,16 @@ def among(column: Any, values: Iterable[str]) -> Any:
 
     wanted = pa.array(sorted(set(values)), type=pa.string())
     if pa.types.is_dictionary(column.type):
-        return pa.chunked_array(
-            [pc.is_in(c.dictionary, wanted).take(c.indices) for c in column.chunks], type=pa.bool_()
-        )
+        found: dict[tuple[int, ...], Any] = {}  # pieces of one table share their words
+        made = []
+        for chunk in column.chunks:
+            words = chunk.dictionary
+            data = words.buffers()[2]
+            place = (data.address if data is not None else 0, words.offset, len(words))
+            if place not in found:
+                found[place] = pc.is_in(words, wanted)
+            made.append(found[place].take(chunk.indices))
+        return pa.chunked_array(made, type=pa.bool_())
     return pc.is_in(column, wanted)
 
 
