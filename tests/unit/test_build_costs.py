@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from interfuse.core.method import load
 from interfuse.core.rooms import apply, load_room, prepare
 from interfuse.data.endpoint_lm import EndpointLM
 from interfuse.data.lm import LM, Reply, Scored
+from interfuse.data.loaders.process import Reader
+from interfuse.data.loaders.sizes import PAGE
 from tests import documents as made
 from tests import tiny_world as world
 from tests.scripted_panel import ScriptedPanel
@@ -143,3 +148,65 @@ def test_of_many_documents_some_are_looked_at(tmp_path: Path, monkeypatch: pytes
     for most in (5000, 2000, 1):
         monkeypatch.setattr("interfuse.build.asking.COUNTED", most)
         assert 2 * 19 <= room.estimate(call).calls <= 5 * whole
+
+
+def told(place: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[int, int]:
+    """Calls that a build is said to make when nothing is read for the estimate, and that it makes."""
+    monkeypatch.setattr("interfuse.build.asking.COUNTED", 1)
+    lm, room = Far(Scripted(born)), load_room("build")
+    given = {"documents": {"documents": str(place), **more}, "lm": lm, "tries": 1, "chunk_tokens": 40, "link": False}
+    calls = room.estimate(prepare(room, load("build/lm-extract"), given, Ctx())).calls
+    apply("build/lm-extract", out=place.parent / "g", ctx=Ctx(cache=place.parent / "cache"), **given)
+    return calls, lm.calls
+
+
+def test_pictures_in_a_pdf_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    texts = [f"Person{i} Berg was born in Oslo. " + "It rained for a long time on that day. " * 4 for i in range(25)]
+    body = made.pdf("Notes", texts)
+    start = body.index(b"\n") + 1
+    picture = b"%" + bytes(range(128, 256)) * 8000 + b"\n"  # a megabyte that is no text
+    (tmp_path / "in" / "a.pdf").write_bytes(body[:start] + picture + body[start:])
+    calls, asked = told(tmp_path / "in", monkeypatch)
+    assert asked <= calls <= 3 * asked
+
+
+def test_what_is_packed_is_told_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    text = "\n\n".join(
+        f"Person{i} Berg was born in Oslo. " + "It rained for a long time on that day. " * 4 for i in range(20)
+    )
+    with zipfile.ZipFile(tmp_path / "in" / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("one.txt", text)
+        packed.writestr("two.md", text.replace("Oslo", "Lund"))
+    with tarfile.open(tmp_path / "in" / "b.tgz", "w:gz") as tar:
+        info = tarfile.TarInfo("three.txt")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text.replace("Oslo", "Rome").encode()))
+    (tmp_path / "in" / "c.docx").write_bytes(made.docx("Notes", text.replace("Oslo", "Bonn").split("\n\n")))
+    assert (tmp_path / "in" / "a.zip").stat().st_size * 8 < 2 * len(text)
+    calls, asked = told(tmp_path / "in", monkeypatch)
+    assert asked <= calls <= 5 * asked
+
+
+def test_docling_is_not_run_for_an_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.pdf").write_bytes(made.pdf("Notes", ["Ada Berg was born in Oslo."]))
+    (tmp_path / "in" / "b.docx").write_bytes(made.docx("Notes", ["Bo Berg was born in Oslo."]))
+    given = {
+        "documents": {"documents": str(tmp_path / "in"), "reader": "docling"},
+        "lm": Far(Scripted(born)),
+        "tries": 1,
+    }
+    room = load_room("build")
+    asked: list[tuple[str, str]] = []
+
+    class Watched(Reader):
+        def _rows(self, name: str, path: Path, *, size: bool = False) -> list[dict[str, Any]]:
+            asked.append((name, self.reader if not size else "size"))
+            return super()._rows(name, path, size=size)
+
+    monkeypatch.setattr("interfuse.data.loaders.process.Reader", Watched)
+    calls = room.estimate(prepare(room, load("build/lm-extract"), given, Ctx())).calls
+    assert asked == [("a.pdf", "size"), ("b.docx", "size"), ("b.docx", "light")]
+    assert calls == 1 + PAGE // (4 * 400) + 1  # a page without a known text may have so much

@@ -13,6 +13,7 @@ from interfuse.build.room import Candidate, Work
 from interfuse.build.tables import value_of
 from interfuse.core.rooms import Call, Cost
 from interfuse.data.chunks import Chunk, sentences, split
+from interfuse.data.loaders.sizes import text_sizes
 from interfuse.data.ontology import Ontology
 from interfuse.kit.asking import as_read
 from interfuse.kit.document_prompts import about_document, corrected
@@ -249,7 +250,8 @@ def count_chunks(call: Call, tokens: int, free: Callable[[Chunk], bool] = read_b
     """How many chunks of the documents a model will be asked about.
 
     They are counted, file by file, where the documents are small; of larger ones a megabyte of files from all over is read, and every
-    other file counts once, and by its bytes as often more as these did.
+    other document counts once, and by the characters that its file may hold (see :mod:`interfuse.data.loaders.sizes`) as often more as
+    these did. What docling would read is not read for this: its PDFs are estimated by their pages, the rest is read as usual.
 
     Args:
         tokens: words and marks of a chunk at most. free: whether nothing is asked about a chunk.
@@ -257,22 +259,22 @@ def count_chunks(call: Call, tokens: int, free: Callable[[Chunk], bool] = read_b
     corpus = call.inputs["documents"]
     if corpus is None or not corpus.files:
         return 0
+    sizes = text_sizes(corpus)
     total = sum(f.size for f in corpus.files)
     share = min(1.0, COUNTED / max(total, 1))
     count = max(1, int(len(corpus.files) * share))
     looked = [corpus.files[i * len(corpus.files) // count] for i in range(count)] if share < 1 else list(corpus.files)
     small, size = [], 0
     for file in looked:
-        size += file.size
-        if size <= COUNTED:
+        size += max(file.size, sizes[file.name][1])
+        if size <= COUNTED and not (corpus.reader == "docling" and file.name.casefold().endswith(".pdf")):
             small.append(file)
-    if not small:  # one file alone is too large
-        return sum(1 + f.size // (BYTES * tokens) for f in corpus.files)
-    fresh = dataclasses.replace(corpus, skipped=[])
-    found = sum(not free(c) for document in fresh.documents(small) for c in split(document, tokens))
-    seen = {f.name for f in small}
-    more = max((found - len(small)) / max(sum(f.size for f in small), 1), 1 / (BYTES * tokens))
-    return found + sum(1 + int(f.size * more) for f in corpus.files if f.name not in seen)
+    fresh = dataclasses.replace(corpus, skipped=[], reader="light")
+    found = sum(not free(c) for document in fresh.documents(small) for c in split(document, tokens)) if small else 0
+    seen = {f.name: sizes[f.name] for f in small}
+    documents, characters = (sum(s[i] for s in seen.values()) for i in (0, 1))
+    more = max((found - documents) / max(characters, 1), 1 / (BYTES * tokens))
+    return found + sum(n + int(size * more) for name, (n, size) in sizes.items() if name not in seen)
 
 
 def cost_of_asking(call: Call, params: Mapping[str, Any]) -> Cost:

@@ -205,10 +205,14 @@ def check(call: Call) -> None:
 
 
 def estimate(call: Call) -> Cost:
-    """Bytes of the documents, and what the method's trait ``cost`` says of its calls at most: only an endpoint's are counted."""
+    """Bytes of the documents, characters that they may hold, and what the method's trait ``cost`` says of its calls at most: only an
+    endpoint's are counted."""
+    from interfuse.data.loaders.sizes import text_sizes
+
     corpus = call.inputs["documents"]
     size = sum(f.size for f in corpus.files) if corpus is not None else 0
-    cost, own = Cost(size, size, 0, round(size / 2e4, 1)), call.method.traits.get("cost")
+    text = sum(characters for _, characters in text_sizes(corpus).values()) if corpus is not None else 0
+    cost, own = Cost(size, text, 0, round(text / 2e4, 1)), call.method.traits.get("cost")
     if own is None or call.inputs.get("lm") is None:
         return cost
     from interfuse.data.lm import is_far

@@ -120,6 +120,7 @@ class Corpus:
     Attributes:
         name: how reports call it. files: in the order of their names.
         limits: of reading one file. reader: ``light`` or ``docling``. skipped: files that could not be read; filled while :meth:`documents` goes on.
+        sizes: what :func:`interfuse.data.loaders.sizes.text_sizes` found, once it was asked.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Corpus:
     limits: Limits
     skipped: list[Skipped] = field(default_factory=list)
     reader: str = "light"
+    sizes: dict[str, tuple[int, int]] | None = field(default=None, init=False, repr=False, compare=False)
     _print: tuple[Any, str, str] | None = field(default=None, init=False, repr=False, compare=False)
 
     def fingerprint(self) -> str:

@@ -30,8 +30,13 @@ class Reader:
 
     def read(self, name: str, path: Path) -> Iterator[Document | Skipped]:
         """What :func:`~interfuse.data.loaders.reading.read` gives for a file, within the limits of time and memory."""
+        for row in self._rows(name, path):
+            yield Skipped(**row["skipped"]) if "skipped" in row else from_row(row)
+
+    def _rows(self, name: str, path: Path, *, size: bool = False) -> list[dict[str, Any]]:
+        """The answer to a job."""
         process = self._process if self._process is not None and self._process.poll() is None else self._start()
-        job = {"name": name, "path": str(path), "limits": dataclasses.asdict(self.limits), "reader": self.reader}
+        job = {"name": name, "path": str(path), "limits": dataclasses.asdict(self.limits), "reader": self.reader, "size": size}  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -40,18 +45,19 @@ class Reader:
             line = self._line(process.stdout)
         except OSError:
             line = b""
-        if line is None:
-            self.close()
-            yield Skipped(name, "input.limit", f"reading it takes more than {self.limits.seconds:g} seconds")
-            return
-        if not line:
-            self.close()
-            yield Skipped(
-                name, "input.limit", f"its reader ended: damaged, or more than {self.limits.memory} bytes of memory"
-            )
-            return
-        for row in json.loads(line):
-            yield Skipped(**row["skipped"]) if "skipped" in row else from_row(row)
+        if line:
+            rows: list[dict[str, Any]] = json.loads(line)
+            return rows
+        self.close()
+        why = f"reading it takes more than {self.limits.seconds:g} seconds"
+        if line is not None:
+            why = f"its reader ended: damaged, or more than {self.limits.memory} bytes of memory"
+        return [{"skipped": vars(Skipped(name, "input.limit", why))}]
+
+    def size(self, name: str, path: Path) -> tuple[int, int] | None:
+        """What :func:`~interfuse.data.loaders.sizes.text_size` says of a file, or None when it cannot be looked into."""
+        (row,) = self._rows(name, path, size=True)
+        return None if "skipped" in row else (int(row["documents"]), int(row["characters"]))
 
     def _start(self) -> subprocess.Popen[bytes]:
         keep = (
@@ -158,7 +164,12 @@ def main() -> None:
         rows: list[dict[str, Any]] = []
         try:
             data = Path(job["path"]).read_bytes()
-            for found in read(job["name"], data, limits, reader=job.get("reader", "light")):
+            if job.get("size"):
+                from interfuse.data.loaders.sizes import text_size
+
+                documents, characters = text_size(job["name"], data, limits, job["reader"])
+                rows.append({"documents": documents, "characters": characters})
+            for found in () if job.get("size") else read(job["name"], data, limits, reader=job.get("reader", "light")):
                 rows.append({"skipped": vars(found)} if isinstance(found, Skipped) else to_row(found))
             answer = json.dumps(rows).encode()
         except MemoryError:
