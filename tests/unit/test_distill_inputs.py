@@ -192,6 +192,92 @@ def test_one_of_several_tensors_is_taken_or_asked_for(gives: Any, pattern: str, 
             torch.testing.assert_close(taps.features[pattern], expected * x)
 
 
+class Block(torch.nn.Module):
+    """Twice what it is given, in whatever wrapping."""
+
+    def __init__(self, wrap: Any = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0))
+        self.wrap = wrap or (lambda x: x)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.wrap(self.weight * x)
+
+
+class Towers(torch.nn.Module):
+    """Embeddings in a list, a tower that is not used, and the one that is (``passes`` times over)."""
+
+    def __init__(self, blocks: int = 2, passes: int = 1, wrap: Any = None) -> None:
+        super().__init__()
+        self.tables = torch.nn.ModuleList([torch.nn.Embedding(9, 4), torch.nn.Embedding(9, 4)])
+        self.vision, self.text = torch.nn.Module(), torch.nn.Module()
+        if blocks > 1:
+            self.vision.layers = torch.nn.ModuleList([Block(), Block()])
+        self.text.layers = torch.nn.ModuleList([Block(wrap) for _ in range(blocks)])
+        self.head, self.passes = torch.nn.Linear(4, 3), passes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.tables[0](x)
+        for layer in [*self.text.layers] * self.passes:
+            given = layer(h)
+            while not isinstance(given, torch.Tensor):
+                given = given[0]
+            h = given
+        found: torch.Tensor = self.head(h.mean(dim=1))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("module", "names", "times"),
+    [
+        (Towers(), ["text.layers.0", "text.layers.1"], [2, 4]),  # not the embeddings, not the tower that takes no part
+        (Towers(blocks=1, passes=3), ["text.layers.0"], [8]),  # one block gone through again: its last pass
+        (Towers(wrap=lambda x: ((x,), 2, 2)), ["text.layers.0", "text.layers.1"], [2, 4]),  # PVT v2: a tuple beside height and width
+    ],
+)  # fmt: skip
+def test_automatic_layers_are_those_that_take_part(module: torch.nn.Module, names: list[str], times: list[int]) -> None:
+    x = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with Taps(module, ["auto", "penultimate"]) as taps:
+        module(x)
+        assert list(taps.shapes()) == [*names, "penultimate"]
+        assert taps.chosen(["auto"]) == names
+        for _ in range(2):  # in every pass, not only in the first
+            for name, factor in zip(names, times, strict=True):
+                torch.testing.assert_close(taps.features[name], factor * module.tables[0](x))
+            x = x + 1
+            module(x)
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_a_feature_whose_first_axis_is_not_the_batch_is_refused() -> None:
+    module = Towers(wrap=lambda x: x.transpose(0, 1))  # as XLNet works
+    with Taps(module, ["text.layers.0"]) as taps:
+        module(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+        with pytest.raises(InterfuseError, match=r"needs\.capability") as caught:
+            taps.shapes()
+    assert "batch" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ({"model_type": "albert", "vocab_size": 40, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}, 1),
+        ({"model_type": "pvt_v2", "num_channels": 1, "image_size": 8, "num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3],
+          "strides": [2, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}, 2),
+    ],
+)  # fmt: skip
+def test_families_with_shared_and_wrapped_blocks(config: dict[str, Any], count: int) -> None:
+    texts = config["model_type"] == "albert"
+    source = {"config": {**config, "num_labels": 3}, "task": "text-classification" if texts else "image-classification"}
+    module = build(open_model(Source(source), Ctx()), Ctx())
+    with Taps(module, ["auto"]) as taps, torch.no_grad():
+        module(
+            **({"input_ids": torch.ones(2, 5, dtype=torch.long)} if texts else {"pixel_values": torch.rand(2, 1, 8, 8)})
+        )
+        shapes = taps.shapes()
+    assert [len(shape) for shape in shapes.values()] == [2] * count
+
+
 def test_an_index_is_no_glob() -> None:
     module = build(open_model(Source({"config": tiny_texts.BERT, "task": "text-classification"}), Ctx()), Ctx())
     assert layer_names(module, ["bert.encoder.layer.[1]"]) == ["bert.encoder.layer.1"]

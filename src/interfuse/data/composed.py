@@ -7,7 +7,6 @@ which ``AutoModelForImageClassification.from_pretrained`` opens such folders; wi
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
@@ -16,11 +15,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from interfuse.data.layer_outputs import INDEXED, PENULTIMATE, feature_of
+
 MODEL_TYPE = "interfuse-composed"
-#: layer name that stands for the input of the backbone's last linear layer; ``penultimate:NAME`` for the input of another one
-PENULTIMATE = "penultimate"
-#: the end of a layer's name that chooses one of several things it gives, as ``stages.1[0]``
-_INDEXED = re.compile(r"(.*[^.])\[(\d+)\]")
 
 
 class Transfer(nn.Module):
@@ -132,10 +129,10 @@ class ComposedForImageClassification(PreTrainedModel):
 
 
 def _tapped(backbone: nn.Module, layer: str, args: Any, kwargs: Any) -> torch.Tensor:
-    """What a layer gives during one forward pass of the backbone."""
+    """What a layer gives during one forward pass of the backbone; ``penultimate`` is the input of its last linear layer, or of the named one."""
     seen: list[Any] = []
     before, _, name = layer.partition(":")
-    picked = _INDEXED.fullmatch(layer)
+    picked = INDEXED.fullmatch(layer)
     if before == PENULTIMATE:
         last = backbone.get_submodule(name) if name else [m for m in backbone.modules() if isinstance(m, nn.Linear)][-1]
         handle = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -146,15 +143,7 @@ def _tapped(backbone: nn.Module, layer: str, args: Any, kwargs: Any) -> torch.Te
         backbone(*args, **kwargs)
     finally:
         handle.remove()
-    found = seen[-1]
-    if isinstance(found, torch.Tensor):
-        return found
-    given = list(found.values() if isinstance(found, dict) else found)
-    if picked is not None:
-        chosen: torch.Tensor = given[int(picked[2])]
-        return chosen
-    first: torch.Tensor = next(v for v in given if isinstance(v, torch.Tensor) and v.ndim >= 2)
-    return first
+    return feature_of(seen[-1], layer)
 
 
 def compose(backbone: PreTrainedModel, layer: str, transfer: dict[str, Any], weights: nn.Module, classifier: nn.Linear,

@@ -15,7 +15,6 @@ from torch import Tensor
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import Method, load, method
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
-from interfuse.kit.taps import layer_names
 
 if TYPE_CHECKING:
     from interfuse.core.rooms import Call
@@ -169,9 +168,9 @@ def _has(part: Hooks, hook: str) -> bool:
 
 def _seen_by(run: Run, name: str, part: Hooks) -> Run:
     """The run as a part sees it: its own modules, tensors and facts, and the layers it asked for."""
-    needs, student = part.needs(), run.bare
-    ours = layer_names(student, needs.student_features) if needs.student_features else []
-    theirs = [layer_names(t, needs.teacher_features) if needs.teacher_features else [] for t in run.teachers]
+    needs = part.needs()
+    ours = run.student_taps.chosen(needs.student_features) if run.student_taps is not None else []
+    theirs = [t.chosen(needs.teacher_features) for t in run.teacher_taps]
     tables: dict[str, Any] = {n: Within(getattr(run, n), name) for n in ("modules", "lr_scales", "tensors", "facts")}
     return dataclasses.replace(
         run,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 
 from interfuse.core.errors import InterfuseError, did_you_mean
+from interfuse.data.layer_outputs import INDEXED, PENULTIMATE, feature_of
 
-PENULTIMATE, AUTO = "penultimate", "auto"
-#: one of several things that a layer gives
-INDEXED = re.compile(r"(.*[^.])\[(\d+)\]")
+__all__ = ["AUTO", "PENULTIMATE", "Taps", "as_vector", "block_lists", "blocks", "classifier_name", "layer_names"]
+
+AUTO = "auto"
 
 
 def classifier_name(module: torch.nn.Module) -> str:
@@ -31,18 +31,53 @@ def classifier_name(module: torch.nn.Module) -> str:
 
 
 def blocks(module: torch.nn.Module) -> list[str]:
-    """Names of the model's main blocks, in order: the members of its outermost list of two or more layers, of several such lists side
-    by side the last (patches are embedded before they are worked on). A member that is a list itself stands for its last layer."""
-    lists = {n: m for n, m in module.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) >= 2}
-    if lists:
-        outer = next(iter(lists)).rpartition(".")[0]
-        name = [n for n in lists if n.rpartition(".")[0] == outer][-1]
-        return [_last_of(child, f"{name}.{i}" if name else str(i)) for i, child in enumerate(lists[name])]
+    """Names of the model's main blocks, in order: the first of :func:`block_lists`."""
+    return block_lists(module)[0]
+
+
+def block_lists(module: torch.nn.Module) -> list[list[str]]:
+    """Names of the members of every outermost list of two or more layers, in order; more than one where a model has several towers.
+
+    Of lists side by side the last counts (patches are embedded before they are worked on), and none of embeddings alone. A member that is
+    a list itself stands for its last layer. Without such a list the layers of the first sequence of two or more are taken, without that
+    those of lists of one (a single block, or one that is gone through again and again).
+
+    Raises:
+        InterfuseError: ``needs.capability`` for a model without any.
+    """
+    lists = {
+        n: m for n, m in module.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) and not _embeds(m)
+    }
+    several = [n for n, m in lists.items() if len(m) >= 2]
+    if several:
+        return [_members(lists[name], name) for name in _outermost(several)]
     for name, child in module.named_modules():
         if isinstance(child, torch.nn.Sequential) and len(child) >= 2:
-            return [f"{name}.{key}" if name else key for key, _ in child.named_children()]
+            return [[f"{name}.{key}" if name else key for key, _ in child.named_children()]]
+    if lists:
+        return [_members(lists[name], name) for name in _outermost(list(lists))]
     raise InterfuseError("needs.capability", "the model has no list of blocks, so layers cannot be chosen automatically",
                          fix="Name the layers.")  # fmt: skip
+
+
+def _embeds(layers: torch.nn.ModuleList) -> bool:
+    return all(isinstance(layer, torch.nn.Embedding) for layer in layers)
+
+
+def _outermost(names: Sequence[str]) -> list[str]:
+    """Of names in the order of the model those that are inside no other, the last of each parent's."""
+    outer = [n for n in names if not any(n.startswith(f"{o}.") or not o for o in names if o != n)]
+    return list({n.rpartition(".")[0]: n for n in outer}.values())
+
+
+def _members(layers: torch.nn.ModuleList, name: str) -> list[str]:
+    return [_last_of(child, f"{name}.{i}" if name else str(i)) for i, child in enumerate(layers)]
+
+
+def _quarters(names: Sequence[str]) -> list[str]:
+    """The layers at the quarter points, the last among them."""
+    n = len(names)
+    return [names[i] for i in sorted({max(0, -(-n * q // 4) - 1) for q in (1, 2, 3, 4)})]
 
 
 def _last_of(module: torch.nn.Module, name: str) -> str:
@@ -51,11 +86,14 @@ def _last_of(module: torch.nn.Module, name: str) -> str:
     return name
 
 
-def layer_names(module: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
+def layer_names(module: torch.nn.Module, patterns: Sequence[str], *, auto: Sequence[str] | None = None) -> list[str]:
     """The layers that patterns name: exact names, globs, ``penultimate``, or ``auto`` (the quarter points of the blocks).
 
     A star stays within one level: ``encoder.layer.*`` names the layers, not what is inside them. Of a layer that gives several tensors
     the first of two or more axes is taken; ``NAME[1]`` takes the second thing it gives.
+
+    Args:
+        auto: what ``auto`` stands for, where a forward pass has shown it (:meth:`Taps.chosen`).
 
     Raises:
         InterfuseError: ``param.value`` listing close names when a pattern matches nothing.
@@ -66,9 +104,7 @@ def layer_names(module: torch.nn.Module, patterns: Sequence[str]) -> list[str]:
         if pattern == PENULTIMATE:
             hits = [PENULTIMATE]
         elif pattern == AUTO:
-            all_blocks = blocks(module)
-            n = len(all_blocks)
-            hits = [all_blocks[i] for i in sorted({max(0, -(-n * q // 4) - 1) for q in (1, 2, 3, 4)})]
+            hits = list(auto) if auto is not None else _quarters(blocks(module))
         else:
             depth = pattern.count(".")
             picked = INDEXED.fullmatch(pattern)
@@ -95,7 +131,45 @@ class Taps:
         self.features: dict[str, torch.Tensor] = {}
         self._module = module
         self._head: _Head | None = None
-        self._handles = [self._attach(module, name) for name in self.names]
+        self._auto: list[str] | None = None
+        self._astray = ""
+        towers = [_quarters(names) for names in block_lists(module)] if AUTO in patterns else []
+        towers = towers if len(towers) > 1 else []
+        waits = towers[0] if towers else []
+        self._handles = [self._attach(module, name) for name in self.names if name not in waits]
+        self._watch_first_pass(patterns, towers)
+
+    def _watch_first_pass(self, patterns: Sequence[str], towers: Sequence[Sequence[str]]) -> None:
+        """Of several towers ``auto`` stands for the first whose layers take part (a model of texts may hold one for images that this task
+        does not use); and the first axis of every feature must be the batch."""
+        seen: dict[str, Any] = {}
+
+        def noting(name: str) -> Any:
+            return lambda _, __, output: seen.__setitem__(name, output)
+
+        def ended(module: Any, args: Any, output: Any) -> None:
+            for handle in (*watched, last):
+                handle.remove()
+            if towers:
+                before = [name for name in self.names if name not in towers[0]]
+                self._auto = list(next((names for names in towers if all(n in seen for n in names)), towers[0]))
+                self.names = self.chosen(patterns)
+                for name in (n for n in self.names if n not in before):
+                    self._handles.append(self._attach(self._module, name))
+                    if name in seen:
+                        self.features[name] = feature_of(seen[name], name)
+            logits = _logits(output)
+            if logits is not None and logits.ndim:
+                self._astray = next((n for n, f in self.features.items() if len(f) != len(logits)), "")
+
+        names = list(dict.fromkeys(n for tower in towers for n in tower))
+        watched = [self._module.get_submodule(n).register_forward_hook(noting(n)) for n in names]
+        last = self._module.register_forward_hook(ended)
+        self._handles += [*watched, last]
+
+    def chosen(self, patterns: Sequence[str]) -> list[str]:
+        """The layers that patterns name, as :func:`layer_names`, with what ``auto`` stands for since the first forward pass."""
+        return layer_names(self._module, patterns, auto=self._auto)
 
     def _attach(self, module: torch.nn.Module, name: str) -> Any:
         if name == PENULTIMATE:
@@ -103,7 +177,7 @@ class Taps:
             return self._head
         found = INDEXED.fullmatch(name)
         layer = module.get_submodule(found[1] if found is not None else name)
-        return layer.register_forward_hook(lambda _, __, output: self.features.__setitem__(name, _tensor(output, name)))
+        return layer.register_forward_hook(lambda _, __, output: self.features.__setitem__(name, feature_of(output, name)))  # fmt: skip
 
     @property
     def classifier(self) -> str:
@@ -131,11 +205,14 @@ class Taps:
         """The shape of every layer's last feature, without the batch.
 
         Raises:
-            InterfuseError: ``needs.capability`` when a layer did not take part in the forward pass.
+            InterfuseError: ``needs.capability`` when a layer did not take part in the forward pass, or gives the batch on another axis.
         """
         for name in self.names:
             if name not in self.features:
-                raise InterfuseError("needs.capability", f"the layer {name!r} takes no part in the forward pass")
+                raise InterfuseError("needs.capability", f"the layer {name!r} takes no part in the forward pass", fix="Name layers that do.")  # fmt: skip
+        if self._astray:
+            raise InterfuseError("needs.capability", f"the first axis of what the layer {self._astray!r} gives is not the batch",
+                                 fix="Name another layer, or penultimate.")  # fmt: skip
         return {name: tuple(self.features[name].shape[1:]) for name in self.names}
 
     def close(self) -> None:
@@ -180,7 +257,7 @@ class _Head:
         return note
 
     def _ended(self, output: Any) -> None:
-        logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+        logits = _logits(output)
         if not self.name:
             self._settle(logits)
         if self.read is None or self._said is None:
@@ -225,35 +302,10 @@ def _gives(said: torch.Tensor, logits: torch.Tensor | None) -> bool:
     return _token(said, logits) is not None
 
 
-def _tensor(output: Any, name: str) -> torch.Tensor:
-    if isinstance(output, torch.Tensor) and output.ndim >= 2:
-        return output
-    given = (
-        list(output.values() if isinstance(output, dict) else output)
-        if isinstance(output, Iterable) and not isinstance(output, torch.Tensor)
-        else []
-    )
-    chosen = INDEXED.fullmatch(name)
-    if chosen is not None:
-        index = int(chosen[2])
-        if index >= len(given) or not isinstance(given[index], torch.Tensor):
-            kinds = ", ".join(f"[{i}] {_kind(v)}" for i, v in enumerate(given))
-            raise InterfuseError("param.value", f"the layer {chosen[1]!r} gives no tensor number {index}", where=name, fix=f"It gives {kinds}.")  # fmt: skip
-        found: torch.Tensor = given[index]
-        return found
-    features = [(i, v) for i, v in enumerate(given) if isinstance(v, torch.Tensor) and v.ndim >= 2]
-    if not features:
-        raise InterfuseError("needs.capability", f"the layer {name!r} gives no tensor [B, ...]")
-    first = features[0][1]
-    alike = [features[0][0], *(i for i, v in features if v is not first and v.shape == first.shape)]
-    if len(alike) > 1:
-        raise InterfuseError("needs.capability", f"the layer {name!r} gives {len(alike)} tensors of one shape", where=name,
-                             fix=f"Name one: {', '.join(f'{name}[{i}]' for i in alike)}.")  # fmt: skip
-    return first
-
-
-def _kind(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
+def _logits(output: Any) -> torch.Tensor | None:
+    """What a model gives as its logits; None where that is not known."""
+    found = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    return found if isinstance(found, torch.Tensor) else None
 
 
 def as_vector(feature: torch.Tensor) -> torch.Tensor:

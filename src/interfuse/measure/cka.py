@@ -46,22 +46,27 @@ def _predict(model: Model, table: Table, ctx: Ctx, params: Mapping[str, Any]) ->
 
     encoder, device = Encoder(model, table), device_of(ctx)
     module = build(model, ctx).to(device).eval()
-    names = _layers(module, params["layers"])
     parts = minibatches(len(table), params["batch"])
-    found = np.zeros((len(table), len(names), max(map(len, parts))))
+    grams = []
     steps = ctx.bar(f"read {model.name}", len(table), "items")
-    with threads_for(size_of(model)), torch.inference_mode(), Taps(module, names) as taps, steps as bar:
+    with (
+        threads_for(size_of(model)),
+        torch.inference_mode(),
+        Taps(module, _known(module, params["layers"])) as taps,
+        steps as bar,
+    ):
         for part in parts:
             inputs = {k: v.to(device) for k, v in encoder.encode(part).items()}
             forward(module, model, inputs)
-            for i, name in enumerate(taps.shapes()):
-                rows = as_rows(taps.features[name], inputs)
-                found[part, i, : len(part)] = (rows @ rows.T).cpu().numpy()
+            rows = [as_rows(taps.features[name], inputs) for name in taps.shapes()]
+            grams.append(torch.stack([r @ r.T for r in rows], dim=1).cpu().numpy())  # [batch, layers, batch]
             bar.advance(len(part))
+    wide = max(map(len, parts))
+    found = np.concatenate([np.pad(g, ((0, 0), (0, 0), (0, wide - len(g)))) for g in grams])
     bad = np.argwhere(~np.isfinite(found))
     if len(bad):
         raise InterfuseError("input.nan", "the model gives a feature that is not a number", where=f"{model.name}, {table.name}: row {bad[0][0]}")  # fmt: skip
-    return Named(found.reshape(len(table), -1), tuple(names))
+    return Named(found.reshape(len(table), -1), tuple(taps.names))
 
 
 def as_rows(feature: Any, inputs: Mapping[str, Any]) -> Any:
@@ -75,17 +80,18 @@ def as_rows(feature: Any, inputs: Mapping[str, Any]) -> Any:
     return feature.double().flatten(1)
 
 
-def _layers(module: Any, patterns: Sequence[str]) -> list[str]:
-    """The layers that any of the patterns names; an error as of :func:`interfuse.kit.taps.layer_names` when none does."""
+def _known(module: Any, patterns: Sequence[str]) -> list[str]:
+    """The patterns that name layers of the module; an error as of :func:`interfuse.kit.taps.layer_names` when none does."""
     from interfuse.kit.taps import layer_names
 
     found: list[str] = []
     for pattern in patterns:
         try:
-            found += layer_names(module, [pattern])
+            layer_names(module, [pattern])
         except InterfuseError:
             continue
-    return list(dict.fromkeys(found)) or layer_names(module, patterns)
+        found.append(pattern)
+    return found or layer_names(module, patterns)
 
 
 def enough(inputs: Mapping[str, Any], params: Mapping[str, Any]) -> None:

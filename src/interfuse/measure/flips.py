@@ -86,7 +86,7 @@ def _layout(
     bars = [(n, "source", plots.Spread(*(p["rho_pos"][k] for k in ("mean", "low", "high")))) for n, p in zip(names, pairs, strict=True)]  # fmt: skip
     first = plots.scores("positive", "Items that only the teacher has right", bars, csv="plots/flips.csv",
                          caption="Share of the items, mean over seeds, with its 95% interval over items.")  # fmt: skip
-    most = sum(np.array([r["flips"] for r in p["per_class"]]) for p in pairs)
+    most = np.sum([[r["flips"] for r in p["per_class"]] for p in pairs], axis=0)
     shown = sorted(sorted(range(len(seen.classes)), key=lambda k: (-float(most[k]), k))[:MOST_CLASSES])
     shares = [[r["flips"] / r["n"] if r["n"] else None for r in p["per_class"]] for p in pairs]
     second = plots.heat("classes", "Where the teacher is the expert", [seen.classes[k] for k in shown],
