@@ -204,3 +204,33 @@ def test_licences_below_a_merge_that_is_not_written_are_told(tmp_path):
     made = merge_recipe(tmp_path / "two.yml", tmp_path / "out")
     (said,) = (r for r in report(made.path)["remarks"] if "licence" in r.lower())
     assert "differ (mit, apache-2.0); the most restrictive is apache-2.0" in said
+
+
+def test_pictures_that_the_models_read_in_unlike_ways_are_told(models, tmp_path):
+    import shutil
+
+    about = {"image_processor_type": "ViTImageProcessor", "do_normalize": True, "image_mean": [0.5], "image_std": [0.5]}
+    changes = {
+        "same": {"image_processor_type": "ViTImageProcessorFast"},
+        "other": {"image_mean": [0.45]},
+        "first": {},
+        "none": None,
+    }
+    for name, change in changes.items():
+        shutil.copytree(models[1] if name == "first" else models[2], tmp_path / name)
+        if change is not None:
+            (tmp_path / name / "preprocessor_config.json").write_text(json.dumps(about | change))
+    first = str(tmp_path / "first")
+    said = {name: report(interfuse.merge.linear([first, str(tmp_path / name)], out=tmp_path / f"out-{name}").path)["remarks"] for name in ("same", "other", "none")}  # fmt: skip
+    assert said["same"] == []
+    assert said["other"] == [
+        "first and other prepare pictures in unlike ways: image_mean is [0.5] and [0.45]. The result goes by first."
+    ]
+    assert said["none"] == [
+        "first prepares pictures with a preprocessor_config.json, none has none. The result goes by first."
+    ]
+    (tmp_path / "recipe.yml").write_text(
+        f"merge_method: linear\nmodels: [{{model: {first}, parameters: {{weight: 1}}}}, {{model: {tmp_path / 'other'}, parameters: {{weight: 1}}}}]\n"
+    )
+    done = CliRunner().invoke(app, ["merge", "lint", str(tmp_path / "recipe.yml")])
+    assert "unlike ways: image_mean" in done.output

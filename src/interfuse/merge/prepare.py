@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import read_params
 from interfuse.core.rooms import Call
-from interfuse.data.models import Model
+from interfuse.data.models import PROCESSOR, Model
 from interfuse.data.overlay import Tensors
 from interfuse.data.tokenizer_union import check_template
 from interfuse.data.vocabulary import Alignment
@@ -21,6 +21,9 @@ from interfuse.kit.reductions import array_blocks
 from interfuse.merge.finish import same_vocabulary, untied
 from interfuse.merge.plan import Output, Slice, frozen, listing, mismatches, plan_outputs, read_slices
 from interfuse.merge.schedule import listed
+
+#: fields of a processor that say nothing of what it does to pixels
+NAMES_OF_PROCESSORS = ("image_processor_type", "feature_extractor_type", "processor_class", "transformers_version")
 
 
 def own_params(call: Call) -> dict[str, Any]:
@@ -178,7 +181,31 @@ def prepared(call: Call) -> Iterator[Prepared]:
         outputs = plan_outputs(weights[: len(call.inputs["models"])], weights[-1] if has_base else None, parts, defaults,
                                [m.name for m in models])  # fmt: skip
         outputs = frozen(outputs, call.params["freeze"])
-        yield Prepared(weights, outputs, alignment, merged, remarks)
+        yield Prepared(weights, outputs, alignment, merged, remarks + unlike_processors(leading(call), models))
+
+
+def unlike_processors(first: Model, models: Sequence[Model]) -> list[str]:
+    """A remark for every model that was trained on pictures prepared otherwise than the leading one's, whose processor is written.
+
+    Fields that name a class or a version say nothing of pixels and do not count.
+    """
+
+    def about(model: Model) -> dict[str, Any]:
+        return {k: v for k, v in model.processor.items() if k not in NAMES_OF_PROCESSORS and not k.startswith("_")}
+
+    ours, found = about(first), []
+    for model in models:
+        theirs = about(model)
+        if model is first or theirs == ours:
+            continue
+        if not theirs or not ours:
+            has, lacks = (model, first) if theirs else (first, model)
+            what = f"{has.name} prepares pictures with a {PROCESSOR}, {lacks.name} has none"
+        else:
+            unlike = [f"{k} is {ours.get(k)} and {theirs.get(k)}" for k in sorted({**ours, **theirs}) if ours.get(k) != theirs.get(k)]  # fmt: skip
+            what = f"{first.name} and {model.name} prepare pictures in unlike ways: {'; '.join(unlike[:4])}"
+        found.append(f"{what}. The result goes by {first.name}" + (", so without." if not ours else "."))
+    return list(dict.fromkeys(found))
 
 
 def with_its_models(error: InterfuseError, call: Call, plan: Prepared) -> InterfuseError:
