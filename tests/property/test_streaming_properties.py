@@ -450,6 +450,10 @@ def test_wrong_jobs_are_refused_before_work():
     with pytest.raises(InterfuseError) as caught:
         stream_merge([Job("i", (source("ids"),), lambda x, b: x[0])], MemoryWriter({"i": (torch.int64, (10,))}))
     assert caught.value.code == "input.type"
+    for result in (lambda x, b: x[0].numpy(), lambda x, b: x):  # arrays where tensors are due, and no numbers at all
+        with pytest.raises(InterfuseError, match=r"the function returned a (ndarray|list), not a Tensor") as caught:
+            stream_merge([Job("w", (source("w"),), result)], MemoryWriter({"w": (torch.float32, (257, 129))}))
+        assert caught.value.code == "input.type"
     jobs = [Job("w", (source("w"),), lambda x, b: x[0], "tensor")]
     with pytest.raises(InterfuseError) as caught:
         stream_merge(jobs, MemoryWriter({"w": (torch.float32, (257, 129))}), max_memory=10_000)

@@ -355,6 +355,30 @@ def test_failures_of_a_server_are_bounded_and_coded(
     assert len(Handler.seen) <= 3
 
 
+def test_a_server_that_refuses_schemas_is_asked_without(address: str) -> None:
+    said: list[str] = []
+    refusal = (400, {"error": {"message": "response_format\n is not supported"}})
+    Handler.script = [refusal, chat]
+    lm = EndpointLM(address, "m", workers=1)
+    found = lm.generate(["one", "two"], schema={"type": "object"}, ctx=Ctx(log=said.append))
+    assert [[r.text for r in replies] for replies in found] == [["ONE 0"], ["TWO 0"]]
+    assert ["response_format" in row["body"] for row in Handler.seen] == [True, False, False]
+    assert [x for x in said if "schema" in x] == [
+        "m takes no JSON schema and is asked without: response_format is not supported"
+    ]
+    Handler.script = [(400, {"error": {"message": "max_tokens is too large"}})]
+    with pytest.raises(InterfuseError, match="status 400: max_tokens is too large"):
+        EndpointLM(address, "m").generate(["one"], schema={"type": "object"})
+
+
+def test_what_a_server_says_is_told_without_the_key(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", SECRET)
+    Handler.script = [(429, {"error": {"message": f"slow down, {SECRET}"}})]
+    with pytest.raises(InterfuseError, match=r"slow down, \*\*\*") as error:
+        EndpointLM(address, "m", key_env="TEST_KEY", retries=0).generate(["one"])
+    assert "fewer workers" in error.value.fix
+
+
 def test_a_reply_beyond_all_measure_is_refused(address: str) -> None:
     Handler.script = [
         lambda body: {

@@ -247,6 +247,11 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
             + "; ".join(f"{n} ({w})" for n, _, w in skipped[:5])
             + ("; interfuse report, with the graph's folder, lists all of them" if len(skipped) > 5 else "")
         )
+    lost = int(work.tally.get("replies that could not be used", 0))
+    if lost:
+        call.ctx.log(f"{lost} replies of the language model could not be used")
+    if not facts["statements"]:
+        call.ctx.log("nothing was found: the graph holds no statement")
     return {
         **facts,
         "counts": dict(sorted(work.tally.items())),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,6 +87,15 @@ def bounded(base: Any, seconds: float, most: int) -> Any:
     return Bounded()
 
 
+def _fix_of(status: int) -> str:
+    """What to do about a status of HTTP."""
+    if status == 429:
+        return "It wants fewer calls at a time: fewer workers, more retries, or run again later; what was answered is kept."
+    if status >= 500:
+        return "The fault is the server's, see its own log; run again later, what was answered is kept."
+    return "See the server's own log; 401 and 403 are about the key, 404 about the model's name."
+
+
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema as servers take it that hold a model to it strictly: every object has all its properties, and no others; a choice of words
     has a type; lengths of lists, which not all of them know, are left out."""
@@ -123,6 +133,7 @@ class EndpointLM:
         self.endpoint, self.model, self.key_env, self.api = str(endpoint), str(model), key_env, api
         self.timeout, self.retries, self.workers = float(timeout), int(retries), int(workers)
         self.name = name or self.model
+        self._no_schema = False  # the server has refused one
 
     def fingerprint(self) -> str:
         return fingerprint({"endpoint": self.endpoint, "model": self.model, "api": self.api})
@@ -150,8 +161,9 @@ class EndpointLM:
         try:
             return call()
         except openai.APIStatusError as error:
-            raise InterfuseError("endpoint.failed", f"the endpoint answered with status {error.status_code}", where=self.name,
-                                 fix="See the server's own log; 401 and 403 are about the key, 404 about the model's name.") from error  # fmt: skip
+            status, words = error.status_code, self._words_of(error)
+            raise InterfuseError("endpoint.failed", f"the endpoint answered with status {status}" + (f": {words}" if words else ""),
+                                 where=self.name, fix=_fix_of(status)) from error  # fmt: skip
         except openai.OpenAIError as error:
             raise InterfuseError("endpoint.failed", f"the endpoint gave no usable answer ({type(error).__name__})", where=self.name,
                                  fix="Is its server running, and the address right? A slow one needs a larger timeout, or fewer workers.") from error  # fmt: skip
@@ -159,6 +171,14 @@ class EndpointLM:
             raise InterfuseError(
                 "endpoint.failed", f"the endpoint's answer cannot be read ({type(error).__name__})", where=self.name
             ) from error
+
+    def _words_of(self, error: Any) -> str:
+        """What a server says of a request that it refused, without the key; nothing where it is about the key."""
+        told = error.body.get("message") if isinstance(error.body, Mapping) else None
+        if error.status_code in (401, 403) or not isinstance(told, str):
+            return ""
+        key = os.environ.get(self.key_env, "") if self.key_env else ""
+        return " ".join((told.replace(key, "***") if key else told).split())[:200]
 
     def _text(self, text: Any) -> str:
         if text is not None and (not isinstance(text, str) or len(text) > LONGEST_REPLY):
@@ -170,7 +190,8 @@ class EndpointLM:
     def generate(self, prompts: Sequence[Prompt], *, max_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
                  stop: Sequence[str] = (), n: int = 1, seed: int = 0, schema: Mapping[str, Any] | None = None,
                  ctx: Ctx | None = None) -> list[list[Reply]]:  # fmt: skip
-        """One call per prompt, several at a time. A schema goes along as ``response_format`` (servers that know none ignore it)."""
+        """One call per prompt, several at a time. A schema goes along as ``response_format``; a server that knows none ignores it, or
+        refuses it, and is then asked without."""
         found = []
         for answer in self.each(prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop, n=n, seed=seed,
                                 schema=schema, ctx=ctx):  # fmt: skip
@@ -201,12 +222,21 @@ class EndpointLM:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
             form = (
                 {"type": "json_schema", "json_schema": {"name": "reply", "schema": closed(schema), "strict": True}}
-                if schema is not None
+                if schema is not None and not self._no_schema
                 else None
             )
-            made = self._client.chat.completions.create(
-                messages=messages, **options, **({"response_format": form} if form else {})
-            )
+            try:
+                made = self._client.chat.completions.create(
+                    messages=messages, **options, **({"response_format": form} if form else {})
+                )
+            except refusals as error:
+                told = self._words_of(error)
+                if not form or not re.search(r"response.?format|schema", told, re.IGNORECASE):
+                    raise
+                if not self._no_schema:
+                    (ctx or Ctx()).log(f"{self.name} takes no JSON schema and is asked without: {told}")
+                self._no_schema = True
+                made = self._client.chat.completions.create(messages=messages, **options)
             return [self._reply(prompt, c.message.content, c.finish_reason, made.usage, n) for c in made.choices]
 
         def continued(prompt: Prompt) -> list[Reply]:
@@ -220,6 +250,9 @@ class EndpointLM:
             made = self._client.completions.create(prompt=prompt, **options)
             return [self._reply(prompt, c.text, c.finish_reason, made.usage, n) for c in made.choices]
 
+        import openai
+
+        refusals = (openai.BadRequestError, openai.UnprocessableEntityError)
         ask = chat if self.api == "chat" else continued
         client = self._client  # its errors are raised here, not in a thread
         assert client is not None

@@ -636,10 +636,14 @@ class _Hand:
             if job.scope in ("row", "matrix") and n:
                 columns = task.shape[-1] if task.shape else 1
                 values = [value.view(-1, columns) for value in values]
-        if job.arrays and job.function is not None:
-            made: Tensor = torch.from_numpy(job.function([value.numpy() for value in values], block))
-        else:
-            made = job.function(values, block) if job.function is not None else values[0]
+        given = [value.numpy() for value in values] if job.arrays else values
+        result = job.function(given, block) if job.function is not None else values[0]
+        kind = np.ndarray if job.arrays and job.function is not None else torch.Tensor
+        if not isinstance(result, kind):
+            what = f"the function returned a {type(result).__name__}, not a {kind.__name__}"
+            raise InterfuseError("input.type", what, where=f"tensor {job.name!r}",
+                                 fix="A function of NumPy arrays says so: @method(arrays=True).")  # fmt: skip
+        made: Tensor = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
         if made.numel() != n or not made.is_floating_point():
             what = f"the function returned {made.dtype} {list(made.shape)} for {n} elements"
             raise InterfuseError("input.shape", what, where=f"tensor {job.name!r}")
