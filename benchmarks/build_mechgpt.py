@@ -138,7 +138,7 @@ def filters(seed: int) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ paths
 
 #: things and towns; questions of a seed; answers to choose from; passages that BM25 gives
-THINGS, QUESTIONS, CHOICES, BEST = 60, 20, 4, 2
+THINGS, QUESTIONS, CHOICES, BEST = 60, 10, 4, 2
 #: ways of finding passages: by the question's words, or by those and the best passage's
 PASSAGES = ("passages", "passages asked twice")
 GOODS = ["amber", "barley", "bricks", "cheese", "clocks", "copper", "glass", "honey", "lace", "leather", "marble", "paper", "pepper", "pottery", "rope", "salt",
