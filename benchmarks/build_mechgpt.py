@@ -137,8 +137,8 @@ def filters(seed: int) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------------------ paths
 
-#: things and towns; questions of a seed; answers to choose from; passages that BM25 gives
-THINGS, QUESTIONS, CHOICES, BEST = 60, 10, 4, 2
+#: things and towns, each of which is asked about; questions of a seed that the model answers; answers to choose from; passages that BM25 gives
+THINGS, ANSWERED, CHOICES, BEST = 60, 8, 4, 2
 #: ways of finding passages: by the question's words, or by those and the best passage's
 PASSAGES = ("passages", "passages asked twice")
 GOODS = ["amber", "barley", "bricks", "cheese", "clocks", "copper", "glass", "honey", "lace", "leather", "marble", "paper", "pepper", "pottery", "rope", "salt",
@@ -176,8 +176,8 @@ def paths(lm: Any, seed: int) -> list[dict[str, Any]]:
         words = bm25s.tokenize([query], stopwords="en", show_progress=False)
         return [int(i) for i in index.retrieve(words, k=count, show_progress=False)[0][0]]
 
-    asked = [things[int(i)] for i in rng.permutation(THINGS)[:QUESTIONS]]
-    for thing in asked:
+    for number, i in enumerate(rng.permutation(THINGS)):
+        thing = things[int(i)]
         right = makes[seat[thing]]
         question = f"What does the town produce in which {thing[0].lower()}{thing[1:]} is located?"
         near = [t for t in lines if t[0].casefold() in question.casefold()]
@@ -193,6 +193,8 @@ def paths(lm: Any, seed: int) -> list[dict[str, Any]]:
         for way, context in found.items():
             row[f"{way}: answer there"] = right in re.findall(r"\w+", context)
             row[f"{way}: words"] = len(context.split())
+            if number >= ANSWERED:
+                continue
             prompt = (f"{context}\n" if context else "") + f"Question: {question}\nAnswer: It produces"
             scores = [s.logprob for s in lm.score([(prompt, f" {c}") for c in choices])]
             row[f"{way}: chosen"] = int(np.argmax(scores)) == 0
@@ -207,11 +209,13 @@ def shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for way in ("paths", *PASSAGES, "nothing"):
         made[f"{way}: words"] = float(np.mean([r[f"{way}: words"] for r in rows]))
         for what in ("answer there", "chosen"):
-            hits = sum(r[f"{way}: {what}"] for r in rows)
-            one = wilson_interval(hits, len(rows))
-            made[f"{way}: {what}"] = {"value": hits / len(rows), "low": one.low, "high": one.high}
+            own = [r[f"{way}: {what}"] for r in rows if f"{way}: {what}" in r]
+            one = wilson_interval(sum(own), len(own))
+            made[f"{way}: {what}"] = {"value": sum(own) / len(own), "n": len(own), "low": one.low, "high": one.high}
     for way, what in itertools.product(PASSAGES, ("answer there", "chosen")):
-        change = np.array([float(r[f"paths: {what}"]) - float(r[f"{way}: {what}"]) for r in rows])
+        change = np.array(
+            [float(r[f"paths: {what}"]) - float(r[f"{way}: {what}"]) for r in rows if f"paths: {what}" in r]
+        )
         draws = change[rng.integers(len(change), size=(5000, len(change)))].mean(axis=1)
         low, high = np.quantile(draws, (0.025, 0.975))
         made[f"paths minus {way}: {what}"] = {"value": float(change.mean()), "low": float(low), "high": float(high)}
