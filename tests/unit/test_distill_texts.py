@@ -177,6 +177,31 @@ def test_texts_have_no_pixels(
     assert caught.value.code == "input.type"
 
 
+@pytest.mark.parametrize(
+    ("slug", "extra"),
+    [
+        ("fantastic-gains", {}),
+        ("bd-kd", {"validation": True}),
+        ("tgeo-kd", {"val_fraction": 0.25, "teacher_cache": "off"}),
+    ],
+)
+def test_models_in_folders_keep_their_tokenizer_and_the_length_of_texts(
+    real: dict[str, Any], tmp_path: Path, slug: str, extra: dict[str, Any]
+) -> None:
+    """What a method asks the models beside training goes by the same tokenizer and ``max_length`` as the training itself."""
+    texts, labels = sentences()
+    long = [f"{t} {t} {t} {t} {t} {t}" for t in texts]  # more tokens than the models read
+    rows = {"text": long, "label": labels, "id": [f"l{i}" for i in range(len(long))]}
+    given = {**real["given"], **extra, "data": open_table(Source(Dataset.from_dict(rows)), Ctx())}
+    if extra.get("validation"):
+        held = Dataset.from_dict({**rows, "id": [f"h{i}" for i in range(len(long))]})
+        given["validation"] = open_table(Source(held), Ctx())
+    student = apply("distill/none", student=real["student"], **real["given"], out=tmp_path / "first")
+    made = apply(f"distill/{slug}", student=str(student.path), teacher=[str(real["teacher"].path)], **given, out=tmp_path / "out")  # fmt: skip
+    assert made.path is not None
+    assert (made.path / "tokenizer.json").is_file()
+
+
 # -- tables of numbers -------------------------------------------------------------------------------------------------
 
 WINE = {"data": "sklearn:wine", "scale": 100.0}

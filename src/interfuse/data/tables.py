@@ -365,7 +365,7 @@ def _declare(dataset: Any, columns: Mapping[str, Any], name: str, origin: Any, s
                                      fix=did_you_mean(str(column), dataset.column_names))  # fmt: skip
     if content and not set(CONTENT) & set(chosen):
         raise InterfuseError("input.missing", f"no column is declared as {', '.join(CONTENT[:-1])} or {CONTENT[-1]}", where=name,
-                             fix="Declare one: columns: {text: NAME, label: NAME}. Columns: " + ", ".join(dataset.column_names))  # fmt: skip
+                             fix="Declare one: columns: {text: NAME, label: NAME}, or {features: [NAME, NAME], label: NAME} for numbers. Columns: " + ", ".join(dataset.column_names))  # fmt: skip
     classes: tuple[str, ...] = ()
     codes = np.zeros(0, dtype=np.int64)
     if "label" in chosen:

@@ -19,7 +19,7 @@ from interfuse.data.tables import Table
 from interfuse.distill import pages
 from interfuse.distill.dml import check_trainable
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
-from interfuse.kit.encode import IGNORE, forward, predict
+from interfuse.kit.encode import IGNORE, Encoder, forward, predict
 from interfuse.kit.losses import cross_entropy, entropy, forward_kl, reverse_kl
 from interfuse.kit.train import TrainSettings, make_optimizer, set_lr
 
@@ -135,9 +135,9 @@ class BDKD(Hooks):
         every = [("student", run.student_model, run.bare),
                  *((_name(k), m, t) for k, (m, t) in enumerate(zip(run.teacher_models, taught, strict=True)))]  # fmt: skip
         logits = {
-            name: predict(dataclasses.replace(model, module=module, path=None), held, run.ctx)
-            if model.task != "predictions"
-            else predict(model, held, run.ctx)
+            name: predict(
+                model, held, run.ctx, module=module.eval(), encoder=Encoder(model, held, run.settings.max_length)
+            )
             for name, model, module in every
         }
         pages.reliability(folder, "distill/bd-kd", logits, held.labels(), held.name)

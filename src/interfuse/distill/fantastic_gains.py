@@ -230,9 +230,7 @@ class FantasticGains(Hooks):
         if self._labelled(run):
             assert run.labels is not None
             labels, before = run.labels.numpy(), run.tensors["before"].numpy()
-            after = predict(
-                dataclasses.replace(run.student_model, module=module.eval(), path=None), run.data, run.ctx
-            ).argmax(axis=1)
+            after = predict(run.student_model, run.data, run.ctx, module=module.eval(), encoder=run.encoder).argmax(axis=1)  # fmt: skip
             said = [t.argmax(axis=1) for t in self._teacher_predictions(run)]
             rows = [_plain(dataclasses.asdict(transferred(before, after, t, labels))) for t in said]
             run.facts["transfer"] = [
@@ -244,14 +242,13 @@ class FantasticGains(Hooks):
         return run.labels is not None and run.student_model.task != "causal-lm"
 
     def _predict(self, run: Run, name: str) -> np.ndarray:
-        model = dataclasses.replace(run.student_model, module=run.modules[name], path=None)
-        return predict(model, run.data, run.ctx)
+        return predict(run.student_model, run.data, run.ctx, module=run.modules[name].eval(), encoder=run.encoder)
 
     def _teacher_predictions(self, run: Run) -> list[np.ndarray]:
         if run.stored is not None:
             return [t.numpy() for t in run.stored]
-        models = zip(run.teacher_models, run.teachers, strict=True)
-        return [predict(dataclasses.replace(m, module=t, path=None), run.data, run.ctx) for m, t in models]
+        teachers = zip(run.teacher_models, run.teachers, run.teacher_encoders, strict=True)
+        return [predict(m, run.data, run.ctx, module=t, encoder=e) for m, t, e in teachers]
 
 
 def _surety(logits: Tensor, temperature: float, labels: Tensor | None) -> Tensor:

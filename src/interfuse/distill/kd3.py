@@ -132,7 +132,7 @@ class KD3(Hooks):
     def scan(self, run: Run) -> None:
         """The teacher's logits of the pool [N, K]: they never change, so one pass serves every choice."""
         if self.selection == "dynamic":
-            run.tensors["teacher_logits"] = torch.from_numpy(predict(run.teacher_models[0], run.data, run.ctx))
+            run.tensors["teacher_logits"] = torch.from_numpy(predict(run.teacher_models[0], run.data, run.ctx, module=run.teachers[0], encoder=run.teacher_encoders[0]))  # fmt: skip
             if "selection" not in run.tensors:
                 run.tensors["selection"] = torch.zeros(run.settings.epochs, 2 + 2 * run.classes)
 

@@ -383,9 +383,9 @@ def split(run: Run, fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 def predictions(run: Run) -> torch.Tensor:
     """The first teacher's logits of every row [N, K], on the CPU."""
-    return (
-        run.stored[0] if run.stored is not None else torch.from_numpy(predict(run.teacher_models[0], run.data, run.ctx))
-    )
+    if run.stored is not None:
+        return run.stored[0]
+    return torch.from_numpy(predict(run.teacher_models[0], run.data, run.ctx, module=run.teachers[0], encoder=run.teacher_encoders[0]))  # fmt: skip
 
 
 def _labels(run: Run) -> torch.Tensor:

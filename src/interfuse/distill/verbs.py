@@ -189,9 +189,10 @@ def compare(
     from interfuse.core.rooms import Source, apply, load_room, prepare
     from interfuse.data.tables import open_table
     from interfuse.kit.calibration import flips
-    from interfuse.kit.encode import predict
+    from interfuse.kit.encode import Encoder, predict
     from interfuse.kit.resample import compare_runs
     from interfuse.kit.stats import holm, verdict
+    from interfuse.kit.train import TrainSettings
 
     ctx = ctx or Ctx()
     names = [name for name, _, _ in methods]
@@ -222,7 +223,8 @@ def compare(
             for seed in range(seeds):
                 ctx.log(f"{name}, seed {seed}")
                 model = apply(method.id, out=Path(place) / f"{number}-{seed}", ctx=ctx.with_(seed=seed), **given)
-                runs.append(predict(model, held, ctx).argmax(axis=1))
+                encoder = Encoder(model, held, given.get("max_length", TrainSettings.max_length))
+                runs.append(predict(model, held, ctx, encoder=encoder).argmax(axis=1))
             said[name] = np.stack(runs)
             cost[name] = _step_cost(prepare(load_room("distill"), method, given, ctx), given)
     rights = {name: (answers == labels).astype(np.float64) for name, answers in said.items()}

@@ -76,7 +76,7 @@ def complement(
         for share in shares
     }
     return Complement(found.n, found.positive_rate, found.negative_rate, found.accuracy, found.baseline_accuracy,
-                      tuple(int(c) for c in counts), float(-(part * np.log(part)).sum()), expertise)  # fmt: skip
+                      tuple(int(c) for c in counts), float(0 - (part * np.log(part)).sum()), expertise)  # fmt: skip
 
 
 def transferred(before: ArrayLike, after: ArrayLike, teacher: ArrayLike, labels: ArrayLike) -> Transfer:

@@ -31,6 +31,8 @@ Batch = dict[str, torch.Tensor]
 KEEP_BYTES = 2**30
 #: label value of positions that do not count
 IGNORE = -100
+#: what reads a table of numbers
+NUMBERS = " Numbers are read by a torch.nn.Module or a fitted scikit-learn classifier, which are given in Python."
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Encoder:
                 "seq2seq-lm": ("text",)}.get(task, ("image", "features"))  # fmt: skip
         if kind not in fits:
             raise InterfuseError("input.type", f"the model is for {task}, the table holds {kind}", where=f"{self.model.name}, {self.table.name}",
-                                 fix=f"Declare a column as {' or '.join(fits)}.")  # fmt: skip
+                                 fix=f"Declare a column as {' or '.join(fits)}." + (NUMBERS if kind == "features" else ""))  # fmt: skip
         Normalisation.read(self.model.processor, self.model.name)  # refused before work starts
 
     @functools.cached_property
