@@ -30,7 +30,7 @@ _ROUNDS = 2  # power iterations
 _LEAST = 1e-6  # of the largest singular value: below it the Gram matrix tells nothing
 _TOLD = 1e-3  # of the largest: from here on its Gram matrix tells a triangle's singular vectors to 1e-9
 _PIECE = 1 << 20  # elements of a piece
-_READ = 1 << 19  # elements read at once
+_READ = 1 << 18  # elements read at once
 
 
 def short_side(flat: Flat, how: str = "exact", rank: int | None = None, key: int = 0) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ def spectrum(parts: Pieces, width: int, how: str = "exact") -> tuple[Tensor, Ten
 
 def squares(how: str) -> int:
     """How many matrices [k, k] a decomposition of a matrix with the short side k holds at once: :func:`interfuse.kit.streaming.matrix_memory`."""
-    return 4 if how == "gram" else 5
+    return 3 if how == "gram" else 4
 
 
 def times(flat: Flat, factors: Sequence[Tensor], start: int, stop: int) -> Tensor:
@@ -142,7 +142,7 @@ def times(flat: Flat, factors: Sequence[Tensor], start: int, stop: int) -> Tenso
     for factor in reversed(factors[:-1]):
         left = left @ factor.T
     made = torch.zeros(len(left), n, dtype=torch.float64)
-    rows = max(_READ // n, 32)
+    rows = max(_READ // n, 64)
     for row in range(0, m, rows):
         upto = min(row + rows, m)
         made.addmm_(left[:, row:upto], flat.read(row * n, upto * n).view(-1, n).double())
@@ -158,18 +158,22 @@ def whitening(sizes: Tensor, vectors: Tensor) -> Tensor:
 
 def _triangle(parts: Pieces, width: int) -> tuple[Tensor, int]:
     """R [width, width] of a QR decomposition of all pieces below each other, and the number of their rows."""
-    stack = torch.empty(2 * width, width, dtype=torch.float64)  # the triangle so far, and rows to be folded into it
+    # the triangle so far, and rows to be folded into it; column by column, so that LAPACK works in place
+    stack, scales = torch.empty(width, 2 * width, dtype=torch.float64).mT, torch.empty(width, dtype=torch.float64)
     rows = filled = 0
     for part in parts():
         rows += len(part)
         while len(part):
             if filled == len(stack):
-                stack[:width] = torch.linalg.qr(stack, mode="r").R
+                torch.geqrf(stack, out=(stack, scales))
+                stack[:width] = stack[:width].triu()
                 filled = width
             taken = min(len(part), len(stack) - filled)
             stack[filled : filled + taken] = part[:taken]
             part, filled = part[taken:], filled + taken
-    return torch.linalg.qr(stack[:filled], mode="r").R, rows
+    stack[filled:] = 0.0
+    torch.geqrf(stack, out=(stack, scales))
+    return stack[:width].triu(), rows
 
 
 def _peeled(matrix: Tensor, least: float) -> tuple[Tensor, Tensor]:
@@ -265,8 +269,9 @@ def shrunk(matrix: Tensor, threshold: float) -> tuple[Tensor, int]:
 
 
 def _by_eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values of a matrix A [m, n] in falling order and its right singular vectors [n, n], from ``A^T A``."""
-    squares, vectors = torch.linalg.eigh(gram)
+    """Singular values of a matrix A [m, n] in falling order and its right singular vectors [n, n], from ``A^T A``, which is overwritten."""
+    squares, vectors = gram.new_empty(len(gram)), gram.mT  # column by column, so that LAPACK works in place
+    torch.linalg.eigh(vectors, out=(squares, vectors))
     return squares.flip(0).clamp_(min=0.0).sqrt_(), vectors.flip(1)
 
 
