@@ -248,11 +248,13 @@ def test_plain_texts_are_aligned_with_a_graph(tmp_path: Path) -> None:
     (texts / "a.txt").write_text(
         "Oslo lies by the sea. Few doubt that Oslo rules the Kingdom of Norway. Oslo is from 1048. Rome is in Italy."
     )
+    (texts / "b.md").write_text("# Oslo\n\nNorway is cold.\n\nOslo, in Norway, is the Oslo of Norway.\n")
     call("build", "align", tmp_path / "known", texts, "--parser", "rules", "-o", tmp_path / "rows.jsonl")
     rows = [json.loads(x) for x in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert rows == [  # Rome is the name of two, and one end is not enough
         {"text": "Few doubt that Oslo rules the Kingdom of Norway.", "triples": [{"sub": "Oslo", "rel": "capitalOf", "obj": "Kingdom of Norway"}]},
         {"text": "Oslo is from 1048.", "triples": [{"sub": "Oslo", "rel": "founded", "obj": "1048"}]},
+        {"text": "Oslo, in Norway, is the Oslo of Norway.", "triples": [{"sub": "Oslo", "rel": "capitalOf", "obj": "Norway"}]},  # once, and no title in it
     ]  # fmt: skip
     words = (
         "build",
@@ -267,4 +269,5 @@ def test_plain_texts_are_aligned_with_a_graph(tmp_path: Path) -> None:
     )
     call(*words)
     (texts / "a.txt").write_text("Nothing is said.")
+    (texts / "b.md").unlink()
     refused("input.empty", "build", "align", tmp_path / "known", texts, "-o", tmp_path / "none.jsonl")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from interfuse.data.chunks import split
+from interfuse.data.chunks import Chunk, split
 from interfuse.data.corpus import Document
 from interfuse.data.graph import Graph
 from interfuse.data.statements import ALIAS, LABEL, TYPE, Literal
@@ -38,8 +38,8 @@ def aligned(graph: Graph, documents: Iterable[Document], parser: Parser) -> Iter
         (name, "") for name, things in sorted(of.items()) if len([t for t in things if not t.startswith('"')]) <= 1
     )
     for document in documents:
-        chunks = list(split(document))
-        for chunk, sentences in zip(chunks, parser.parse([c.text for c in chunks]), strict=True):
+        texts = [text for chunk in split(document) for text in _blocks(chunk)]
+        for text, sentences in zip(texts, parser.parse(texts), strict=True):
             for sentence in sentences:
                 found: list[tuple[int, int, str]] = []
                 at = 0
@@ -56,4 +56,16 @@ def aligned(graph: Graph, documents: Iterable[Document], parser: Parser) -> Iter
                 ]
                 if triples:
                     words = sentence.words
-                    yield {"text": chunk.text[words[0].start : words[-1].end], "triples": triples}
+                    yield {
+                        "text": text[words[0].start : words[-1].end],
+                        "triples": [dict(t) for t in dict.fromkeys(tuple(t.items()) for t in triples)],
+                    }
+
+
+def _blocks(chunk: Chunk) -> Iterator[str]:
+    """The texts of a chunk in which sentences end: a heading, a paragraph, a row."""
+    elements = chunk.document.elements
+    for i in chunk.blocks:
+        yield chunk.text[max(elements[i].start - chunk.start, 0) : elements[i].end - chunk.start]
+    if not chunk.blocks:
+        yield chunk.text
