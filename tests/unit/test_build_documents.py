@@ -533,3 +533,12 @@ def test_a_table_with_semicolons_commas_and_remarks(tmp_path: Path) -> None:
     assert {s.object.value for s in graph.statements() if isinstance(s.object, Literal)} == {
         "Café Größe", "Müller GmbH", "1234.50", "12.00", "2019-02-01", "2020-04-03", "zahlt immer erst nach der zweiten Mahnung.",
     }  # fmt: skip
+
+
+def test_what_is_said_twice_is_no_resuming(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "a.txt").write_text("\n\n".join(["The harbour of Bergen is deep and cold."] * 40))
+    ctx = Ctx(cache=tmp_path / "cache", log=said.append)
+    for out in ("one", "two"):
+        interfuse.build.offline(str(tmp_path / "a.txt"), parser="rules", chunk_tokens=16, out=tmp_path / out, ctx=ctx)
+        assert any("resuming" in line for line in said) == (out == "two")

@@ -443,7 +443,7 @@ def _by_chunk(
         kept.close()
         if spread_out:
             call.ctx.log(f"{len(kept.rows) - before} chunks were read by workers")
-        elif reader.hits and documents is None:
+        elif reader.hits and before and documents is None:
             call.ctx.log(f"resuming: {reader.hits} of {reader.hits + reader.asked} chunks were read before")
 
 
