@@ -54,7 +54,7 @@ def same_documents(call: Call, path: Path, was: Mapping[str, Any]) -> bool:
     if corpus.fingerprint() in [i["documents"]["fingerprint"] for i in was["inputs"] if i.get("documents")]:
         return True
     digests = {f.name: f.sha256 for f in corpus.files}
-    table = read_documents_table(path)
+    table = read_documents_table(path, ("name", "id"))
     rows = [
         (n, i) for n, i in zip(*(table.column(c).to_pylist() for c in ("name", "id")), strict=True) if "!/" not in n
     ]

@@ -81,7 +81,7 @@ if TYPE_CHECKING:
 SHARE, KEPT, STALE = 0.1, 12, 3600.0
 #: No more of the files than this changed since a state was kept, no more of the evidence stands at statements that they touch, and they
 #: were opened in so many seconds: the state stays, and they are brought up to date again the next time.
-FEW, QUICK = 0.003, 0.1
+FEW, QUICK = 0.002, 0.1
 #: packages and modules whose code decides what a state holds
 _CODE = ("interfuse.data", "interfuse.data.loaders", "interfuse.kit.linking", "interfuse.kit.relinking", "interfuse.build.room",
          "interfuse.build.assembling", "interfuse.build.renewing", "interfuse.build.keeping")  # fmt: skip

@@ -567,7 +567,7 @@ def _still_there(corpus: Corpus | None, path: Path) -> bool:
     if corpus is None or not (path / DOCUMENTS).is_file():
         return True
     files = {f.name for f in corpus.files}
-    before = read_documents_table(path).column("name").to_pylist()
+    before = read_documents_table(path, ("name",)).column("name").to_pylist()
     return 2 * sum(name.partition("!/")[0] in files for name in before) >= len(before)
 
 

@@ -179,8 +179,8 @@ def read_statements(statements: Path, evidence: Path) -> Iterator[tuple[int, Sta
         done += batch.num_rows
 
 
-def read_table(path: Path) -> pyarrow.Table:
-    """A parquet table, memory-mapped.
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
+    """A parquet table (some of its columns), memory-mapped.
 
     Raises:
         InterfuseError: ``input.missing`` or ``input.format``.
@@ -192,7 +192,7 @@ def read_table(path: Path) -> pyarrow.Table:
         raise InterfuseError("input.missing", "a table of the graph is not there", where=str(path))
     try:
         with pq.ParquetFile(path, memory_map=True) as file:  # read_table would import what datasets of many files need
-            return file.read()
+            return file.read(list(columns) if columns is not None else None)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InterfuseError(
             "input.format", f"the table cannot be read: {str(error).splitlines()[0]}", where=str(path)
@@ -306,13 +306,13 @@ def _document_schema() -> Any:
     return pa.schema([("id", pa.string()), ("name", pa.string()), ("text", pa.large_string())])
 
 
-def read_documents_table(folder: Path) -> pyarrow.Table:
-    """The table of the texts kept beside a graph: id, name, text.
+def read_documents_table(folder: Path, columns: Sequence[str] | None = None) -> pyarrow.Table:
+    """The table of the texts kept beside a graph: id, name, text (or some of these).
 
     Raises:
         InterfuseError: ``input.missing`` or ``input.format``.
     """
-    return read_table(folder / DOCUMENTS)
+    return read_table(folder / DOCUMENTS, columns)
 
 
 def read_documents(folder: Path) -> dict[str, tuple[str, str]]:

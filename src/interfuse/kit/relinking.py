@@ -229,22 +229,22 @@ class _Change:
         old = self.old.pairs
         out = pc.or_(among(old.column("a"), self.gone), among(old.column("b"), self.gone))
         seeds = [n for column in ("a", "b") for n in words_of(old.filter(out).column(column))]
-        kept = old.filter(pc.invert(out))
+        stays = ~out.to_numpy()
         if lost or come:
             ends = {n for pair in (*lost, *come) for n in pair}
-            near = np.flatnonzero(pc.and_(among(kept.column("a"), ends), among(kept.column("b"), ends)).to_numpy())
+            inside = pc.and_(among(old.column("a"), ends), among(old.column("b"), ends)).to_numpy()
+            near = np.flatnonzero(inside & stays)
             moved = {*lost, *come}
-            both = zip(*(words_of(kept.column(n).take(pa.array(near))) for n in ("a", "b")), strict=True)
+            both = zip(*(words_of(old.column(n).take(pa.array(near))) for n in ("a", "b")), strict=True)
             near = near[np.fromiter((pair in moved for pair in both), dtype=bool, count=len(near))]
-            some = [tuple(row.values()) for row in kept.take(pa.array(near)).to_pylist()]
+            some = [tuple(row.values()) for row in old.take(pa.array(near)).to_pylist()]
             apart = set(lost)
             less = {*self._alone([row[:2] for row in some if row[3] and row[:2] in apart])}
             seeds += [n for row in some if row[3] and row[:2] in less for n in row[:2]]
             there = {row[:2] for row in some}
             rows += self._spelt(groups, [p for p in come if p not in there])
-            stays = np.ones(kept.num_rows, dtype=bool)
             stays[[i for i, row in zip(near.tolist(), some, strict=True) if row[3] and row[:2] in less]] = False
-            kept = kept.filter(pa.array(stays))
+        kept = old.filter(pa.array(stays))
         seeds += [n for a, b, _, _ in rows for n in (a, b)]
         left = set(self.gone) - mine
         return _joined(kept, _pairs_table(rows)), sorted(set(seeds) - left)
