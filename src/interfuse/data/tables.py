@@ -198,6 +198,18 @@ def from_dataset(value: Any, name: str, columns: Mapping[str, Any] | None = None
     return _declare(dataset, columns or {}, name, origin, content=content)
 
 
+def overlap(one: Table, other: Table) -> list[str]:
+    """The ids, as ``one`` has them, of the examples that two tables have in common: rows of the same content, or else the ids of two
+    tables that have id columns."""
+    if one.origin.get("data", one.origin) == other.origin.get("data", other.origin):
+        common = np.isin(one.rows, other.rows)
+        return [i for i, both in zip(one.ids(), common.tolist(), strict=True) if both]
+    if "id" in one.columns and "id" in other.columns:
+        known = set(other.ids())
+        return [i for i in one.ids() if i in known]
+    return []
+
+
 def table_of_texts(texts: Sequence[str], name: str, origin: Any) -> Table:
     """A table of one text column. ``origin``: plain data that fixes the content."""
     from datasets import Dataset

@@ -25,7 +25,7 @@ from interfuse.core.rooms import Call, Cost, Input, Room
 from interfuse.data.models import Model, build, device_of, open_model, read_config, save, size_of, tokenizer_folder
 from interfuse.data.predictors import speaks_probabilities
 from interfuse.data.seeding import seeded
-from interfuse.data.tables import Table, open_table, with_places
+from interfuse.data.tables import Table, open_table, overlap, with_places
 from interfuse.distill.adding_up import Sums, add_up, named
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 from interfuse.distill.teacher_cache import stored
@@ -144,13 +144,10 @@ def _check_validation(call: Call, wanted: bool) -> None:
     if held.kind != data.kind or held.classes != data.classes:
         raise InterfuseError("input.shape", "validation and training examples differ in kind or classes",
                              where=f"{held.name}, {data.name}")  # fmt: skip
-    same_source = held.origin.get("data", held.origin) == data.origin.get("data", data.origin)
-    if same_source or ("id" in held.columns and "id" in data.columns):
-        known = set(data.ids())
-        both = [i for i in held.ids() if i in known]
-        if both:
-            raise InterfuseError("input.leak", f"{len(both)} validation examples are trained on, the first is {both[0]}",
-                                 where=f"{held.name}, {data.name}")  # fmt: skip
+    both = overlap(held, data)
+    if both:
+        raise InterfuseError("input.leak", f"{len(both)} validation examples are trained on, the first is {both[0]}",
+                             where=f"{held.name}, {data.name}")  # fmt: skip
 
 
 def estimate(call: Call) -> Cost:

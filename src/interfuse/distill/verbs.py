@@ -187,7 +187,7 @@ def compare(
 
     from interfuse.core.method import load
     from interfuse.core.rooms import Source, apply, load_room, prepare
-    from interfuse.data.tables import open_table
+    from interfuse.data.tables import open_table, overlap
     from interfuse.kit.calibration import flips
     from interfuse.kit.encode import Encoder, predict
     from interfuse.kit.resample import compare_runs
@@ -202,6 +202,9 @@ def compare(
         raise InterfuseError("param.value", "a comparison needs at least two seeds", where="seeds")
     held = open_table(test if isinstance(test, Source) else Source(test), ctx)
     labels = held.labels()
+    trained_on = overlap(held, open_table(data if isinstance(data, Source) else Source(data), ctx))
+    if trained_on:
+        ctx.log(f"{len(trained_on)} of the {len(held)} test examples are trained on: accuracies are too good")
     calls = {}
     for name, slug, params in methods:
         method = load(slug, room="distill")

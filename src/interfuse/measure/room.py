@@ -24,7 +24,7 @@ from interfuse.core.safe import canonical_json
 from interfuse.data.lm import open_speaker
 from interfuse.data.models import Model, size_of
 from interfuse.data.reports import Report
-from interfuse.data.tables import Table, open_table
+from interfuse.data.tables import Table, open_table, overlap
 
 Logits = NDArray[np.float64]
 #: how text begins that a spreadsheet takes for a formula
@@ -211,7 +211,7 @@ def check(call: Call) -> None:
             _check_table(held, reading)
             if reading is CLASSES and held.classes != table.classes:
                 raise InterfuseError("input.shape", "the validation table has other classes", where=f"{held.name}, {table.name}")  # fmt: skip
-            if _shared(held, table):
+            if overlap(held, table):
                 raise InterfuseError("input.leak", "validation items are also measured on", where=f"{held.name}, {table.name}",
                                      fix="Use disjoint parts of the table.")  # fmt: skip
         roles = _roles(replica)
@@ -259,15 +259,6 @@ def _misfit(name: str, count: int, table: Table) -> InterfuseError:
                           fix="Declare the table's classes with labels: [...], or measure on a table with the model's classes.")  # fmt: skip
 
 
-def _shared(one: Table, other: Table) -> int:
-    """How many items two tables have in common: rows of the same table, or else ids of two tables that have id columns."""
-    if one.origin.get("data", one) == other.origin.get("data", other):
-        return len(np.intersect1d(one.rows, other.rows))
-    if "id" in one.columns and "id" in other.columns:
-        return len(np.intersect1d(one.ids(), other.ids()))
-    return 0
-
-
 def _trained_on(model: Model, table: Table) -> tuple[int, str]:
     """How many of the table's items the model, or what it was made from, was trained on, and through which table."""
     from interfuse.kit.lineage import ancestors, recorded
@@ -275,7 +266,7 @@ def _trained_on(model: Model, table: Table) -> tuple[int, str]:
     worst = (0, "")
     for noun in ancestors(model):
         if isinstance(noun, Table):
-            worst = max(worst, (_shared(noun, table), noun.name))
+            worst = max(worst, (len(overlap(noun, table)), noun.name))
     for replica in recorded(model).get("inputs", []):
         for value in replica.values():
             for row in value if isinstance(value, list) else [value]:
