@@ -1,12 +1,12 @@
 """Two of MechGPT's promises: what the filters of question and answer pairs are worth, and a graph's paths against passages found by words.
 
-    python benchmarks/build_mechgpt.py [filters] [paths [MODEL_FOLDER]]
+    python benchmarks/build_mechgpt.py [filters] [paths] [MODEL_FOLDER]
 
 ``filters``: a scripted teacher writes pairs on sixty new facts, of which three in ten are bad in one of three ways; a tiny model that knows how
 questions are put learns them unfiltered, filtered as ``build mechgpt`` does by default, and filtered with ``supported: 1``, for the same number of
-steps, five seeds. ``paths``: questions over two links of a made text are answered by a small language model (the first one of
-``benchmarks/real_models.py``) from the statements on the graph's paths and from two passages that BM25 finds, by the question's words or
-again by those of the best passage; what is measured is whether the answer stands in what was found, and whether the model prefers it among four.
+steps, five seeds. ``paths``: for questions over two links of a made text, does the answer stand in the statements on the graph's paths,
+and in two passages, or two sentences, that BM25 finds, by the question's words or again by those of the best one? Where a model is named, it is also
+asked which of four answers it prefers, given what was found.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from build_students import PLACES, SEEDS, STUFFS, compared, exact, fresh, tokenizer, trained
-from real_models import smollm2
 from record import part, save
 
 from interfuse.core.ctx import Ctx
@@ -137,23 +136,39 @@ def filters(seed: int) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------------------ paths
 
-#: things and towns, each of which is asked about; questions of a seed that the model answers; answers to choose from; passages that BM25 gives
+#: things and towns, each of which is asked about; questions of a seed that the model answers; answers to choose from; texts that BM25 gives
 THINGS, ANSWERED, CHOICES, BEST = 60, 8, 4, 2
-#: ways of finding passages: by the question's words, or by those and the best passage's
-PASSAGES = ("passages", "passages asked twice")
+#: ways of finding texts: by the question's words, or by those and the best text's
+BY_WORDS = ("passages", "passages asked twice", "sentences", "sentences asked twice")
 GOODS = ["amber", "barley", "bricks", "cheese", "clocks", "copper", "glass", "honey", "lace", "leather", "marble", "paper", "pepper", "pottery", "rope", "salt",
          "silk", "silver", "slate", "soap", "sugar", "tea", "tin", "wine"]  # fmt: skip
 _FIRST, _LAST = ("bal", "cor", "dun", "fel", "gar", "hol", "lin", "mor", "nar", "pel", "ros", "tam"), ("by", "den", "field", "mouth", "ton", "wick")  # fmt: skip
+_THING = ("ax", "eph", "ilion", "oss", "ulet", "yr")
+_SHARED = ("Old", "New", "Long", "High", "Red", "Bridge", "Tower", "Abbey", "Castle", "Mill")
 
 
-def paths(lm: Any, seed: int) -> list[dict[str, Any]]:
-    """What is found for every question by paths and by BM25, and what the model prefers given it."""
+def index_of(texts: Sequence[str]) -> Callable[[str, int], list[int]]:
+    """The places of the texts that BM25 puts first for a query."""
     import bm25s
 
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+
+    def best(query: str, count: int) -> list[int]:
+        words = bm25s.tokenize([query], stopwords="en", show_progress=False)
+        return [int(i) for i in index.retrieve(words, k=count, show_progress=False)[0][0]]
+
+    return best
+
+
+def paths(lm: Any, shared: bool, seed: int) -> list[dict[str, Any]]:
+    """What is found for every question by paths and by BM25, and what the model prefers given it; names of things share words, or do not."""
     rng = np.random.default_rng(seed)
     names = [f"{a}{b}".capitalize() for a in _FIRST for b in _LAST]
     towns = [names[int(i)] for i in rng.permutation(len(names))[:THINGS]]
-    things = [f"The {['Old', 'New', 'Long', 'High', 'Red'][i % 5]} {['Bridge', 'Tower', 'Abbey', 'Castle', 'Mill'][i // 5 % 5]} of Saint {names[-1 - i]}" for i in range(THINGS)]  # fmt: skip
+    things = [f"{a}{b}".capitalize() for a in _FIRST[:10] for b in _THING]
+    if shared:
+        things = [f"The {_SHARED[i % 5]} {_SHARED[5 + i // 5 % 5]} of Saint {t}" for i, t in enumerate(things)]
     seat = {t: towns[int(i)] for t, i in zip(things, rng.permutation(THINGS), strict=True)}
     makes = {t: GOODS[int(rng.integers(len(GOODS)))] for t in towns}
     said = [*(f"{t} is located in {seat[t]}." for t in things), *(f"{t} produces {makes[t]} and beer." for t in towns)]
@@ -169,31 +184,26 @@ def paths(lm: Any, seed: int) -> list[dict[str, Any]]:
                  if ":relation:" in s.predicate and isinstance(s.object, str)]  # fmt: skip
         corpus = open_corpus(Source(str(root / "docs")), Ctx())
         passages = [c.text for d in corpus.documents() for c in split(d, 40)]
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(passages, stopwords="en", show_progress=False), show_progress=False)
-
-    def best(query: str, count: int) -> list[int]:
-        words = bm25s.tokenize([query], stopwords="en", show_progress=False)
-        return [int(i) for i in index.retrieve(words, k=count, show_progress=False)[0][0]]
-
+    found_by = [(kind, texts, index_of(texts)) for kind, texts in (("passages", passages), ("sentences", text))]
     for number, i in enumerate(rng.permutation(THINGS)):
         thing = things[int(i)]
         right = makes[seat[thing]]
-        question = f"What does the town produce in which {thing[0].lower()}{thing[1:]} is located?"
+        question = f"What does the town produce in which {thing.replace('The ', 'the ')} is located?"
         near = [t for t in lines if t[0].casefold() in question.casefold()]
         far = [t for n in near for t in lines if t[0].casefold() == n[2].casefold()]
-        once = best(question, BEST)
-        again = best(f"{question} {passages[once[0]]}", BEST + 1)
-        twice = list(dict.fromkeys([once[0], *(i for i in again if i != once[0])]))[:BEST]
-        found = {"paths": ". ".join(" ".join(t) for t in dict.fromkeys([*near, *far])), "passages": " ".join(passages[i] for i in once),
-                 "passages asked twice": " ".join(passages[i] for i in twice), "nothing": ""}  # fmt: skip
+        found = {"paths": ". ".join(" ".join(t) for t in dict.fromkeys([*near, *far])), "nothing": ""}
+        for kind, texts, best in found_by:
+            once = best(question, BEST)
+            again = best(f"{question} {texts[once[0]]}", BEST + 1)
+            found[kind] = " ".join(texts[i] for i in once)
+            found[f"{kind} asked twice"] = " ".join(texts[i] for i in list(dict.fromkeys([once[0], *again]))[:BEST])
         others = [g for g in GOODS if g != right]
         choices = [right, *(others[int(i)] for i in rng.permutation(len(others))[: CHOICES - 1])]
         row: dict[str, Any] = {"question": question}
         for way, context in found.items():
             row[f"{way}: answer there"] = right in re.findall(r"\w+", context)
             row[f"{way}: words"] = len(context.split())
-            if number >= ANSWERED:
+            if lm is None or number >= ANSWERED:
                 continue
             prompt = (f"{context}\n" if context else "") + f"Question: {question}\nAnswer: It produces"
             scores = [s.logprob for s in lm.score([(prompt, f" {c}") for c in choices])]
@@ -206,16 +216,20 @@ def shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Shares of the questions with Wilson intervals, and paired differences of paths and passages with bootstrap intervals."""
     rng = np.random.default_rng(0)
     made: dict[str, Any] = {"questions": len(rows)}
-    for way in ("paths", *PASSAGES, "nothing"):
+    for way in ("paths", *BY_WORDS, "nothing"):
         made[f"{way}: words"] = float(np.mean([r[f"{way}: words"] for r in rows]))
         for what in ("answer there", "chosen"):
             own = [r[f"{way}: {what}"] for r in rows if f"{way}: {what}" in r]
+            if not own:
+                continue
             one = wilson_interval(sum(own), len(own))
             made[f"{way}: {what}"] = {"value": sum(own) / len(own), "n": len(own), "low": one.low, "high": one.high}
-    for way, what in itertools.product(PASSAGES, ("answer there", "chosen")):
+    for way, what in itertools.product(BY_WORDS, ("answer there", "chosen")):
         change = np.array(
             [float(r[f"paths: {what}"]) - float(r[f"{way}: {what}"]) for r in rows if f"paths: {what}" in r]
         )
+        if not len(change):
+            continue
         draws = change[rng.integers(len(change), size=(5000, len(change)))].mean(axis=1)
         low, high = np.quantile(draws, (0.025, 0.975))
         made[f"paths minus {way}: {what}"] = {"value": float(change.mean()), "low": float(low), "high": float(high)}
@@ -237,13 +251,20 @@ def main(words: Sequence[str]) -> None:
             "paired": {f"{a} minus {b}": compared(rows, a, b) for a, b in pairs},
         })  # fmt: skip
     if not words or "paths" in words:
-        model = next((w for w in words if Path(w).is_dir()), "") or str(smollm2())
-        lm = open_lm(Source(model), Ctx())
-        rows = []
-        for seed in SEEDS:
-            rows += part("build-mechgpt-paths", f"seed {seed}", partial(paths, lm, seed))
-            print(seed, json.dumps(shares(rows)), flush=True)
-            save("build-mechgpt-paths", {"model": Path(model).name, "choices": CHOICES, "passages by BM25": BEST, "example": rows[0], **shares(rows)})  # fmt: skip
+        model = next((w for w in words if Path(w).is_dir()), "")
+        lm = open_lm(Source(model), Ctx()) if model else None
+        told: dict[str, Any] = {"model": Path(model).name, "choices": CHOICES, "found by words": BEST}
+        for world in ("names of own words", "names that share words"):
+            rows = []
+            for seed in SEEDS:
+                rows += part(
+                    f"build-mechgpt-paths-{Path(model).name}",
+                    f"{world} {seed}",
+                    partial(paths, lm, "share" in world, seed),
+                )
+                told[world] = {"example": rows[0], **shares(rows)}
+                save("build-mechgpt-paths", told)
+            print(world, {k: v["value"] for k, v in shares(rows).items() if isinstance(v, dict)}, flush=True)
 
 
 if __name__ == "__main__":
