@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
-from interfuse.cli.flags import alternatives, default_text, is_switch, read_value
+from interfuse.cli.flags import alternatives, default_text, example, is_switch, read_value
+from interfuse.core import index
 from interfuse.core.errors import InterfuseError
+from interfuse.core.method import load
+from interfuse.core.rooms import load_room
 
 
 @pytest.mark.parametrize(
@@ -90,3 +93,13 @@ def test_a_default_as_shown_reads_back(value):
     text = default_text(value)
     if text != "empty":
         assert TypeAdapter(annotation).validate_python(read_value(text, annotation)) == value
+
+
+def test_an_example_gives_what_its_method_needs():
+    room = load_room("build")
+    for entry in index.entries().values():
+        if entry.kind == "method" and entry.room == "build":
+            words = example(room, method := load(entry.id)).split()
+            for need in method.traits.get("needs", ()):
+                assert ("A" if need == "documents" else f"--{need}") in words, entry.id
+            assert words[words.index("-o") - 1][:2] != "--", f"{entry.id}: a flag without a value"

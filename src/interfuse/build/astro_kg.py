@@ -182,6 +182,7 @@ def read_papers(work: Work, least: int, most_share: float) -> Papers:
             "input.empty",
             f"no concept is carried by {least} papers and by no more than {most_share:g} of all",
             where=table.name,
+            fix="Lower least_papers, or raise most_share: few papers, or few concepts, need both.",
         )
     return Papers(tuple(ids), np.asarray(years), tuple(edges), tuple(names), tuple(carried))
 

@@ -246,6 +246,8 @@ def _count(item: Input, method: Method) -> int:
     trait, takes = method.traits.get(item.name), method.card.takes
     if isinstance(trait, tuple):  # least and most
         return max(int(trait[0]), min(int(trait[1]), 2))
-    if not (item.required or trait == "required" or re.search(rf"\b{item.name}s?\b", takes)):
+    needs = method.traits.get("needs", ())
+    needed = isinstance(needs, tuple) and item.name in needs
+    if not (item.required or trait == "required" or needed or re.search(rf"\b{item.name}s?\b", takes)):
         return 0
     return 2 if item.many and (item.positional or re.search(rf"\btwo\b.*\b{item.name}s\b", takes)) else 1

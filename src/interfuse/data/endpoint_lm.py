@@ -169,7 +169,10 @@ class EndpointLM:
                                  fix="Is its server running, and the address right? A slow one needs a larger timeout, or fewer workers.") from error  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise InterfuseError(
-                "endpoint.failed", f"the endpoint's answer cannot be read ({type(error).__name__})", where=self.name
+                "endpoint.failed",
+                f"the endpoint's answer cannot be read ({type(error).__name__})",
+                where=self.name,
+                fix="Is it the address of an interface like OpenAI's? Usually it ends with /v1.",
             ) from error
 
     def _words_of(self, error: Any) -> str:
