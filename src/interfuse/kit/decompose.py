@@ -77,7 +77,8 @@ def pieces(flat: Flat) -> Iterator[Tensor]:
         InterfuseError: ``input.nan`` for NaN or infinite elements.
     """
     (m, n), k = flat.shape, min(flat.shape)
-    step, rows = max(_PIECE // max(k, 1), 256), max(_READ // max(n, 1), 32)
+    step = max((_PIECE if m < n else _PIECE // 2) // max(k, 1), 256)  # a wide one is read once for each piece
+    rows = max(_READ // max(n, 1), 32)
     for at in range(0, max(m, n), step):
         if m >= n:
             stop = min(at + step, m)
@@ -108,10 +109,7 @@ def spectrum(parts: Pieces, width: int, how: str = "exact") -> tuple[Tensor, Ten
         The values [width] in falling order, 0 for those that cannot be told from it, and the vectors [width, width]; float64.
     """
     if how == "gram":
-        total = torch.zeros(width, width, dtype=torch.float64)
-        for part in parts():
-            total.addmm_(part.T, part)
-        sizes, vectors = _by_eigenvectors(total)
+        sizes, vectors = _by_eigenvectors(_gram(parts, width))
         return torch.where(sizes > _LEAST * sizes[0], sizes, 0.0), vectors
     triangle, rows = _triangle(parts, width)
     return _peeled(triangle, torch.finfo(torch.float64).eps * max(rows, width))
@@ -154,6 +152,14 @@ def whitening(sizes: Tensor, vectors: Tensor) -> Tensor:
     without the directions whose value is 0."""
     inverse = torch.where(sizes > 0, 1.0 / torch.where(sizes > 0, sizes, 1.0), 0.0)
     return (vectors * inverse) @ vectors.T
+
+
+def _gram(parts: Pieces, width: int) -> Tensor:
+    """``A^T A`` [width, width] of all pieces below each other."""
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for part in parts():
+        total.addmm_(part.T, part)
+    return total
 
 
 def _triangle(parts: Pieces, width: int) -> tuple[Tensor, int]:
