@@ -243,8 +243,8 @@ def main(words: Sequence[str]) -> None:
         for seed in SEEDS:
             rows.append(part("build-mechgpt-filters", f"seed {seed}", partial(filters, seed)))
             print(json.dumps(rows[-1]), flush=True)
-        new, old = "new facts, other wording", "old facts, other wording"
-        pairs = [(f"{a}: {k}", f"{b}: {k}") for k in (new, old) for a, b in (("on", "off"), ("on, all words supported", "off"), ("good teacher", "off"))]  # fmt: skip
+        asked = ("new facts, other wording", "new facts, wording of the pairs", "old facts, other wording")
+        pairs = [(f"{a}: {k}", f"{b}: {k}") for k in asked for a, b in (("on", "off"), ("on, all words supported", "off"), ("good teacher", "off"))]  # fmt: skip
         save("build-mechgpt-filters", {
             "what": f"sixty new facts, a teacher of whom {SHARE:.0%} of the pairs are bad, a third each: {', '.join(BAD)}",
             "seeds": rows, "means": {k: float(np.mean([r[k] for r in rows])) for k in rows[0]},
