@@ -219,3 +219,9 @@ def test_help_begins_with_words_not_with_a_heading(fake, cli):
 
     assert _first_words("# What it does\n\nScores every choice.\n\nMore.") == "Scores every choice."
     assert _first_words("") == ""
+
+
+def test_a_device_that_is_not_there_is_told_by_a_dry_run_too(fake, cli):
+    result = cli("toys", "scale", "a", "--device", "nosuch", "--dry-run")
+    assert result.exit_code == 3
+    assert "there is no device 'nosuch'" in result.stderr

@@ -693,3 +693,13 @@ def test_the_endpoint_asks_for_its_key(plug: FusedLM, monkeypatch: pytest.Monkey
     body = {"prompt": "the cat", "max_tokens": 2}
     assert web.post("/v1/completions", json=body).status_code == 401
     assert web.post("/v1/completions", json=body, headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_a_model_as_it_is_is_told_how_to_generate(tmp_path: Path) -> None:
+    from interfuse.cli.main import app
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "asked.txt").write_text("the cat")
+    found = CliRunner().invoke(app, ["decode", "generate", str(tmp_path), "--prompts", str(tmp_path / "asked.txt")])
+    assert found.exit_code == 3
+    assert "interfuse decode mixture" in found.stderr

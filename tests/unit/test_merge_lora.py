@@ -226,7 +226,10 @@ def test_fewer_ranks_are_the_best_approximation(pair_of_adapters, tmp_path):
 
     base, models = pair_of_adapters
     folder = interfuse.merge.linear(models, out=tmp_path / "whole").path
-    made = interfuse.merge.linear(models, output="lora", lora_rank=2, out=tmp_path / "small")
+    said: list[str] = []
+    made = interfuse.merge.linear(models, output="lora", lora_rank=2, out=tmp_path / "small", ctx=Ctx(log=said.append))
+    share = json.loads((tmp_path / "small/interfuse.json").read_text())["facts"]["share"]
+    assert f"rank 2 holds {share:.1%} of the squared change; a larger lora_rank holds more" in said
     name = "model.layers.1.self_attn.q_proj.weight"
     change = (load_file(folder / "model.safetensors")[name] - load_file(base / "model.safetensors")[name]).double()
     u, s, v = torch.linalg.svd(change, full_matrices=False)

@@ -89,7 +89,7 @@ def test_a_weight_file_is_no_model(tmp_path):
         ({"data": {**DATA, "columns": {"image": "x"}, "shape": [8, 8]}}, "input.missing", "labels"),
         ({"data": {**DATA, "limit": 0}}, "input.empty", "no rows"),
         ({"data": {**DATA, "classes": ["11"]}}, "param.value", "no class"),
-        ({"teacher": None}, "param.value", "takes 1 teachers, 0 are given"),
+        ({"teacher": None}, "param.value", "takes 1 teacher, 0 are given"),
     ],
 )
 def test_distillation_refuses_before_work(tmp_path, change, code, words):

@@ -186,6 +186,10 @@ def _call(method: Method, room: Room, values: dict[str, Any]) -> None:
 
     ctx = context(values.get("seed", 0), values.get("device", "auto"), values.get("dtype", "float32"),
                   values.get("budget_calls"), values.get("budget_tokens"))  # fmt: skip
+    if ctx.device not in ("auto", "cpu"):  # told before anything is opened, of a dry run too
+        from interfuse.data.models import device_of
+
+        device_of(ctx)
     out, force = values.get("out") or default_out(method.entry), bool(values.get("force"))
     given = {**given_params(method, values), **given_inputs(room, values)}
     with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the result

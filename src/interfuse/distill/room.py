@@ -75,7 +75,12 @@ def check(call: Call) -> None:
     if not least <= len(teachers) <= most:
         wanted = str(least) if least == most else f"{least} to {most}" if most < 100 else f"at least {least}"
         raise InterfuseError(
-            "param.value", f"{call.method.id} takes {wanted} teachers, {len(teachers)} are given", where="teacher"
+            "param.value",
+            f"{call.method.id} takes {wanted} teacher{'s' * (most != 1)}, {len(teachers)} {'is' if len(teachers) == 1 else 'are'} given",
+            where="teacher",
+            fix="Add --teacher MODEL (or teacher: NAME)."
+            if len(teachers) < least
+            else "Leave the others out; distill/ensemble takes several.",
         )
     if needs.labels and "label" not in data.columns and student.task != "causal-lm":
         raise InterfuseError("input.missing", f"{call.method.id} needs labels, the table has none", where=data.name,

@@ -133,6 +133,8 @@ def run(call: Call, folder: Path) -> Mapping[str, Any]:
         write_report(call, folder, plan, everyone(call), own_params(call), {"models": [m.name for m in everyone(call)], "remarks": plan.remarks}, told)  # fmt: skip
     share = math.fsum(held) / math.fsum(sizes) if math.fsum(sizes) > 0 else 1.0
     rank = max((a.shape[0] for a, _ in pairs.values()), default=0)
+    if share < 0.999:
+        call.ctx.log(f"rank {rank} holds {share:.1%} of the squared change; a larger lora_rank holds more")
     return {"matrices": len(pairs), "whole tensors": len(rest), "rank": rank, "share": share}
 
 
