@@ -157,6 +157,12 @@ def test_a_file_that_stands_alone_holds_no_markup_of_labels_and_asks_for_nothing
     held = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert held is not None
     assert {n["label"] for n in json.loads(held[1])["nodes"]} >= set(HOSTILE)
+    graph = Graph("towns")
+    graph.add([Statement(entity_id(f"town {i}"), TYPE, entity_id("town")) for i in range(9)])
+    graph.add([Statement(entity_id(n), relation_id("near"), entity_id("Oslo")) for n in ("Moss", "Ski")])
+    shown = Explorer(graph)
+    assert shown.whole()["first"] == [n["id"] for n in shown.search("")]
+    assert shown.whole()["first"][0] == entity_id("Oslo"), "a class is not what a page opens with"
     assert "http://" not in text.replace("http://www.w3.org", "")
     again = page(curie().whole())[0]
     assert again == text

@@ -15,7 +15,7 @@
     async search(q) {
       if (!local) return get("search", { q });
       const parts = q.toLowerCase().split(/\s+/).filter(Boolean);
-      if (!parts.length) return [...data.nodes].sort((a, b) => degree(b.id) - degree(a.id) || (a.id < b.id ? -1 : 1)).filter((n) => degree(n.id)).slice(0, 60);
+      if (!parts.length) return data.first.map((i) => local.nodes.get(i));
       const hit = data.nodes.filter((n) => (data.names[n.id] || []).some((w) => parts.every((p) => w.toLowerCase().includes(p))));
       return hit.sort((a, b) => a.label.length - b.label.length || (a.label < b.label ? -1 : 1)).slice(0, 60);
     },
@@ -28,7 +28,6 @@
     async statement(id) { return local ? local.statements.get(id) || null : get("statement", { id }); },
     async failures() { return local ? data.failures : get("failures"); },
   };
-  const degree = (id) => (local.near.get(id) || []).filter((s) => s.o).length;
   async function get(what, query = {}) {
     const answer = await fetch(what + "?" + new URLSearchParams(query), { credentials: "same-origin" });
     return answer.ok ? answer.json() : null;

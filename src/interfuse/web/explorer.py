@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,7 @@ class Explorer:
         """Entities whose label or alias holds all words, the best first."""
         parts = words.casefold().split()
         if not parts:
-            degree: dict[str, int] = {}
-            for s in self._statements:
-                if isinstance(s.object, str) and s.predicate != TYPE:
-                    degree[s.subject] = degree.get(s.subject, 0) + 1
-                    degree[s.object] = degree.get(s.object, 0) + 1
-            return [self.node(n) for n in sorted(degree, key=lambda n: (-degree[n], n))[:HITS]]
+            return [self.node(n) for n in _busiest(self._statements)[:HITS]]
         found: dict[str, tuple[int, int, str]] = {}
         for name, labels in self._words.items():
             for rank, label in labels:
@@ -216,7 +211,18 @@ class Explorer:
             "stats": {**self.stats(), "part": part}, "nodes": [self.node(n) for n in sorted(nodes)],
             "statements": [self.statement(s.id) for s in statements],
             "names": {n: [w for _, w in sorted(self._words.get(n, ()))] for n in sorted(nodes) if n in self._words}, "failures": self.failures(),
+            "first": _busiest(statements)[:HITS],
         }  # fmt: skip
+
+
+def _busiest(statements: Iterable[Statement]) -> list[str]:
+    """Nodes of statements between two, the busiest first; what things are counts for none."""
+    degree: dict[str, int] = {}
+    for s in statements:
+        if isinstance(s.object, str) and s.predicate != TYPE:
+            degree[s.subject] = degree.get(s.subject, 0) + 1
+            degree[s.object] = degree.get(s.object, 0) + 1
+    return sorted(degree, key=lambda n: (-degree[n], n))
 
 
 def open_explorer(
