@@ -129,7 +129,8 @@ def test_explain_adds_the_tensors_of_a_layer_up(models, tmp_path):
         app, ["merge", "explain", str(made.path), "--model", x, "--model", y, "--model", z, "--base", base]
     )
     assert said.exit_code == 0, said.output
-    assert len(said.stdout.splitlines()) == 2 + 7 + 1
+    assert len(said.stdout.splitlines()) == 2 + 7 + 1 + 1
+    assert "conflicts: elements at which sources differ in sign" in said.stdout
     assert "mean weights" in said.stdout
     without = CliRunner().invoke(app, ["merge", "explain", str(made.path)])
     assert "name the sources" in without.stdout

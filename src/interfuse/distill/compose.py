@@ -109,7 +109,7 @@ class Compose(Hooks):
         taps = run.student_taps.features if run.student_taps else {}
         theirs = views.teacher_features or [{} for _ in run.teacher_taps]
         theirs = [{**taken.features, **own} for taken, own in zip(run.teacher_taps, theirs, strict=True)]
-        return Views(batch, views.student, views.teachers, {**taps, **views.features}, theirs)
+        return Views(batch, views.student, views.teachers, {**taps, **views.features}, theirs, views.more)
 
     def terms(self, run: Run, views: Views) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

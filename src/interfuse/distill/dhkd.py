@@ -78,14 +78,15 @@ class DHKD(Hooks):
         u, t = views.student, views.teachers[0]
         if "auxiliary" in run.modules:
             taps = run.student_taps
-            assert taps is not None, "needs() asks for a tap"
-            h = giving_way(taps.read) if self.align == "features" else taps.read
+            by_token = taps is not None and taps.by_token  # the main head reads every token, one decides
+            h = taps.read if taps is not None and (by_token or views.more) else views.features[PENULTIMATE]
+            h = giving_way(h) if self.align == "features" else h
             if u.ndim == 3:  # of a language model, the positions that have a next token
                 h = h[:, : u.shape[1]]
                 u = run.modules["auxiliary"](h.flatten(0, -2)).unflatten(0, h.shape[:-1])
-            else:  # the main head may read every token, of which one decides; in a composition also changed examples, after the plain ones
-                h = as_vector(taps.taken(h))
-                u = run.modules["auxiliary"](h if len(h) == len(u) else h[: len(u)])
+            else:
+                h = as_vector(taps.taken(h) if taps is not None and by_token else h)
+                u = run.modules["auxiliary"](h[: len(u)] if views.more else h)
         t = t - t.mean(dim=-1, keepdim=True) if self.center else t
         if self.aux_loss == "bkl-norm":
             loss = log_cosh_logits(u, t, tau=self.tau)  # tau^2 sum_k KL(Bern(1/2) || Bern(sigmoid((u - t)/tau)))

@@ -135,7 +135,7 @@ class HARD(Hooks):
         features = (
             {n: f[: len(x)] for n, f in run.student_taps.features.items()} if run.student_taps is not None else {}
         )
-        return Views(batch, student, [clean], features, [dict(t.features) for t in run.teacher_taps])
+        return Views(batch, student, [clean], features, [dict(t.features) for t in run.teacher_taps], len(changed))
 
     def terms(self, run: Run, views: Views) -> dict[str, Tensor]:
         extra, teacher = views.batch.extra, views.teachers[0]

@@ -87,13 +87,17 @@ class Batch:
 
 @dataclass
 class Views:
-    """What the models said about a batch: logits [B, K] or [B, L, V], features by layer name, and the batch itself."""
+    """What the models said about a batch: logits [B, K] or [B, L, V], features by layer name, and the batch itself.
+
+    ``more`` is the number of further examples that the student saw in the same pass, behind these (changed ones, see ``hard``).
+    """
 
     batch: Batch
     student: Tensor
     teachers: list[Tensor]
     features: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_features: list[Mapping[str, Tensor]] = field(default_factory=list)
+    more: int = 0
 
     @property
     def labels(self) -> Tensor | None:
