@@ -15,7 +15,9 @@ import pytest
 from interfuse.build import renewing
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import apply
+from interfuse.data.corpus import Document
 from interfuse.data.graph import Graph
+from interfuse.data.graph_files import DOCUMENTS, read_documents_table, write_documents
 from interfuse.data.graph_rows import rows_of
 from interfuse.data.statements import LABEL, Literal, Statement
 from interfuse.kit.linking import mentions_of
@@ -282,6 +284,22 @@ def test_a_kill_at_any_moment_of_a_change_leaves_what_the_next_build_needs(tmp_p
         assert content(tmp_path / "g") == content(tmp_path / "f")
         assert not list((cache / "build").glob("state-*-old"))
     assert killed > 3
+
+
+def test_texts_that_did_not_change_are_written_as_a_fresh_build_writes_them(tmp_path: Path) -> None:
+    rows = [(f"{i:04}", f"{i}.txt", f"Text {i}. " * (i % 7)) for i in range(1203)]
+    places = [tmp_path / name for name in ("old", "new", "fresh")]
+    for place in places:
+        place.mkdir()
+    write_documents(places[0], rows)
+    assert read_documents_table(places[0], ("name",)).to_pydict() == {"name": [n for _, n, _ in rows]}
+    changed = [Document("aaaa", "7.txt", "text", "Other words."), Document("bbbb", "new.txt", "text", "")]
+    now = [*rows[:7], ("aaaa", "7.txt", "Other words."), *rows[9:], ("bbbb", "new.txt", "")]
+    renewing._write_documents(
+        places[1], read_documents_table(places[0]), renewing.Change(changed, [(i, n) for i, n, _ in now], [])
+    )
+    write_documents(places[2], now)
+    assert (places[1] / DOCUMENTS).read_bytes() == (places[2] / DOCUMENTS).read_bytes()
 
 
 def test_labels_of_two_languages_are_counted_as_one_word_as_a_fresh_linking_counts_them() -> None:
