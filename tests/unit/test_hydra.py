@@ -254,6 +254,25 @@ def test_from_a_domain_to_a_verified_graph(tmp_path: Path) -> None:
     assert born[0].evidence[0].end == TEXTS["a.txt"].index("Bergen") + len("Bergen")
 
 
+def test_triplets_without_a_subject_break_the_contract(tmp_path: Path) -> None:
+    class Empty(ScriptedPanel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told = 0
+
+        def answer(self, messages: list[dict[str, str]]) -> str:
+            told = "are not empty" in messages[-1]["content"]
+            self.told += told
+            if told or not messages[0]["content"].startswith("What does the document state"):
+                return super().answer(messages)
+            return json.dumps({"triplets": [{"subject": "", "predicate": "isA", "object": "Town"}] * 2})
+
+    lm = Empty()
+    facts, _ = build(tmp_path, lm)
+    assert lm.told > 0, "it is told what is wrong, and asked again"
+    assert facts["method"]["verification"]["entities"] > 0
+
+
 def test_a_short_text_is_not_asked_for_forty_triplets(tmp_path: Path) -> None:
     lists: list[int] = []
 

@@ -266,19 +266,22 @@ def _read(
 ) -> list[Triplet]:
     """The triplets of one piece; the last answer's, when none kept the contract (what breaks it is looked after by the caller)."""
     last: list[Triplet] = []
+    lost = 0
 
     def read(text: str) -> list[Triplet]:
+        nonlocal lost
         rows = records(text, ("subject", "predicate", "object"))
+        lost = rows.lost
         talk.work.count("records lost", rows.lost)
         last[:] = [Triplet(*(str(r[k]).strip() for k in ("subject", "predicate", "object"))) for r in rows.rows]
         return list(last)
 
     def wrong(rows: Any) -> Sequence[str]:
-        return (
-            ()
-            if contracts == "off"
-            else [str(i) for _, i in triplet_issues(concepts, types, [t for t in rows if t not in had])[0]]
-        )
+        if contracts == "off":
+            return ()
+        if not rows and lost:
+            return ("no triplet has a subject, a predicate and an object that are not empty",)
+        return [str(i) for _, i in triplet_issues(concepts, types, [t for t in rows if t not in had])[0]]
 
     request = about_document(
         'What does the document state, in the words of the ontology? Answer with a JSON object {"triplets": [{"subject": ..., "predicate": ..., "object": ...}]}. '
