@@ -381,6 +381,21 @@ def test_preparations_keep_to_the_memory_together(memory, most):
     assert caught.value.code == "input.limit"
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_preparation_and_a_whole_tensor_take_turns(workers):
+    """Where each fits into the memory alone, but not both together."""
+    small, large = flat(np.ones((40, 40), np.float32)), flat(np.ones((1000, 1000), np.float32))
+    prepared = Job("prepared", (small,), lambda x, b: x[0] * b.facts, "matrix", lambda _: 2.0, preparing=5 << 20)
+    whole = Job("whole", (large,), lambda x, b: x[0] * 2, "tensor")
+    for jobs in ([prepared, whole], [whole, prepared]):
+        writer = MemoryWriter({"prepared": (torch.float32, (40, 40)), "whole": (torch.float32, (1000, 1000))})
+        run = threading.Thread(target=stream_merge, args=(jobs, writer), kwargs={"workers": workers, "max_memory": 16 << 20}, daemon=True)  # fmt: skip
+        run.start()
+        run.join(20)
+        assert not run.is_alive()
+        assert all(torch.equal(made, torch.full_like(made, 2.0)) for made in writer.state.values())
+
+
 def test_linear_merge_equals_arithmetic(tmp_path):
     models = make_models()
     jobs = [

@@ -534,8 +534,8 @@ class _Run:
                 for task in self.pending:
                     if task.state == "new":
                         if task.job.prepare is not None:
-                            if task.job.preparing > self.spare:
-                                break
+                            if task.job.preparing > self.spare and self.free < self.plan.free:
+                                break  # until what runs, or is held, is done: alone it fits
                             task.state = "preparing"
                             self._reserve(task)
                             return task, -1
