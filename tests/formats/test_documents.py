@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 import unicodedata
 from functools import cache
 
@@ -116,6 +117,8 @@ def test_json_is_records_and_texts() -> None:
     lines = one("a.jsonl", b'{"ship": "MS Fjord"}\n\n{"ship": "MS Sund"}\n')
     assert [lines.of(e) for e in lines.elements if e.kind == "cell"] == ["ship", "MS Fjord", "MS Sund"]
     assert [x.kind for x in one("b.json", b'["Oslo lies by the sea.", 3]').elements] == ["paragraph", "paragraph"]
+    area = one("d.json", b'{"name": "Oslo", "area": [[59, 10], [60, 11]]}')
+    assert area.text == "name | area\nOslo | [59, 10], [60, 11]"
     broken = next(iter(read("c.json", b'{"a": ', Limits())))
     assert isinstance(broken, Skipped)
     assert (broken.code, broken.why[:8]) == ("input.format", "not JSON")
@@ -227,6 +230,15 @@ SENTENCES = ["The symbol of potassium is K.", "Potassium was discovered by Humph
 def test_a_sentence_may_end_with_a_symbol() -> None:
     found = [SYMBOLS[a:b] for a, b in sentences(SYMBOLS)]
     assert found == [*SENTENCES, "The author is J. Smith.", "The man who is J. Smith was late.", "In 1807 H. Davy was in London.", "C."]  # fmt: skip
+
+
+def test_long_texts_of_symbols_are_cut_in_time_of_their_length() -> None:
+    def seconds(piece: str) -> float:
+        began = time.process_time()
+        assert len(sentences(piece * 2000 + "x" * 4_000_000)) == 1
+        return time.process_time() - began
+
+    assert seconds("It is A. b ") < 10 * seconds("It is a, b ")  # a hundred times where every stop copies what follows
 
 
 @pytest.mark.parametrize("kind", ["rules", "spacy"])

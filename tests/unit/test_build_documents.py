@@ -518,7 +518,18 @@ def test_cells_are_values_in_the_style_of_their_column() -> None:
     assert cell_value("3/4/2020", style_of(["3/4/2020", "13/4/2020"])) == Literal("2020-04-03", XSD + "date")
     assert cell_value("3/4/2020", style_of(["3/4/2020", "3/14/2020"])) == Literal("2020-03-04", XSD + "date")
     assert cell_value("2023-03-15 10:30") == Literal("2023-03-15T10:30:00", XSD + "dateTime")
-    for text in ("3/4/2020", "31.02.2019", "12:30", "+47 555 01 23", "It was built by Ulstein in Norway."):
+    assert cell_value("2023-03-15T10:30:05.25+02:00") == Literal("2023-03-15T10:30:05.25+02:00", XSD + "dateTime")
+    assert cell_value("2023-03-15 10:30Z") == Literal("2023-03-15T10:30:00Z", XSD + "dateTime")
+    assert cell_value("٢٠٢٣-٠٣-١٥ ١٠:٣٠") == Literal("2023-03-15T10:30:00", XSD + "dateTime")
+    assert [cell_value(t) for t in ("١٢", "١٢,٥")] == [Literal("12", XSD + "integer"), Literal("12.5", XSD + "decimal")]
+    for text in (
+        "2023-13-15T10:30Z",
+        "3/4/2020",
+        "31.02.2019",
+        "12:30",
+        "+47 555 01 23",
+        "It was built by Ulstein in Norway.",
+    ):
         assert cell_value(text) == Literal(text)
     assert [cell_value(t) for t in ("Oslo", "A-12", "MS Fjord", "St. Petersburg", "Johnson & Johnson Inc.")] == [
         None

@@ -341,6 +341,17 @@ def test_graphusion_with_a_model_keeps_to_its_relations_and_texts(tmp_path: Path
     assert any("fuse two lists" in p for p in model.prompts)
 
 
+def test_graphusion_points_to_the_very_letters(tmp_path: Path) -> None:
+    """Where a reply quotes nothing, and small letters are more than capitals."""
+    said = "Straße, Maße, Grüße: Markov Chain theory is used for Speech Parsing."
+    folder = write(tmp_path / "in", {"a.txt": said})
+    row = {"subject": "markov chain theory", "relation": "used for", "object": "speech parsing", "quote": ""}
+    graph = interfuse.build.graphusion(str(folder), lm=Scripted(lambda _: json.dumps({"statements": [row]})), concepts=5, topics=1,
+                                       out=tmp_path / "g", ctx=Ctx(cache=tmp_path / "cache"))  # fmt: skip
+    (used,) = graph.statements(p="urn:interfuse:relation:used-for")
+    assert {said[e.start : e.end] for e in used.evidence} == {"Markov Chain theory"}
+
+
 def test_graphusion_asks_again_about_what_changed_alone(tmp_path: Path) -> None:
     concepts = [
         "Markov Chain",

@@ -226,7 +226,7 @@ def test_a_query_that_names_graphs_is_answered_from_these(endpoint: Endpoint) ->
 def test_words_that_look_like_a_dataset_are_none() -> None:
     for query in ("SELECT * FROM <urn:g> { ?s ?p ?o }", "select * # x\nfrom named g:a { ?s ?p ?o }", "ASK FROM :g { }", "SELECT * \\u0046ROM <g> {}"):  # fmt: skip
         assert names_graphs(query), query
-    for query in ("SELECT ?from { ?s :from ?from }", "SELECT * { ?s <urn:FROM> ' FROM <g> ' }", "ASK { ?s from:a ?o } # FROM <g>",
+    for query in ("SELECT ?from { ?s :from ?from }", "SELECT * { ?s <urn:FROM> ' FROM <g> ' }", "ASK { ?s from:a ?o ; from.x:b ?p } # FROM <g>",
                   "SELECT * { ?s ?p \"\"\"a \" FROM <g>\"\"\" ; x:moved-from ?o, 'it\\'s FROM ' }"):  # fmt: skip
         assert not names_graphs(query), query
 

@@ -121,9 +121,8 @@ def _proof(work: Work, row: Row, head: str, tail: str, places: Sequence[Chunk], 
     for c in places:
         quote = str(row.get("quote") or "")
         place = find_quote(c.text, quote) if quote else None
-        low = c.text.casefold()
-        if place is None and head.casefold() in low and tail.casefold() in low:
-            place = (low.find(head.casefold()), low.find(head.casefold()) + len(head), 0.7)
+        if place is None and find_quote(c.text, tail, nearly=1.0) is not None:
+            place = find_quote(c.text, head, nearly=1.0)
         if place is not None:
             return Evidence(c.document.id, c.start + place[0], c.start + place[1], c.page or None, method="build/graphusion",
                             model=str(work.lm.name if work.lm else ""), score=sure)  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 
 from interfuse.build.room import Candidate
 from interfuse.data.chunks import Chunk
@@ -23,7 +23,7 @@ def value_of(text: str) -> Literal | None:
     if bare.casefold() in ("true", "false", "yes", "no"):
         return Literal("true" if bare.casefold() in ("true", "yes") else "false", XSD + "boolean")
     if _NUMBER.match(bare):
-        digits = bare.replace(",", "").replace(" ", "").replace("−", "-")
+        digits = _latin(bare.replace(",", "").replace(" ", "").replace("−", "-"))
         return Literal(digits, XSD + ("integer" if re.fullmatch(r"[-+]?\d+", digits) else "decimal"))
     date = iso_date(bare)
     if date:
@@ -40,7 +40,9 @@ _COMMA = re.compile(r"[-+−]?(?:(?:\d{1,3}(?:[.\s']\d{3})+|0),\d+|\d+,\d{1,2}|\
 _POINT = re.compile(r"[-+−]?(?:\d{1,3}(?:[,\s']\d{3})+|0)\.\d+\Z|[-+−]?\d+\.(?:\d{1,2}|\d{4,})\Z")
 _WITH_COMMA = re.compile(r"[-+−]?(?:\d{1,3}(?:[.\s']\d{3})+|\d+)(?:,\d+)?\Z")
 _DAY = re.compile(r"(\d{1,2})([./-])\s?(\d{1,2})\2\s?(\d{4})\Z")
-_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?\Z")
+_MOMENT = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?((?<=:\d\d)\.\d+)?(?: ?(Z|[+-](?:0\d|1[0-3]):[0-5]\d))?\Z"
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _told(bare: str) -> bool:
 def _typed(text: str, style: Style) -> Literal | None:
     bare = text.strip()
     if (style.comma and _WITH_COMMA.match(bare)) or _COMMA.match(bare):
-        digits = re.sub(r"[.\s']", "", bare).replace(",", ".").replace("−", "-")
+        digits = _latin(re.sub(r"[.\s']", "", bare).replace(",", ".").replace("−", "-"))
         return Literal(digits, XSD + ("decimal" if "." in digits else "integer"))
     day = _DAY.match(bare)
     if day is not None:
@@ -101,8 +103,18 @@ def _typed(text: str, style: Style) -> Literal | None:
             return None
     moment = _MOMENT.match(bare)
     if moment is not None:
-        return Literal(f"{moment[1]}T{moment[2]}{moment[3] or ':00'}", XSD + "dateTime")
+        at = _latin(f"{moment[1]}T{moment[2]}{moment[3] or ':00'}")
+        try:
+            datetime.fromisoformat(at)
+        except ValueError:
+            return Literal(bare)
+        return Literal(at + _latin((moment[4] or "") + (moment[5] or "")), XSD + "dateTime")
     return value_of(bare)
+
+
+def _latin(text: str) -> str:
+    """With the digits of any script as 0 to 9, as ``xsd`` has them."""
+    return text if text.isascii() else "".join(str(int(c)) if c.isdecimal() else c for c in text)
 
 
 def column_type(name: str) -> str:

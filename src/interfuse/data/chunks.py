@@ -36,6 +36,7 @@ _NAMED = re.compile(
     r"\s+[A-Z][\w’'-]*(?:\s+[A-Z][\w’'-]*){0,2}\s+(?:is|are|was|were|has|had|have|can|could|may|might|will|would|does|did|must|[a-z]+ed"
     r"|(?!as\b|this\b|plus\b|versus\b|across\b)[a-z]+s)\b"
 )
+_NOTHING = re.compile(r"\s*\Z")
 _BEFORE_NAMES = "mr mrs ms dr st mt ft gen col lt sgt rev sen gov vs no fig vol eds ed est"
 _TITLES = frozenset(_BEFORE_NAMES.split())
 _RELATIVE = re.compile(r"\b(?:who|whose|whom|which)\b[^.!?]*\Z", re.IGNORECASE)
@@ -98,7 +99,7 @@ def stops_after_symbols(text: str, start: int = 0, end: int | None = None) -> li
         if mark.group(2).casefold() in _TITLES or _RELATIVE.search(text[max(start, mark.start() - 60) : mark.start()]):
             continue
         named = _NAMED.match(text, mark.end(), end) and not mark.group(1)  # in 1807 H. Davy was ...
-        if named or _SMALL.match(text, mark.end(), end) or not text[mark.end() : end].strip():
+        if named or _SMALL.match(text, mark.end(), end) or _NOTHING.match(text, mark.end(), end):
             found.append(mark.end())
     return found
 

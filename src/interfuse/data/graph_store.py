@@ -119,7 +119,7 @@ _QUOTED = re.compile(
 def names_graphs(sparql: str) -> bool:
     """Whether a query says itself from which graphs it is to be answered (``FROM``, ``FROM NAMED``)."""
     bare = _QUOTED.sub(" ", _CODE.sub(lambda m: chr(min(int(m[1] or m[2], 16), 0x10FFFF)), sparql))
-    return re.search(r"(?<![\w?$:@.-])FROM\b(?![:-])", bare, re.IGNORECASE) is not None
+    return re.search(r"(?<![\w?$:@.-])FROM(?![\w:.-])", bare, re.IGNORECASE) is not None
 
 
 def run(store: Any, sparql: str, *, meta: bool = False, prefixes: bool = True) -> Answers:

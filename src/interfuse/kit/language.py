@@ -137,6 +137,9 @@ class SpacyParser:
             yield made
 
 
+_INK = re.compile(r"\S")
+
+
 def _pieces(text: str) -> list[tuple[str, int, int]]:
     """A text as pieces that spaCy reads by themselves: (words, where they begin in the text, where a stop was moved away from its symbol, which
     spaCy takes for an abbreviation, or -1)."""
@@ -144,7 +147,8 @@ def _pieces(text: str) -> list[tuple[str, int, int]]:
     made, begin = [], 0
     for stop in stops:
         made.append((f"{text[begin : stop - 1]} .", begin, stop - 1 - begin))
-        begin = stop + len(text[stop:]) - len(text[stop:].lstrip())
+        following = _INK.search(text, stop)
+        begin = following.start() if following else len(text)
     return [*made, (text[begin:], begin, -1)] if begin < len(text) or not made else made
 
 

@@ -183,7 +183,7 @@ def _flat(row: Mapping[str, Any], into: dict[str, str], before: str = "") -> lis
         elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
             tables.append((column, value))
         elif isinstance(value, list):
-            into[column] = ", ".join(cell_text(v) for v in value if not isinstance(v, list))
+            into[column] = ", ".join(json.dumps(v, ensure_ascii=False) if isinstance(v, list) else cell_text(v) for v in value)  # fmt: skip
         else:
             into[column] = cell_text(value)
     return tables
