@@ -102,7 +102,7 @@ class Room:
 
     Attributes:
         run: does the work: fills the folder it is given and returns facts for the manifest.
-        check: raises coded errors before any work starts. estimate: the cost, from sizes alone.
+        check: raises coded errors before any work starts. estimate: the cost, from sizes and a short look at the inputs, before every run.
         promise: the noun that ``run`` will have made at a path, known before the work as far as the plan needs it.
         parts: further nouns that will lie beside it, by name, promised likewise: a recipe takes one with ``{from: STEP, take: NAME}``.
         across_seeds: one call sees the inputs of all seeds.
