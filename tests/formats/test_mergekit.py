@@ -514,6 +514,8 @@ BAD = {
     "lengths": ("merge_method: linear\nslices:\n- sources:\n  - {model: llama-x, layer_range: [0, 2]}\n  - {model: llama-y, layer_range: [0, 3]}\n",
                 1, "param.value", "as many layers"),
     "one weight": (GOOD.replace("  - model: llama-x", "  - model: llama-y\n  - model: llama-x"), 4, "recipe.key", "has no weight"),
+    "no number": (GOOD.replace("0.5", ".nan"), 5, "recipe.key", "a finite number is wanted"),
+    "a seed": (GOOD + "random_seed: 42\n", 7, "recipe.key", "--seed NUMBER"),
     "layers outside slices": (GOOD.replace("  - model: llama-x\n", "  - model: llama-x\n    layer_range: [0, 4]\n"), 5, "recipe.key", "chosen in slices"),
     "a file of mergekit-moe": ("base_model: llama-x\ngate_mode: hidden\nexperts:\n- source_model: llama-x\n", 3, "recipe.key", "mergekit-moe"),
     "the base's weight": ("merge_method: linear\nbase_model: llama-base\nmodels:\n- {model: llama-x, parameters: {weight: 1}}\n", 2, "recipe.key",

@@ -236,6 +236,12 @@ def test_extract_lora_refuses(cli, models, tmp_path):
     assert json.loads((tmp_path / "a/interfuse.json").read_text())["kind"] == "adapter"
 
 
+def test_a_file_that_is_not_there_is_no_unknown_method(cli):
+    said = cli("nosuch.yml", code=3)
+    assert "input.missing: there is no such file" in said
+    assert "nosuch.yml" in said
+
+
 def test_layers_stand_in_the_order_of_their_numbers():
     names = [f"model.layers.{n}.mlp.up_proj.weight" for n in (1, 10, 11, 2)]
     rows = [{"tensor": n, "_squares": 1.0, "_gap": 1.0} for n in ["lm_head.weight", *names, "model.norm.weight"]]

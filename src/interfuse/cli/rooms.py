@@ -59,6 +59,8 @@ class RoomGroup(click.Group):
         default = vars(importlib.import_module(f"interfuse.{self.name}")).get("DEFAULT")
         if default in known and name not in known and Path(name).exists():
             args, name = [default, *args], default  # interfuse measure out/ --against A
+        if default in known and name not in known and Path(name).suffix in (".yml", ".yaml"):
+            raise InterfuseError("input.missing", "there is no such file", where=name)
         if not name.startswith("-") and name.replace("_", "-") not in known and name not in known:
             raise InterfuseError("method.unknown", f"the room {self.name} has no method {name!r}", where=ctx.command_path,
                                  fix=f"{did_you_mean(name, known)} See: interfuse {self.name}".strip())  # fmt: skip

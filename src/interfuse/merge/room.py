@@ -244,7 +244,11 @@ def shares(weights: Sequence[float], normalize: bool) -> list[float]:
     """
     total = sum(weights) if normalize else 1.0
     if total == 0:
-        raise InterfuseError("param.value", "the weights sum to 0 and cannot be normalised", fix="Add --no-normalize.")
+        raise InterfuseError(
+            "param.value",
+            "the weights sum to 0 and cannot be normalised",
+            fix="Add --no-normalize (in a file normalize: false).",
+        )
     return [w / total for w in weights]
 
 

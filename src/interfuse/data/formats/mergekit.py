@@ -15,6 +15,7 @@ Beyond mergekit's, a file may name our methods, and those that look at models at
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ _EVERYWHERE = ("weight", "density", "gamma", "epsilon", "scale")  # parameters a
 
 _MOE = ("experts", "gate_mode", "experts_per_token", "shared_experts")  # keys of mergekit-moe's files
 _HINTS = {
+    "random_seed": "The seed stands on the command line: --seed NUMBER.",
     "pattern": "Did you mean filter?",
     "name": "Did you mean filter?",
     "layer_range": "Layers are chosen in slices: {sources: [{model, layer_range}]}; take it out to merge all of them.",
@@ -423,6 +425,8 @@ class _Reader:
             except ValueError as error:
                 raise self.fail(f"a number is wanted, not {value!r}", at) from error
         if isinstance(value, bool | int | float):
+            if not math.isfinite(value):
+                raise self.fail(f"a finite number is wanted, not {value}", at)
             self.spots.append((name, value, self.line(at)))
             return value
         if isinstance(value, dict):
