@@ -268,6 +268,13 @@ def test_neo4j_files_quote_everything_and_name_only_plain_words(tmp_path: Path) 
     assert role.qualifiers == ((relation_id("role"), Literal("Neo")),)
 
 
+def test_a_table_of_other_things_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "towns.csv").write_text("town,people\nOslo,709037\n")
+    with pytest.raises(InterfuseError, match="no columns subject, predicate and object") as caught:
+        read_graph(tmp_path / "towns.csv")
+    assert "table-rows" in caught.value.fix
+
+
 def test_formulas_are_neutral_in_csv_and_come_back(tmp_path: Path) -> None:
     for word in [*ODD, "+1", "-1", "@x", "", "plain", "''"]:
         assert unguarded(guarded(word)) == word

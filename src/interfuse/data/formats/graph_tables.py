@@ -101,6 +101,9 @@ def read_csv(path: Path) -> tuple[Graph, Problems]:
     shown: list[str] = []
     count = 0
     for number_, row in _csv_rows(path):
+        if "json" not in row and not {"subject", "predicate", "object"} <= set(row):
+            raise InterfuseError("input.format", "the table is none of statements: no columns subject, predicate and object", where=str(path),
+                                 fix="Rows about things: interfuse build table-rows --table FILE --key COLUMN, or interfuse build FILE.")  # fmt: skip
         try:
             if row.get("json"):
                 made.append(from_json(json.loads(unguarded(row["json"]))))
