@@ -23,6 +23,7 @@ from interfuse.core.rooms import Source, apply
 from interfuse.data.models import build, open_model
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
+from interfuse.distill.verbs import compare
 from interfuse.kit.encode import Encoder, forward, predict
 from interfuse.kit.taps import Taps
 from tests.distill_bars import log_of, weights
@@ -202,6 +203,17 @@ def test_models_in_folders_keep_their_tokenizer_and_the_length_of_texts(
     assert (made.path / "tokenizer.json").is_file()
 
 
+def test_compare_cuts_test_texts_where_training_ones_are_cut(real: dict[str, Any]) -> None:
+    texts, labels = sentences()
+    rows = {"text": [" ".join([t] * 6) for t in texts], "label": labels, "id": [f"h{i}" for i in range(len(texts))]}
+    held = open_table(Source(Dataset.from_dict(rows)), Ctx())
+    common = {k: v for k, v in real["given"].items() if k != "data"} | {"epochs": 1}
+    (row,) = compare(
+        [("a", "none", {})], [], real["student"], real["given"]["data"], held, seeds=2, baseline="a", common=common
+    )
+    assert 0 <= row["accuracy"] <= 1
+
+
 # -- tables of numbers -------------------------------------------------------------------------------------------------
 
 WINE = {"data": "sklearn:wine", "scale": 100.0}
@@ -210,6 +222,16 @@ WINE = {"data": "sklearn:wine", "scale": 100.0}
 def net(width: int) -> nn.Module:
     with seeded(width):
         return nn.Sequential(nn.Linear(13, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+@pytest.mark.parametrize(
+    ("slug", "extra"), [("hard", {}), ("hard", {"augmentor": "vae"}), ("compose", {"parts": [{"use": "hard"}]})]
+)
+def test_numbers_are_no_pictures_to_move(tmp_path: Path, slug: str, extra: dict[str, Any]) -> None:
+    with pytest.raises(InterfuseError) as caught:
+        apply(f"distill/{slug}", student=net(4), teacher=[net(4)], data=WINE, **extra, out=tmp_path / "a")
+    assert caught.value.code == "input.type"
+    assert "augmentor: noise" in caught.value.fix
 
 
 @pytest.mark.parametrize(

@@ -589,9 +589,13 @@ def test_layers_that_are_turned_and_stretched_are_alike(tmp_path: Path) -> None:
     plain, turned = torch.eye(2), 3 * torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
     one_side = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     models = [model("turned", Turned(turned)), model("half", Turned(one_side))]
+    said: list[str] = []
     read = interfuse.measure.cka(
-        models, [model("plain", Turned(plain))], data, layers=["body", "nowhere"], batch=16
+        models, [model("plain", Turned(plain))], data, layers=["body", "nowhere"], batch=16, ctx=Ctx(log=said.append)
     ).read()
+    assert [s for s in said if "nowhere" in s] == [
+        f"{name}: no layer matches 'nowhere'" for name in ("plain", "turned", "half")
+    ]
     alike = {p["model"]: p["cka"][0][0] for p in read["pairs"]}
     assert alike["turned"] == pytest.approx(1, abs=1e-5)
     assert alike["half"] < 0.95

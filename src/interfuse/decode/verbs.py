@@ -25,7 +25,6 @@ def _open(folder: Path, dtype: str = "float32") -> Any:
     if (folder / "config.json").is_file() and not (folder / MANIFEST).is_file():
         raise InterfuseError("input.type", "this is a model as it is, not a fused one", where=str(folder),
                              fix=f"One model alone: interfuse decode mixture {folder} -o OUT, which changes nothing of it.")  # fmt: skip
-
     return open_fused(open_artifact(folder), folder.name, verb_context(dtype=dtype))
 
 

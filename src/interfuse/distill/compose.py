@@ -42,7 +42,6 @@ class Compose(Hooks):
             live=any(n.live for n in every),
             student_features=tuple(dict.fromkeys(f for n in every for f in n.student_features)),
             teacher_features=tuple(dict.fromkeys(f for n in every for f in n.teacher_features)),
-            augments=any(n.augments for n in every),
             validation=any(n.validation for n in every),
             batch=max((n.batch for n in every), default=1),
             own_labels=any(n.own_labels for n in every),
@@ -108,7 +107,7 @@ class Compose(Hooks):
         batch.extra["views"] = {own[0]: views}
         taps = run.student_taps.features if run.student_taps else {}
         theirs = views.teacher_features or [{} for _ in run.teacher_taps]
-        theirs = [{**taken.features, **own} for taken, own in zip(run.teacher_taps, theirs, strict=True)]
+        theirs = [{**taken.features, **given} for taken, given in zip(run.teacher_taps, theirs, strict=True)]
         return Views(batch, views.student, views.teachers, {**taps, **views.features}, theirs, views.more)
 
     def terms(self, run: Run, views: Views) -> dict[str, Tensor]:

@@ -81,13 +81,16 @@ class HARD(Hooks):
     ] = 4
 
     def needs(self) -> Needs:
-        return Needs(labels=self.ce > 0, teachers=(1, 1), live=True, augments=self.augmentor != "noise")
+        return Needs(labels=self.ce > 0, teachers=(1, 1), live=True)
 
     def check(self, call: Call) -> None:
         data = call.inputs["data"]
         if data.kind not in ("image", "features"):
             raise InterfuseError("input.type", f"hard moves numbers a little, the table holds {data.kind}, whose tokens cannot be moved", where=data.name,
                                  fix="For texts use mix-kd, which mixes their embeddings, or kd on more texts.")  # fmt: skip
+        if data.kind == "features" and self.augmentor != "noise":
+            raise InterfuseError("input.type", f"the {self.augmentor} augmentor changes pictures, the table holds numbers", where=data.name,
+                                 fix="Set augmentor: noise, which moves every number within a bound.")  # fmt: skip
 
     def setup(self, run: Run) -> None:
         if self.phase_min >= self.phase_max:

@@ -40,7 +40,6 @@ class Needs:
         labels: a label per example. teachers: least and most number of teachers.
         live: the teacher must run on every batch (augmented inputs), so stored predictions will not do.
         student_features, teacher_features: layer patterns (see ``kit.taps``).
-        augments: the method changes images, so it cannot be used on text or features.
         validation: the method can use examples held apart (the room's input ``validation``).
         batch: fewest examples a batch must hold (relations between samples, batch normalisation); an epoch's last batch is
             left out when it holds fewer.
@@ -56,7 +55,6 @@ class Needs:
     live: bool = False
     student_features: tuple[str, ...] = ()
     teacher_features: tuple[str, ...] = ()
-    augments: bool = False
     validation: bool = False
     batch: int = 1
     own_labels: bool = False

@@ -104,13 +104,6 @@ def check(call: Call) -> None:
             where=data.name,
         )
     _check_validation(call, needs.validation)
-    if needs.augments and data.kind != "image":
-        raise InterfuseError(
-            "input.type",
-            f"{call.method.id} changes images, the table holds {data.kind}",
-            where=data.name,
-            fix="Choose a method that leaves examples as they are, or mix-kd, which mixes texts and numbers too.",
-        )
     counted = student.task != "causal-lm" and student.labels is not None and bool(data.classes)
     if counted and len(data.classes) != student.labels:
         raise InterfuseError("input.shape", f"the student has {student.labels} classes, the table {len(data.classes)}",

@@ -52,7 +52,7 @@ def _predict(model: Model, table: Table, ctx: Ctx, params: Mapping[str, Any]) ->
     with (
         threads_for(size_of(model)),
         torch.inference_mode(),
-        Taps(module, _known(module, params["layers"])) as taps,
+        Taps(module, _known(module, params["layers"], model.name, ctx)) as taps,
         steps as bar,
     ):
         for part in parts:
@@ -80,15 +80,17 @@ def as_rows(feature: Any, inputs: Mapping[str, Any]) -> Any:
     return feature.double().flatten(1)
 
 
-def _known(module: Any, patterns: Sequence[str]) -> list[str]:
-    """The patterns that name layers of the module; an error as of :func:`interfuse.kit.taps.layer_names` when none does."""
+def _known(module: Any, patterns: Sequence[str], name: str, ctx: Ctx) -> list[str]:
+    """The patterns that name layers of the module, the others are told in the log; an error as of
+    :func:`interfuse.kit.taps.layer_names` when none does."""
     from interfuse.kit.taps import layer_names
 
     found: list[str] = []
     for pattern in patterns:
         try:
             layer_names(module, [pattern])
-        except InterfuseError:
+        except InterfuseError as error:
+            ctx.log(f"{name}: {error.what}")
             continue
         found.append(pattern)
     return found or layer_names(module, patterns)

@@ -2,7 +2,7 @@
 
 A method is one function of float32 numbers, ``method(part, *, parameters) -> Tensor``, whose traits say what it sees at once
 (``scope``: ``element``, ``row``, ``matrix`` or ``tensor``), whether it needs a base, and what it must know of whole tensors first
-(``prepare``). The engine reads headers, plans (:mod:`interfuse.merge.plan`: slices, parameters by layer and name), puts
+(``prepare``; with the scope ``matrix`` also ``squares``: how many matrices [k, k] of the short side that holds at once). The engine reads headers, plans (:mod:`interfuse.merge.plan`: slices, parameters by layer and name), puts
 vocabularies into one order, streams block by block (``kit.streaming``), and writes a folder that ``from_pretrained`` opens.
 It knows no architectures: names and shapes come from the files.
 """
