@@ -28,7 +28,7 @@ from interfuse.data.reports import Report
 from interfuse.data.tables import Table, from_dataset, open_table
 from interfuse.kit import plots
 from interfuse.kit.lineage import lineage
-from interfuse.measure.classification import words
+from interfuse.measure.classification import counts, words
 from interfuse.measure.room import csv_bytes, predictions
 
 VIT = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 8,
@@ -537,6 +537,11 @@ def test_a_module_of_unknown_classes_is_refused_without_a_trace(tmp_path: Path) 
 def test_two_models_of_one_name_are_told_apart() -> None:
     found = findings([{"models": [model("m", sure(FUSED)), model("m", sure(LABELS))], "data": table(LABELS)}])
     assert [c.name for c in found.contenders] == ["m (1)", "m (2)"]
+
+
+def test_many_items_are_counted_to_the_last_one() -> None:
+    row = {"model": "m", "gained": {"items": 1234.5}, "kept": {"items": 41207.0}, "lost": {"items": 0.0}}
+    assert counts([row], "s", 50000) == "Of 50,000 items, beside s: m: 1,234.5 gained, 41,207 kept, 0 lost."
 
 
 # ---------------------------------------------------------------------------------------------- what teachers know, layers

@@ -231,7 +231,7 @@ def _notes(seen: Predictions, figures: Mapping[str, Any], margin: float) -> list
         sources = len(seen.role("source"))
         if sources > 1:
             notes.append(f"The best of the {sources} sources, {best}, was chosen by its accuracy on these very items: the hardest choice for the models.")  # fmt: skip
-        notes += [_counts(duels, best, len(seen.labels))] if duels else []
+        notes += [counts(duels, best, len(seen.labels))] if duels else []
         notes += [_gates(duels)] if margin > 0 else []
     else:
         notes.append("No sources were given, so nothing is said about what was gained or lost.")
@@ -249,10 +249,10 @@ def _notes(seen: Predictions, figures: Mapping[str, Any], margin: float) -> list
     return notes
 
 
-def _counts(duels: Sequence[Mapping[str, Any]], best: str, items: int) -> str:
+def counts(duels: Sequence[Mapping[str, Any]], best: str, items: int) -> str:
     """What each model gained, kept and lost beside the best source, in items (means over seeds)."""
-    each = ["{}: {} gained, {} kept, {} lost".format(c["model"], *(f"{c[p]['items']:.4g}" for p in PARTS[:3])) for c in duels]  # fmt: skip
-    return f"Of {items} items, beside {best}: " + "; ".join(each) + "."
+    each = ["{}: {} gained, {} kept, {} lost".format(c["model"], *(number(c[p]["items"], 1).removesuffix(".0") for p in PARTS[:3])) for c in duels]  # fmt: skip
+    return f"Of {items:,} items, beside {best}: " + "; ".join(each) + "."
 
 
 def _said(rows: Sequence[Mapping[str, Any]]) -> str:
