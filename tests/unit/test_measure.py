@@ -564,7 +564,20 @@ def test_flips_by_hand_most_promising_teacher_first(tmp_path: Path) -> None:
         (1 / 6, 3 / 6)
     )  # a weaker teacher has something
     assert second["accuracy_teacher"] - second["accuracy_student"] == pytest.approx(1 / 6 - 3 / 6)
-    assert "most to learn from strong" in read["notes"][0]
+    assert "may have most to learn from strong" in read["notes"][0]
+    assert read["notes"][1].startswith("In that weak cannot be told from strong")
+    assert first["behind_first"] is None
+    assert second["behind_first"]["mean"] == pytest.approx(1 / 6)
+
+
+def test_a_teacher_that_knows_more_is_told_from_one_that_knows_less() -> None:
+    labels = [0, 1, 2] * 14
+    wrong = [(k + 1) % 3 for k in labels]
+    strong, weak = model("strong", sure(labels)), model("weak", sure(labels[:4] + wrong[4:]))
+    read = interfuse.measure.flips([model("m", sure(wrong))], [weak, strong], table(labels), resamples=200).read()
+    assert read["notes"][0].startswith("m has most to learn from strong: 100.0 percent")
+    assert not any("cannot be told" in note for note in read["notes"])
+    assert read["pairs"][1]["behind_first"]["low"] > 0.5
 
 
 @pytest.mark.parametrize("method", ["flips", "cka"])

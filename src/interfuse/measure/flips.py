@@ -39,6 +39,9 @@ def flips(seen: Predictions, *, ctx: Ctx, resamples: Resamples = 5000, allow_lea
     pairs = [_pair(s, t, guesses, seen, ctx, resamples) for s in students for t in seen.role("source")]
     order = {s.name: i for i, s in enumerate(students)}
     pairs.sort(key=lambda p: (order[p["model"]], -p["rho_pos"]["mean"], p["baseline"]))
+    for p in pairs:
+        first = next(q for q in pairs if q["model"] == p["model"])
+        p["behind_first"] = None if p is first else _behind(p, first, guesses, seen, ctx, resamples)
     figures = {"pairs": pairs, "level": LEVEL}
     tone = {c.name: c.role for c in seen.contenders}
     plots_rows, sections = _layout(pairs, seen, tone)
@@ -64,6 +67,15 @@ def _pair(
         "per_class": [{"class": label, "n": int(support[k]), "flips": found.per_class[k] / seeds} for k, label in enumerate(seen.classes)],
         "expertise": {share: [seen.classes[k] for k in held] for share, held in found.expertise.items()},
     }  # fmt: skip
+
+
+def _behind(
+    p: Mapping[str, Any], first: Mapping[str, Any], guesses: Mapping[str, Any], seen: Predictions, ctx: Ctx, draws: int
+) -> dict[str, Any]:
+    """By how much fewer items a teacher alone has right than the student's first one does, in shares, item by item."""
+    wrong = guesses[p["model"]] != seen.labels
+    ours, theirs = ((wrong & (guesses[q["baseline"]] == seen.labels)).astype(np.float64) for q in (p, first))
+    return spread(theirs - ours, ctx, f"measure/{p['model']}/{p['baseline']}/behind", draws)
 
 
 def _table(pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -116,13 +128,15 @@ def _layout(
 def _notes(pairs: Sequence[Mapping[str, Any]], seen: Predictions) -> list[str]:
     notes = []
     for student in dict.fromkeys(p["model"] for p in pairs):
-        best = next(p for p in pairs if p["model"] == student)
-        rho = best["rho_pos"]
-        said = f"{student} has most to learn from {best['baseline']}: {number(100 * rho['mean'], 1)} percent of the items " \
+        best, *others = (p for p in pairs if p["model"] == student)
+        rho, near = best["rho_pos"], [p["baseline"] for p in others if p["behind_first"]["low"] <= 0]
+        said = f"{student} {'may have' if near else 'has'} most to learn from {best['baseline']}: {number(100 * rho['mean'], 1)} percent of the items " \
                f"({between(100 * rho['low'], 100 * rho['high'], 1)}) are right in {best['baseline']} alone"  # fmt: skip
         half = best["expertise"]["0.5"]
         notes.append(f"{said}, half of them in {'the class' if len(half) == 1 else f'{len(half)} classes:'} {', '.join(half[:10])}." if half else
                      f"No teacher is right where {student} is wrong.")  # fmt: skip
+        if half and near:
+            notes.append(f"In that {', '.join(near)} cannot be told from {best['baseline']}: the interval of the difference covers 0.")  # fmt: skip
     notes.append("This is what could be taught; a transfer brings a part of it, and may lose what the student had right alone.")  # fmt: skip
     if len(seen.seeds) == 1:
         notes.append("One seed was run, so nothing is known of the spread over seeds.")
