@@ -494,6 +494,9 @@ def goals(rows: dict[str, Any], equal_ones: list[str]) -> str:
         ):
             if limit is not None and value is not None:
                 told = f"{method} {value:.2f} {name} (goal {limit})"
+                bound = row.get("mergekit over ours", 0) * row["ours over copy"]
+                if good > 0 and bound < limit:
+                    told += f", where the copy is {bound:.1f} times as fast as mergekit"
                 (held if (value - limit) * good >= 0 else missed).append(told)
     told = f"All {len(held)} goals of this table hold." if not missed else (
         f"{len(held)} of {len(held) + len(missed)} goals of this table hold; not: {'; '.join(missed)}.")  # fmt: skip
