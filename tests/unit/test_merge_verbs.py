@@ -61,7 +61,7 @@ def test_a_recipe_as_the_first_word(cli, tmp_path):
     plan = json.loads(cli("recipe.yml", "-o", tmp_path / "third", "--dry-run", "--json"))
     assert plan["tensors"] == 39
     assert not (tmp_path / "third").exists()
-    assert "no method" in cli("absent.yml", "-o", tmp_path / "x", code=2)
+    assert "there is no such file" in cli("absent.yml", "-o", tmp_path / "x", code=3)
 
 
 def test_lint_says_plan_and_sizes(cli, models):
