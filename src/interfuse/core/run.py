@@ -20,7 +20,7 @@ from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import load
 from interfuse.core.recipe import Recipe, Ref, Step
 from interfuse.core.rooms import Call, Cost, Room, Source, carry_out, drop_scratch, jsonable, key_of, load_room, split
-from interfuse.core.safe import canonical_json, fingerprint, half_written, sweep, write_atomic, writing_errors
+from interfuse.core.safe import canonical_json, fingerprint, is_half_written, sweep, write_atomic, writing_errors
 
 MARK = "run.json"
 Opener = Callable[[Source, Ctx], Any]
@@ -156,8 +156,10 @@ def _refuse_foreign(out: Path, force: bool) -> None:
     with writing_errors(out):
         if not out.exists() or (out / MARK).is_file():
             return
-        if out.is_dir() and (force or len(half_written(out / MARK)) == len(list(out.iterdir()))):
+        if out.is_dir() and (force or all(is_half_written(p, out / MARK) for p in out.iterdir())):
             return  # empty, or a run that was killed before it had its mark
+        if (out / MARK).is_file():
+            return  # another run has put its mark since
     raise InterfuseError(
         "output.exists",
         "something that is not a run of Interfuse is there",

@@ -364,7 +364,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def half_written(path: Path) -> list[Path]:
     """What killed processes left half-written beside ``path``."""
-    return [p for p in path.parent.iterdir() if p.name.startswith(f".{path.name}.tmp-")]
+    return [p for p in path.parent.iterdir() if is_half_written(p, path)]
+
+
+def is_half_written(left: Path, path: Path) -> bool:
+    """Whether something beside ``path`` is, by its name, what a process writes before it stands at ``path``."""
+    return left.name.startswith(f".{path.name}.tmp-")
 
 
 def sweep(path: Path) -> None:
