@@ -28,10 +28,12 @@ def roots_of(corpus: Corpus) -> list[str]:
 def remember(call: Call) -> None:
     """Notes where the documents of a call lie; a disk that is full or read-only notes nothing."""
     corpus: Corpus | None = call.inputs["documents"]
-    key = key_of(call)
-    if corpus is None or _known(call, key, _place(corpus)):
+    if corpus is None:
         return
-    line = json.dumps({"key": key, "place": _place(corpus)})
+    key, place = key_of(call), _place(corpus)
+    if _known(call, key, place):
+        return
+    line = _row(key, place)
     with contextlib.suppress(OSError):
         file = _file(call)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,11 +69,14 @@ def _place(corpus: Corpus) -> str:
 
 def _known(call: Call, key: str, place: str) -> bool:
     """Whether a build of a key was made of documents at a place."""
-    row = json.dumps({"key": key, "place": place})
     try:
-        return row in _file(call).read_text(encoding="ascii", errors="replace").splitlines()
+        return _row(key, place) in _file(call).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return False
+
+
+def _row(key: str, place: str) -> str:
+    return json.dumps({"key": key, "place": place})
 
 
 def _file(call: Call) -> Path:

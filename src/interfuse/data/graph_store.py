@@ -97,13 +97,18 @@ def load_columns(columns: Columns, *, store: Any = None) -> Any:
     return store
 
 
+def _spelt_out(sparql: str) -> str:
+    """A query whose letters may be written as codes, with the letters."""
+    return _CODE.sub(lambda m: chr(min(int(m[1] or m[2], 16), 0x10FFFF)), sparql)
+
+
 def check_query(sparql: str) -> None:
     """Refuses queries that would ask other servers.
 
     Raises:
         InterfuseError: ``unsafe.address``.
     """
-    bare = _CODE.sub(lambda m: chr(min(int(m[1] or m[2], 16), 0x10FFFF)), sparql)  # letters may be written as codes
+    bare = _spelt_out(sparql)
     if '"""' not in sparql and "'''" not in sparql:  # what may not be a quotation is looked into
         bare = re.sub(r"\\.|<[^<>\s]*>|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#[^\n]*", " ", bare)
     if re.search(r"(?<![\w?$:])SERVICE\b", bare, re.IGNORECASE):
@@ -118,7 +123,7 @@ _QUOTED = re.compile(
 
 def names_graphs(sparql: str) -> bool:
     """Whether a query says itself from which graphs it is to be answered (``FROM``, ``FROM NAMED``)."""
-    bare = _QUOTED.sub(" ", _CODE.sub(lambda m: chr(min(int(m[1] or m[2], 16), 0x10FFFF)), sparql))
+    bare = _QUOTED.sub(" ", _spelt_out(sparql))
     return re.search(r"(?<![\w?$:@.-])FROM(?![\w:.-])", bare, re.IGNORECASE) is not None
 
 

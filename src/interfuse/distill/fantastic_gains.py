@@ -245,10 +245,8 @@ class FantasticGains(Hooks):
         return predict(run.student_model, run.data, run.ctx, module=run.modules[name].eval(), encoder=run.encoder)
 
     def _teacher_predictions(self, run: Run) -> list[np.ndarray]:
-        if run.stored is not None:
-            return [t.numpy() for t in run.stored]
-        teachers = zip(run.teacher_models, run.teachers, run.teacher_encoders, strict=True)
-        return [predict(m, run.data, run.ctx, module=t, encoder=e) for m, t, e in teachers]
+        count = len(run.stored if run.stored is not None else run.teachers)
+        return [run.taught(k).numpy() for k in range(count)]
 
 
 def _surety(logits: Tensor, temperature: float, labels: Tensor | None) -> Tensor:

@@ -179,6 +179,17 @@ class Run:
         """A copy in evaluation mode that takes no gradient."""
         return copy.deepcopy(module).eval().requires_grad_(False)
 
+    def taught(self, teacher: int = 0) -> torch.Tensor:
+        """A teacher's logits of every row [N, K], on the CPU: the stored ones, or those of a pass over the data by its own encoder."""
+        from interfuse.kit.encode import predict
+
+        if self.stored is not None:
+            return self.stored[teacher]
+        module, encoder = self.teachers[teacher], self.teacher_encoders[teacher]
+        return torch.from_numpy(
+            predict(self.teacher_models[teacher], self.data, self.ctx, module=module, encoder=encoder)
+        )
+
     def generator(self, name: str) -> torch.Generator:
         """A generator for a named purpose; include epoch or step in the name where it must differ between them."""
         from interfuse.data.seeding import generator

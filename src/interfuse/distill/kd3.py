@@ -22,7 +22,7 @@ from interfuse.data.composed import Composed, Transfer, compose, pooled
 from interfuse.data.seeding import seeded
 from interfuse.distill import pages
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
-from interfuse.kit.encode import forward, predict
+from interfuse.kit.encode import forward
 from interfuse.kit.losses import forward_kl
 from interfuse.kit.nets import as_map, grid_of, resize, width_of
 from interfuse.kit.taps import AUTO, PENULTIMATE, as_vector, classifier_name
@@ -132,7 +132,7 @@ class KD3(Hooks):
     def scan(self, run: Run) -> None:
         """The teacher's logits of the pool [N, K]: they never change, so one pass serves every choice."""
         if self.selection == "dynamic":
-            run.tensors["teacher_logits"] = torch.from_numpy(predict(run.teacher_models[0], run.data, run.ctx, module=run.teachers[0], encoder=run.teacher_encoders[0]))  # fmt: skip
+            run.tensors["teacher_logits"] = run.taught()
             if "selection" not in run.tensors:
                 run.tensors["selection"] = torch.zeros(run.settings.epochs, 2 + 2 * run.classes)
 

@@ -20,7 +20,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.distill import pages
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
-from interfuse.kit.encode import Encoder, forward, predict
+from interfuse.kit.encode import Encoder, forward
 from interfuse.kit.losses import cross_entropy, forward_kl
 
 #: widest one-hot features; beyond it ``features`` must be 'norms'
@@ -117,7 +117,7 @@ class TGeoKD(Hooks):
         if not self.learned:
             return
         rows = run.tensors["train_rows"]
-        run.tensors["class_means"] = means = class_means(predictions(run)[rows], _labels(run)[rows], run.classes)
+        run.tensors["class_means"] = means = class_means(run.taught()[rows], _labels(run)[rows], run.classes)
         for c in np.flatnonzero(np.bincount(_labels(run)[rows].numpy(), minlength=run.classes) == 0):
             run.ctx.log(f"class {c} has no training example: its mean prediction is taken as uniform")
         if "alpha" not in run.tensors:
@@ -246,7 +246,7 @@ class TGeoKD(Hooks):
 
         safetensors.torch.save_file(run.modules["fusion"].cpu().state_dict(), folder / "fusion.safetensors")
         alpha = run.tensors["alpha"].numpy()
-        right = (predictions(run).argmax(-1) == _labels(run)).numpy()
+        right = (run.taught().argmax(-1) == _labels(run)).numpy()
         epoch, row = np.nonzero(np.isfinite(alpha))
         last = 1 + (epoch if len(alpha) > 1 else np.full_like(epoch, run.settings.epochs - 1))
         ids = run.data.ids()
@@ -379,13 +379,6 @@ def split(run: Run, fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int6
     if not len(held) or not len(train):
         raise InterfuseError("input.empty", f"{len(everything)} examples cannot be split", where=run.data.name)
     return train, held
-
-
-def predictions(run: Run) -> torch.Tensor:
-    """The first teacher's logits of every row [N, K], on the CPU."""
-    if run.stored is not None:
-        return run.stored[0]
-    return torch.from_numpy(predict(run.teacher_models[0], run.data, run.ctx, module=run.teachers[0], encoder=run.teacher_encoders[0]))  # fmt: skip
 
 
 def _labels(run: Run) -> torch.Tensor:

@@ -413,9 +413,9 @@ class _Plan:
             self.workers -= 1
         self.free = max_memory - self.workers * self.kept
         for task in tasks:
-            if (
-                work := max(task.memory, largest) + task.job.preparing if task.job.preparing else task.memory
-            ) > self.free:
+            preparing = task.job.preparing
+            work = max(task.memory, largest) + preparing if preparing else task.memory
+            if work > self.free:
                 needed = work + self.workers * self.kept
                 what = f"the work needs {needed:,} bytes at once, max_memory is {max_memory:,}"
                 raise InterfuseError("input.limit", what, where=f"tensor {task.job.name!r}", fix="Raise max_memory.")

@@ -18,7 +18,6 @@ from interfuse.kit.stats import by_chance, compare_outcomes, holm, tost, verdict
 from interfuse.measure import classification_page, scores
 from interfuse.measure.room import Contender, Findings, Predictions, tidy
 
-#: adjusted p-values up to this are taken as shown
 ENSEMBLE = "ensemble of sources"
 Bins = Annotated[int, Field(ge=1, le=1000, description="bins of the calibration errors")]
 Resamples = Annotated[int, Field(ge=100, le=1_000_000, description="bootstrap draws and sign patterns")]

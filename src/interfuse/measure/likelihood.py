@@ -24,7 +24,6 @@ from interfuse.measure.room import Contender, Findings, Logits, Predictions, Rea
 from interfuse.measure.scores import LEVEL, ratio
 
 Floats = NDArray[np.float64]
-#: adjusted p-values up to this are taken as shown
 #: columns of a reading
 NATS, BYTES, TOKENS = 0, 1, 2
 

@@ -169,8 +169,9 @@ def main() -> None:
 
                 documents, characters = text_size(job["name"], data, limits, job["reader"])
                 rows.append({"documents": documents, "characters": characters})
-            for found in () if job.get("size") else read(job["name"], data, limits, reader=job.get("reader", "light")):
-                rows.append({"skipped": vars(found)} if isinstance(found, Skipped) else to_row(found))
+            else:
+                for found in read(job["name"], data, limits, reader=job.get("reader", "light")):
+                    rows.append({"skipped": vars(found)} if isinstance(found, Skipped) else to_row(found))
             answer = json.dumps(rows).encode()
         except MemoryError:
             answer = json.dumps(
