@@ -54,6 +54,9 @@ def test_two_halves_are_the_whole(data: Table, teacher: Model, tmp_path: Path) -
         [{"use": "hard", "augmentor_steps": 1, "student_steps": 2}, {"use": "fitnets", "label_weight": 0, "student_layers": ["stages.1"], "teacher_layers": ["stages.1"]}],
         [{"use": "hard", "augmentor_steps": 1, "student_steps": 2}, {"use": "dhkd"}],
         [{"use": "tgeo-kd", "ratio": "margin"}, {"use": "dist", "label_weight": 0}],
+        [{"use": "tgeo-kd", "val_fraction": 0.25}, {"use": "rkd", "label_weight": 0}],
+        [{"use": "kd3", "min_per_class": 6}, {"use": "rkd", "label_weight": 0}],
+        [{"use": "kd3", "min_per_class": 6}, {"use": "kd", "alpha": 1}],
     ],
     ids=lambda parts: "+".join(p["use"] for p in parts),
 )  # fmt: skip
@@ -73,6 +76,7 @@ def test_terms_of_two_papers_train_together(
         ([{"use": "mix-kd"}, {"use": "nd-kd"}], "param.value"), ([{"use": "mix-kd"}, {"use": "tgeo-kd", "ratio": "losses"}], "param.value"), ([{"use": "compose", "parts": []}], "param.value"),
         ([{"use": "kd", "tua": 3}], "param.unknown"), ([{"kd": 1}], "param.missing"), ([{"use": "kd", "weight": -1}], "param.value"),
         ([{"use": "kb"}], "method.unknown"), ([], "param.value"), ([{"use": "trg"}, {"use": "dml"}], "param.value"),
+        ([{"use": "kd3"}, {"use": "hard"}], "param.value"), ([{"use": "mix-kd"}, {"use": "tgeo-kd"}], "param.value"),
     ],
 )  # fmt: skip
 def test_parts_that_cannot_stand_together(
@@ -86,8 +90,6 @@ def test_parts_that_cannot_stand_together(
     [
         ({"use": "dhkd", "align": "backbone"}, "takes the gradients of all parameters apart", "align: features"),
         ({"use": "dhkd", "head": "main"}, "on one head", "another head"),
-        ({"use": "tgeo-kd"}, "unrolled step on its own loss", "ratio: margin"),
-        ({"use": "kd3"}, "chooses images before every epoch", "fitnets"),
         ({"use": "diswot", "space": {"width": [1]}}, "chooses the student", "alone"), ({"use": "fantastic-gains"}, "saves something else", "alone"),
     ],
 )  # fmt: skip
@@ -101,10 +103,14 @@ def test_what_cannot_be_a_part_says_why_and_what_to_do(
     assert instead in caught.value.fix
 
 
-@pytest.mark.parametrize("slug", ["dhkd", "hard"])
-def test_a_composition_of_one_part_is_that_part(slug: str, data: Table, teacher: Model, tmp_path: Path) -> None:
-    alone = trained(slug, data, teacher, tmp_path / "a")
-    composed = trained("compose", data, teacher, tmp_path / "b", parts=[{"use": slug}])
+@pytest.mark.parametrize(
+    ("slug", "given"), [("dhkd", {}), ("hard", {}), ("kd3", {"min_per_class": 6}), ("tgeo-kd", {"val_fraction": 0.25})]
+)
+def test_a_composition_of_one_part_is_that_part(
+    slug: str, given: dict[str, Any], data: Table, teacher: Model, tmp_path: Path
+) -> None:
+    alone = trained(slug, data, teacher, tmp_path / "a", **given)
+    composed = trained("compose", data, teacher, tmp_path / "b", parts=[{"use": slug, **given}])
     assert same(weights(alone), weights(composed))
     assert alone.path is not None
     assert composed.path is not None

@@ -23,7 +23,8 @@ from interfuse.data.models import Model, build, open_model
 from interfuse.data.seeding import seeded
 from interfuse.data.tables import Table, open_table
 from interfuse.distill.dhkd import align
-from interfuse.distill.kd3 import choose, mix_distribution, nt_xent, teacher_share
+from interfuse.distill.kd3 import choose, nt_xent, teacher_share
+from interfuse.kit.augmentors import mix_distribution, mix_words
 from interfuse.kit.losses import binary_kl
 from tests.distill_bars import (
     CLASSES,
@@ -88,6 +89,19 @@ def test_mix_distribution_worked_numbers() -> None:
         mix_distribution(torch.ones(2, 3, 1, 1), torch.ones(2), torch.tensor([0, 1]))
 
 
+def test_words_of_a_text_are_its_places() -> None:
+    x = torch.tensor([[0.0, 0, 2, 2, 9], [4, 8, 4, 8, 9]], dtype=torch.float64).unsqueeze(
+        2
+    )  # one number per word, the last padding
+    mask = torch.tensor([[1, 1, 1, 1, 0]] * 2)
+    found = mix_words(x, mask, torch.tensor([0.25, 1.0]), torch.tensor([1, 0]))
+    assert found[0].flatten().tolist() == pytest.approx([3.0, 3.0, 6.5, 6.5, 9.0], abs=1e-3)
+    torch.testing.assert_close(found[1], x[1])
+    assert bool(
+        mix_words(x, mask * 0 + torch.tensor([1, 0, 0, 0, 0]), torch.ones(2), torch.tensor([1, 0])).isfinite().all()
+    )
+
+
 def test_nt_xent_against_the_oracle() -> None:
     g = torch.Generator().manual_seed(4)
     a, b = (torch.randn(5, 3, generator=g, dtype=torch.float64) for _ in range(2))
@@ -137,6 +151,19 @@ def test_the_choice_does_not_train(data: Table, teacher: Model) -> None:
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert run.modules["transfer"].training
     assert 2 <= len(chosen) <= 48
+
+
+def test_kd3_saves_every_weight_under_its_own_name(data: Table, tmp_path: Path) -> None:
+    """The classifier of a vision transformer and the one behind the transfer block have one name, and here one shape."""
+    vit = {"model_type": "vit", "num_channels": 1, "image_size": 8, "patch_size": 4, "hidden_size": 8, "num_hidden_layers": 1,
+           "num_attention_heads": 2, "intermediate_size": 8, "num_labels": CLASSES}  # fmt: skip
+    teacher = trained("none", data, None, tmp_path / "t", student={"config": vit}, epochs=1)
+    found = trained("kd3", data, teacher, tmp_path / "s", student={"config": vit}, epochs=1, min_per_class=4)
+    opened, saved = build(found, Ctx()).state_dict(), weights(found)
+    assert torch.equal(saved["classifier.weight"], weights(teacher)["classifier.weight"])
+    for name in ("classifier.weight", "backbone.classifier.weight", "classifier.bias", "backbone.classifier.bias"):
+        assert torch.equal(opened[name], saved[name]), name
+    assert not torch.equal(saved["classifier.bias"], saved["backbone.classifier.bias"])
 
 
 def test_kd3_refusals(data: Table, teacher: Model, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ("slug", "extra"),
     [
         ("rkd", {}), ("ofa-kd", {}), ("bd-kd", {}), ("kdcl", {}), ("fantastic-gains", {"lr": 0.05}), ("dhkd", {"align": "features"}),
+        ("kd3", {"min_per_class": 8, "contrast": 0.5}), ("hard", {"augmentor": "noise", "student_steps": 2, "augmentor_lr": 0.05}),
         ("mix-kd", {}), ("tgeo-kd", {"val_fraction": 0.25}), ("trg", {"k": 3, "tokens": 32}),
         ("compose", {"parts": [{"use": "dist"}, {"use": "nd-kd", "base": "none", "ce": 0}]}),
         ("diswot", {"space": {"hidden_size": [8, 16]}, "inits": 1, "score_batch": 8}),
@@ -115,6 +116,10 @@ CLASSIFIERS: dict[str, tuple[dict[str, Any], str]] = {
     "gpt2": ({"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "num_labels": 2, "pad_token_id": 0}, "score"),
     "llama": ({**SMALL, "max_position_embeddings": 64}, "score"),
     "bert": ({**SMALL, "max_position_embeddings": 64}, "classifier"),
+    "xlnet": (
+        {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24, "num_labels": 2, "pad_token_id": 0},
+        "logits_proj",
+    ),
 }
 
 
@@ -168,7 +173,9 @@ def test_heads_that_are_no_plain_last_layer(real: dict[str, Any], tmp_path: Path
     torch.testing.assert_close(means, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("slug", "given"), [("hard", {}), ("hard", {"augmentor": "noise"}), ("kd3", {})])
+@pytest.mark.parametrize(
+    ("slug", "given"), [("hard", {}), ("hard", {"augmentor": "vae"}), ("compose", {"parts": [{"use": "hard"}]})]
+)
 def test_texts_have_no_pixels(
     real: dict[str, Any], tmp_path: Path, slug: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +183,70 @@ def test_texts_have_no_pixels(
     with pytest.raises(InterfuseError) as caught:
         apply(f"distill/{slug}", student=real["student"], teacher=[real["teacher"]], **real["given"], **given, out=tmp_path / "a")  # fmt: skip
     assert caught.value.code == "input.type"
+
+
+def test_an_exported_text_model_says_what_it_learned_to_say(real: dict[str, Any], tmp_path: Path) -> None:
+    """Backbone, transfer block and the teacher's classifier, opened by ``transformers`` and as a teacher."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    import interfuse.data.composed  # noqa: F401  registers the type
+
+    given = {**real["given"], "epochs": 1}
+    found = apply("distill/kd3", student=real["student"], teacher=[real["teacher"]], **given, min_per_class=8, out=tmp_path / "a")  # fmt: skip
+    assert found.path is not None
+    teacher, student = weights(real["teacher"]), weights(found)
+    assert torch.equal(student["classifier.weight"], teacher["classifier.weight"]), "the teacher's, as it is"
+    module = AutoModelForSequenceClassification.from_pretrained(found.path).eval()
+    rows = AutoTokenizer.from_pretrained(found.path)(list(given["data"].dataset["text"]), padding=True, return_tensors="pt")  # fmt: skip
+    with torch.no_grad():
+        logits = module(**rows).logits
+        vectors = module.backbone.bert(**rows).pooler_output
+        by_hand = module.classifier(module.transfer.layers(vectors))
+    torch.testing.assert_close(logits, by_hand)
+    np.testing.assert_allclose(predict(found, given["data"], Ctx()), logits.numpy(), atol=1e-5)
+    log = (found.path / "plots" / "selected.csv").read_text().splitlines()
+    assert len(log) > 1, "which texts were chosen is told"
+    again = apply("distill/kd", student=real["student"], teacher=[found], **given, out=tmp_path / "b")
+    assert log_of(again)[0]["raw/kd"] > 0
+
+
+def test_a_transfer_block_reads_one_vector_of_a_text(real: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InterfuseError) as caught:
+        apply("distill/kd3", student=classifier(real, "gpt2"), teacher=[real["teacher"]], **real["given"], out=tmp_path / "a")  # fmt: skip
+    assert caught.value.code == "needs.capability"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "xlnet", "bert"])
+def test_a_words_strength_is_the_same_for_networks_of_any_kind(real: dict[str, Any], kind: str) -> None:
+    """Factor 1 changes nothing, factor 0 takes the word away; padding and the end of a text are still found."""
+    from interfuse.distill.hard import shown
+
+    source = classifier(real, kind)
+    model = open_model(Source(source), Ctx())
+    module = build(model, Ctx())
+    rows = Encoder(model, real["given"]["data"], 48).encode(np.arange(4))
+    with torch.no_grad():
+        plain = forward(module, model, rows)
+        ones = torch.ones(rows["input_ids"].shape)
+        torch.testing.assert_close(shown(module, model, rows, ones), plain)
+        less = ones.clone()
+        less[2, 1] = 0.0
+        changed = shown(module, model, rows, less)
+    torch.testing.assert_close(changed[[0, 1, 3]], plain[[0, 1, 3]])
+    assert not torch.allclose(changed[2], plain[2])
+    assert not module.get_input_embeddings()._forward_hooks
+
+
+def test_a_words_strength_needs_the_teachers_words(real: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    from transformers import BertTokenizerFast
+
+    monkeypatch.setattr("interfuse.distill.room.build", lambda *_, **__: pytest.fail("a model was loaded"))
+    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "other"])}
+    BertTokenizerFast(vocab=words).save_pretrained(tmp_path / "words")
+    student = {**real["student"], "tokenizer": str(tmp_path / "words")}
+    with pytest.raises(InterfuseError) as caught:
+        apply("distill/hard", student=student, teacher=[real["teacher"]], **real["given"], augmentor="noise", out=tmp_path / "a")  # fmt: skip
+    assert caught.value.code == "input.vocabulary"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """A model whose head was replaced: a backbone, a transfer block on one of its layers, and a classifier.
 
 Saved like any ``transformers`` model under the type ``interfuse-composed``. Importing this module registers the type, after
-which ``AutoModelForImageClassification.from_pretrained`` opens such folders; without it they are refused, never misread.
+which ``from_pretrained`` of ``AutoModelForImageClassification`` or ``AutoModelForSequenceClassification`` opens such folders; without it
+they are refused, never misread.
 """
 
 from __future__ import annotations
@@ -12,12 +13,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
 
 from interfuse.data.layer_outputs import INDEXED, PENULTIMATE, feature_of
 
 MODEL_TYPE = "interfuse-composed"
+#: fields of the backbone's configuration that readers of images and texts ask for
+SHOWN = ("image_size", "num_channels", "patch_size", "vocab_size", "max_position_embeddings", "pad_token_id")
 
 
 class Transfer(nn.Module):
@@ -93,8 +103,8 @@ class ComposedConfig(PretrainedConfig):
             transfer or {},
             classifier_bias,
         )
-        for name in ("image_size", "num_channels", "patch_size"):  # what readers of images ask for
-            if name in self.backbone:
+        for name in SHOWN:
+            if self.backbone.get(name) is not None:
                 setattr(self, name, self.backbone[name])
 
 
@@ -102,30 +112,71 @@ class ComposedForImageClassification(PreTrainedModel):
     """The same for image models of ``transformers``. The backbone keeps its own head, which is not used."""
 
     config_class = ComposedConfig
-    base_model_prefix = "backbone"
+    base_model_prefix = (
+        "composed"  # "backbone" would have its own classifier and this one change places when they are loaded
+    )
     main_input_name = "pixel_values"
 
     def __init__(self, config: ComposedConfig) -> None:
         super().__init__(config)
-        fields = {k: v for k, v in config.backbone.items() if k != "model_type"}
-        backbone = CONFIG_MAPPING[config.backbone["model_type"]](**fields)
-        self.backbone = AutoModelForImageClassification.from_config(backbone)
-        self.transfer = Transfer(**config.transfer)
-        self.classifier = nn.Linear(
-            config.transfer["out_width"], int(config.num_labels or 0), bias=config.classifier_bias
-        )
+        self.backbone = AutoModelForImageClassification.from_config(_backbone_config(config))
+        self.transfer, self.classifier = Transfer(**config.transfer), _classifier(config)
         self.post_init()
 
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **_: Any
     ) -> ImageClassifierOutput:
-        feature = _tapped(self.backbone, self.layer_name, (), {"pixel_values": pixel_values})
+        feature = _tapped(self.backbone, str(self.config.layer), (), {"pixel_values": pixel_values})
         logits = self.classifier(pooled(self.transfer(feature)))
         return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
 
-    @property
-    def layer_name(self) -> str:
-        return str(self.config.layer)
+
+class ComposedForSequenceClassification(PreTrainedModel):
+    """The same for models of ``transformers`` that classify texts; ``layer`` gives one vector per text."""
+
+    config_class = ComposedConfig
+    base_model_prefix = (
+        "composed"  # "backbone" would have its own classifier and this one change places when they are loaded
+    )
+
+    def __init__(self, config: ComposedConfig) -> None:
+        super().__init__(config)
+        self.backbone = AutoModelForSequenceClassification.from_config(_backbone_config(config))
+        self.transfer, self.classifier = Transfer(**config.transfer), _classifier(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        found: nn.Module = self.backbone.get_input_embeddings()
+        return found
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        feature = _tapped(self.backbone, str(self.config.layer), (), {k: v for k, v in given.items() if v is not None})
+        logits = self.classifier(self.transfer(feature))
+        return SequenceClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
+
+
+def _backbone_config(config: ComposedConfig) -> PretrainedConfig:
+    fields = {k: v for k, v in config.backbone.items() if k != "model_type"}
+    found: PretrainedConfig = CONFIG_MAPPING[config.backbone["model_type"]](**fields)
+    return found
+
+
+def _classifier(config: ComposedConfig) -> nn.Linear:
+    return nn.Linear(config.transfer["out_width"], int(config.num_labels or 0), bias=config.classifier_bias)
 
 
 def _tapped(backbone: nn.Module, layer: str, args: Any, kwargs: Any) -> torch.Tensor:
@@ -147,10 +198,10 @@ def _tapped(backbone: nn.Module, layer: str, args: Any, kwargs: Any) -> torch.Te
 
 
 def compose(backbone: PreTrainedModel, layer: str, transfer: dict[str, Any], weights: nn.Module, classifier: nn.Linear,
-            labels: int) -> ComposedForImageClassification:  # fmt: skip
-    """A trained backbone, transfer block and classifier as one saveable model."""
+            labels: int, *, texts: bool = False) -> ComposedForImageClassification | ComposedForSequenceClassification:  # fmt: skip
+    """A trained backbone, transfer block and classifier as one saveable model, of images or of texts."""
     config = ComposedConfig(backbone.config.to_dict(), layer, transfer, classifier.bias is not None, num_labels=labels)
-    model = ComposedForImageClassification(config)
+    model = (ComposedForSequenceClassification if texts else ComposedForImageClassification)(config)
     model.backbone.load_state_dict(backbone.state_dict())
     model.transfer.load_state_dict(weights.state_dict())
     model.classifier.load_state_dict(classifier.state_dict())
@@ -159,3 +210,4 @@ def compose(backbone: PreTrainedModel, layer: str, transfer: dict[str, Any], wei
 
 AutoConfig.register(MODEL_TYPE, ComposedConfig)
 AutoModelForImageClassification.register(ComposedConfig, ComposedForImageClassification)
+AutoModelForSequenceClassification.register(ComposedConfig, ComposedForSequenceClassification)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import Method, load, method
@@ -19,8 +21,12 @@ from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
 if TYPE_CHECKING:
     from interfuse.core.rooms import Call
 
-#: hooks that only one part may have
-ONCE = ("batch", "views")
+#: hooks that only one part may have, and what parts do by them
+ONCE = {
+    "batch": "both change what the models are shown",
+    "views": "both change what the models are shown",
+    "export": "both save something else than the trained student",
+}
 
 
 @method()
@@ -61,12 +67,10 @@ class Compose(Hooks):
             name, hooks, weight = _part(given, f"parts[{number}]")
             same = sum(n == name or n.startswith(f"{name}-") for n, _, _ in found)
             found.append((f"{name}-{same + 1}" if same else name, hooks, weight))
-        for hook in ONCE:
+        for hook, what in ONCE.items():
             names = [name for name, hooks, _ in found if _has(hooks, hook)]
             if len(names) > 1:
-                raise InterfuseError(
-                    "param.value", f"{' and '.join(names)} both change what the models are shown", where="parts"
-                )
+                raise InterfuseError("param.value", f"{' and '.join(names)} {what}", where="parts")
         mixing = [name for name, hooks, _ in found if hooks.needs().mixes]
         strict = [name for name, hooks, _ in found if hooks.needs().own_labels]
         if mixing and strict:
@@ -86,11 +90,21 @@ class Compose(Hooks):
 
     def setup(self, run: Run) -> None:
         for name, part, _ in self._parts:
-            part.setup(_seen_by(run, name, part))
+            seen = _seen_by(run, name, part)
+            part.setup(seen)
+            run.steps = seen.steps
 
     def scan(self, run: Run) -> None:
         for name, part, _ in self._parts:
             part.scan(_seen_by(run, name, part))
+
+    def select(self, run: Run, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        for name, part, _ in self._parts:
+            if _has(part, "select"):
+                seen = _seen_by(run, name, part)
+                order = part.select(seen, order)
+                run.steps = seen.steps
+        return order
 
     def batch(self, run: Run, batch: Batch) -> Batch:
         for name, part, _ in self._parts:
@@ -99,7 +113,7 @@ class Compose(Hooks):
         return batch
 
     def views(self, run: Run, batch: Batch) -> Views:
-        own = next(((name, part) for name, part, _ in self._parts if _has(part, "views")), None)
+        own = self._one("views")
         if own is None:
             return super().views(run, batch)
         views = own[1].views(_seen_by(run, *own), batch)
@@ -137,6 +151,18 @@ class Compose(Hooks):
     def on_epoch_end(self, run: Run) -> None:
         for name, part, _ in self._parts:
             part.on_epoch_end(_seen_by(run, name, part))
+
+    def export(self, run: Run) -> nn.Module:
+        own = self._one("export")
+        return super().export(run) if own is None else own[1].export(_seen_by(run, *own))
+
+    def shell(self, call: Call, path: Path) -> nn.Module | None:
+        own = self._one("shell")
+        return super().shell(call, path) if own is None else own[1].shell(call, path)
+
+    def _one(self, hook: str) -> tuple[str, Hooks] | None:
+        """The part that brings a hook which only one may have."""
+        return next(((name, part) for name, part, _ in self._parts if _has(part, hook)), None)
 
     def write(self, run: Run, folder: Path) -> None:
         for name, part, _ in self._parts:

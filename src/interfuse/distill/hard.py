@@ -1,4 +1,4 @@
-"""HARD (Nix et al. 2023): learn the changes of an image on which student and teacher disagree, and train the student on them."""
+"""HARD (Nix et al. 2023): learn the changes of an example on which student and teacher disagree, and train the student on them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.distill import pages
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views, hard_loss
-from interfuse.kit.augmentors import Affine, Augmentor, Latent, Mix, Noise, clamp_through
-from interfuse.kit.encode import forward
+from interfuse.distill.token_targets import refuse_other_tokens
+from interfuse.kit.augmentors import Affine, Augmentor, Latent, Mix, Noise, Words, clamp_through
+from interfuse.kit.encode import forward, words_changed
 from interfuse.kit.losses import forward_kl, full_precision
 
 if TYPE_CHECKING:
     from interfuse.core.rooms import Call
+    from interfuse.data.models import Model
 
 AUGMENTOR = "augmentor"
 #: pictures in a row of the examples
@@ -49,7 +51,9 @@ class HARD(Hooks):
         float, Field(ge=0, le=3, description="affine: largest log2 of the enlargement; 0.5 is 0.71 to 1.41")
     ] = 0.5
     shear: Annotated[float, Field(ge=0, le=60, description="affine: largest shear, in degrees")] = 15.0
-    noise: Annotated[float, Field(ge=0, description="noise: largest change of an input number")] = 0.3
+    noise: Annotated[
+        float, Field(ge=0, description="noise: largest change of an input number, or of the factor of a word's vector")
+    ] = 0.3
     start: Annotated[
         float, Field(ge=0, description="initial spread; at 0 the augmentor is the identity and hardly learns")
     ] = 0.3
@@ -85,21 +89,24 @@ class HARD(Hooks):
 
     def check(self, call: Call) -> None:
         data = call.inputs["data"]
-        if data.kind not in ("image", "features"):
-            raise InterfuseError("input.type", f"hard moves numbers a little, the table holds {data.kind}, whose tokens cannot be moved", where=data.name,
-                                 fix="For texts use mix-kd, which mixes their embeddings, or kd on more texts.")  # fmt: skip
-        if data.kind == "features" and self.augmentor != "noise":
-            raise InterfuseError("input.type", f"the {self.augmentor} augmentor changes pictures, the table holds numbers", where=data.name,
-                                 fix="Set augmentor: noise, which moves every number within a bound.")  # fmt: skip
+        student = call.inputs["student"]
+        if data.kind not in ("image", "features", "text") or student.task.endswith("-lm"):
+            raise InterfuseError("input.type", f"hard compares what is said of whole examples, the student is for {student.task}", where=student.name,
+                                 fix="Use gkd or lm-kd for next tokens.")  # fmt: skip
+        if data.kind != "image" and self.augmentor != "noise":
+            kind = {"features": "numbers", "text": "texts"}[data.kind]
+            raise InterfuseError("input.type", f"the {self.augmentor} augmentor changes pictures, the table holds {kind}", where=data.name,
+                                 fix="Set augmentor: noise, which moves every number, or every word's strength, within a bound.")  # fmt: skip
+        if data.kind == "text":
+            refuse_other_tokens(call, "Give both the same tokenizer, or use kd.")
 
     def setup(self, run: Run) -> None:
         if self.phase_min >= self.phase_max:
             raise InterfuseError("param.value", f"phase_min {self.phase_min} is not below phase_max {self.phase_max}", where="phase_min")  # fmt: skip
         probe = self._batch(run, np.arange(min(2, len(run.data))))
         x = self._source(probe)
-        if not x.is_floating_point():
-            raise InterfuseError("input.type", "the model reads whole numbers (tokens), which cannot be moved a little", where=run.data.name)  # fmt: skip
-        seen = self._teacher(run, probe, x.detach().requires_grad_(True))
+        moved = x.detach() if x.is_floating_point() else torch.ones(x.shape, device=x.device)
+        seen = self._teacher(run, probe, moved.requires_grad_(True))
         if not seen.requires_grad:
             raise InterfuseError("needs.capability", "the teacher gives no gradient with respect to its input", where=run.teacher_models[0].name,
                                  fix="Use random changes of the images instead, or a teacher made of torch modules.")  # fmt: skip
@@ -110,6 +117,8 @@ class HARD(Hooks):
 
     def _make(self, run: Run, x: Tensor) -> Augmentor:
         shape = tuple(x.shape[1:])
+        if run.data.kind == "text":
+            return Words(len(run.encoder.tokenizer), limit=self.noise, start=self.start)
         if self.augmentor == "affine":
             return Affine(shift=self.shift, rotate=self.rotate, scale=self.scale, shear=self.shear, start=self.start)
         if self.augmentor == "mix":
@@ -131,7 +140,11 @@ class HARD(Hooks):
             clean = forward(run.teachers[0], run.teacher_models[0], batch.teachers[0])
         # half of what the student sees in a step is unchanged, half is changed
         name, x = next(iter(batch.student.items()))
-        both = forward(run.student, run.student_model, {name: torch.cat([x, fit(moved, x)])})
+        if name == "input_ids":
+            twice = {n: torch.cat([v, v]) for n, v in batch.student.items()}
+            both = shown(run.student, run.student_model, twice, torch.cat([torch.ones_like(moved), moved]))
+        else:
+            both = forward(run.student, run.student_model, {name: torch.cat([x, fit(moved, x)])})
         student, changed = both.chunk(2)
         batch.extra |= {"student": changed, "teacher": teacher}
         # for others in a composition: features of the unchanged half, which the teacher saw last
@@ -189,8 +202,7 @@ class HARD(Hooks):
             size = min(run.settings.batch_size, len(run.data))
             batch = self._batch(run, np.sort(run.ctx.rng(name).choice(len(run.data), size, replace=False)))
             moved = self.augment(run, self._source(batch), run.generator(name))
-            key, x = next(iter(batch.student.items()))
-            student = forward(run.student, run.student_model, {key: fit(moved, x)})
+            student = shown(run.student, run.student_model, batch.student, moved)
             with torch.no_grad():
                 clean = forward(run.teachers[0], run.teacher_models[0], batch.teachers[0])
             teacher = self._teacher(run, batch, moved)
@@ -213,8 +225,10 @@ class HARD(Hooks):
     # -- inputs ------------------------------------------------------------------------------------------------------
 
     def augment(self, run: Run, x: Tensor, generator: torch.Generator) -> Tensor:
-        """``x~ = g_phi(x)``; images stay in [0, 1], gradients pass through the cut."""
+        """``x~ = g_phi(x)``; images stay in [0, 1], gradients pass through the cut. Of token ids the factors of their vectors."""
         module = run.modules[AUGMENTOR]
+        if not x.is_floating_point():
+            return cast(Augmentor, module)(x, generator)
         wide = x.to(next(module.parameters()).dtype)
         moved = cast(Augmentor, module)(wide, generator)
         inside = x.ndim == 4 and bool((x >= 0).all()) and bool((x <= 1).all())
@@ -226,14 +240,21 @@ class HARD(Hooks):
         return make_batch(run, positions, live=True)
 
     def _source(self, batch: Batch) -> Tensor:
-        """The inputs that are changed: the student's or the teacher's, whichever have more numbers."""
+        """The inputs that are changed: the student's or the teacher's, whichever have more numbers; of texts the token ids.
+
+        Raises:
+            InterfuseError: ``input.vocabulary`` where the two read other tokens, padding included.
+        """
         student, teacher = (next(iter(inputs.values())) for inputs in (batch.student, batch.teachers[0]))
+        if not student.is_floating_point():
+            if not torch.equal(student, teacher):
+                raise InterfuseError("input.vocabulary", "hard needs a teacher that reads the student's tokens")
+            return student
         return teacher if teacher[0].numel() > student[0].numel() else student
 
     def _teacher(self, run: Run, batch: Batch, moved: Tensor) -> Tensor:
         """The teacher's answer to changed inputs, in evaluation mode, with gradient with respect to them."""
-        name, like = next(iter(batch.teachers[0].items()))
-        return forward(run.teachers[0], run.teacher_models[0], {name: fit(moved, like)})
+        return shown(run.teachers[0], run.teacher_models[0], batch.teachers[0], moved)
 
     # -- what is written ---------------------------------------------------------------------------------------------
 
@@ -256,6 +277,15 @@ class HARD(Hooks):
         moves = int(run.tensors["curve"][-1, 3]) if run.steps else 0
         run.facts["phases"] = {"student_steps": run.step, "augmentor_steps": moves}
         pages.augmentations(folder, kept, run.tensors["curve"].numpy(), found)
+
+
+def shown(module: nn.Module, model: Model, inputs: dict[str, Tensor], moved: Tensor) -> Tensor:
+    """What a network says [B, K] of changed inputs: numbers in the place of its own, or factors [B, L] of its word vectors."""
+    name, like = next(iter(inputs.items()))
+    if name != "input_ids":
+        return forward(module, model, {name: fit(moved, like)})
+    with words_changed(module, like, lambda words: words * moved.unsqueeze(-1).to(words.dtype)):
+        return forward(module, model, inputs)
 
 
 def fit(x: Tensor, like: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
-"""KD3: learn from a teacher whose data is gone, on a pool of other images chosen anew each epoch (Tang et al. 2023)."""
+"""KD3: learn from a teacher whose data is gone, on a pool of other examples chosen anew each epoch (Tang et al. 2023)."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +24,8 @@ from interfuse.data.composed import Composed, Transfer, compose, pooled
 from interfuse.data.seeding import seeded
 from interfuse.distill import pages
 from interfuse.distill.hooks import Batch, Hooks, Needs, Run, Views
-from interfuse.kit.encode import forward
+from interfuse.kit.augmentors import mix_distribution, mix_words
+from interfuse.kit.encode import forward, words_changed
 from interfuse.kit.losses import forward_kl
 from interfuse.kit.nets import as_map, grid_of, resize, width_of
 from interfuse.kit.taps import AUTO, PENULTIMATE, as_vector, classifier_name
@@ -77,21 +80,28 @@ class KD3(Hooks):
                      teacher_features=tuple(dict.fromkeys((self.teacher_layer, PENULTIMATE))))  # fmt: skip
 
     def alone(self) -> tuple[str, str]:
-        return ("it chooses images before every epoch, and the student ends in the teacher's classifier, which its own logits never reach",
-                "Use it alone; a loss on the teacher's features beside others is fitnets.")  # fmt: skip
+        return "", ""  # in a composition its choice is the whole's, and so are its logits and the model it saves
 
     # -- before training -------------------------------------------------------------------------------------------
 
     def check(self, call: Call) -> None:
         student = call.inputs["student"]
-        if student.task not in ("image-classification", "module"):
-            raise InterfuseError("input.type", "kd3 perturbs the pixels of images, or numbers, which texts do not have", where=student.name,
-                                 fix="For texts use kd on unlabelled examples (alpha: 1), or fitnets for the teacher's features.")  # fmt: skip
+        if student.task not in ("image-classification", "text-classification", "module"):
+            raise InterfuseError("input.type", f"kd3 ends in the classifier of a whole example, the student is for {student.task}", where=student.name,
+                                 fix="Use lm-kd for next tokens.")  # fmt: skip
+        for side, layer in (("student_layer", self.student_layer), ("teacher_layer", self.teacher_layer)):
+            if student.task == "text-classification" and layer not in (AUTO, PENULTIMATE):
+                raise InterfuseError("param.value", "of texts, vectors before the classifiers are matched, and no other layer", where=side,
+                                     fix="Leave it out.")  # fmt: skip
 
     def setup(self, run: Run) -> None:
         if run.labels is not None:
             run.ctx.log("the labels of the pool are not used")
         ours, theirs = self._layers(run)
+        assert run.student_taps is not None
+        if run.student_taps.by_token:
+            raise InterfuseError("needs.capability", "the student's classifier reads every token, the transfer block one vector per text",
+                                 where=run.student_model.name, fix="Use a student whose classifier reads one vector, such as BERT, or fitnets.")  # fmt: skip
         teacher = run.teachers[0].get_submodule(run.teacher_taps[0].classifier)
         assert isinstance(teacher, nn.Linear)
         target = run.teacher_taps[0].features[theirs]
@@ -117,6 +127,8 @@ class KD3(Hooks):
         Raises:
             InterfuseError: ``input.shape`` when layers that were named do not fit.
         """
+        if run.data.kind == "text":
+            return PENULTIMATE, PENULTIMATE
         found = run.teacher_taps[0].features
         ours = _last_map(run.student_shapes, self.student_layer)
         theirs = _last_map(run.teacher_shapes[0], self.teacher_layer)
@@ -156,12 +168,12 @@ class KD3(Hooks):
         kept, counts, thresholds = choose(mixed, self.p_cutoff, self.min_per_class)
         if int(kept.sum()) < 2:
             table = ", ".join(
-                f"{c}: {n} images, above {t:.3f}" for c, (n, t) in enumerate(zip(counts, thresholds, strict=True))
+                f"{c}: {n} examples, above {t:.3f}" for c, (n, t) in enumerate(zip(counts, thresholds, strict=True))
             )
-            raise InterfuseError("run.failed", f"{int(kept.sum())} images pass their class's threshold in epoch {run.epoch + 1}: {table}",
+            raise InterfuseError("run.failed", f"{int(kept.sum())} examples pass their class's threshold in epoch {run.epoch + 1}: {table}",
                                  where=run.data.name, fix="Lower p_cutoff, or set min_per_class.")  # fmt: skip
         if int((counts > 0).sum()) == 1:
-            run.ctx.log(f"epoch {run.epoch + 1}: every image is taken for class {int(counts.argmax())}")
+            run.ctx.log(f"epoch {run.epoch + 1}: every example is taken for class {int(counts.argmax())}")
         run.tensors |= {"kept": kept, "pseudo": mixed.argmax(dim=1)}
         per_class = torch.bincount(mixed.argmax(dim=1)[kept], minlength=run.classes)
         run.tensors["selection"][run.epoch] = torch.cat([torch.tensor([kept.sum(), share]), per_class, thresholds])
@@ -204,28 +216,38 @@ class KD3(Hooks):
     def views(self, run: Run, batch: Batch) -> Views:
         z_s, ours = self._student(run, batch.student)
         z_t, theirs, vector = self._teacher(run, batch.teachers[0])
-        features, teacher = {"features": ours}, {"features": theirs}
+        assert run.student_taps is not None
+        # layers of the unchanged examples stay, for others in a composition
+        features, teacher = {**run.student_taps.features, "features": ours}, {**run.teacher_taps[0].features, "features": theirs}  # fmt: skip
         if self.contrast > 0:
             rng = run.ctx.rng(f"perturb/{run.epoch}/{run.step}/{batch.positions[0]}")
             count = len(batch.positions)
             share = torch.from_numpy(rng.beta(self.beta, self.beta, count).astype(np.float32)).to(run.device)
             partner = torch.from_numpy(rng.permutation(count)).to(run.device)
             seed = int(rng.integers(2**62))
-            other = [self._perturb(x, share, partner, seed) for x in (batch.student, batch.teachers[0])]
-            features |= {"vector": pooled(ours), "perturbed": pooled(self._student(run, other[0])[1])}
-            teacher |= {"vector": vector, "perturbed": self._teacher(run, other[1])[2]}
-        return Views(replace(batch, soft=None), z_s, [z_t], features, [teacher])
+            with self._perturbed(run.bare, batch.student, share, partner, seed) as other:
+                features |= {"vector": pooled(ours), "perturbed": pooled(self._student(run, other)[1])}
+            with self._perturbed(run.teachers[0], batch.teachers[0], share, partner, seed) as other:
+                teacher |= {"vector": vector, "perturbed": self._teacher(run, other)[2]}
+        return Views(batch, z_s, [z_t], features, [teacher])
 
-    def _perturb(
-        self, inputs: dict[str, torch.Tensor], share: torch.Tensor, partner: torch.Tensor, seed: int
-    ) -> dict[str, torch.Tensor]:
-        if "pixel_values" in inputs:
-            return {"pixel_values": mix_distribution(inputs["pixel_values"], share, partner)}
-        x = next(iter(inputs.values()))
-        if x.ndim == 4:
-            return {name: mix_distribution(v, share, partner) for name, v in inputs.items()}
-        keep = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) >= self.drop
-        return {name: v * keep.to(v.device) for name, v in inputs.items()}
+    @contextlib.contextmanager
+    def _perturbed(
+        self, module: nn.Module, inputs: dict[str, torch.Tensor], share: torch.Tensor, partner: torch.Tensor, seed: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """What a network is to read in the block, so that it sees the perturbed examples."""
+        mask = inputs.get("attention_mask")
+        name, x = next(iter(inputs.items()))
+        if mask is not None and name == "input_ids":
+            with words_changed(module, x, lambda words: mix_words(words, mask, share, partner)):
+                yield inputs
+        elif mask is not None:  # words mixed by another part of a composition
+            yield {**inputs, name: mix_words(x, mask, share, partner)}
+        elif x.ndim == 4:
+            yield {name: mix_distribution(x, share, partner)}
+        else:
+            keep = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) >= self.drop
+            yield {name: v * keep.to(v.device) for name, v in inputs.items()}
 
     def terms(self, run: Run, views: Views) -> dict[str, torch.Tensor]:
         ours, theirs = views.features, views.teacher_features[0]
@@ -254,7 +276,8 @@ class KD3(Hooks):
         if run.student_model.task == "module":
             return Composed(student, layer, transfer, head)
         with seeded(0):  # every weight is filled in
-            return compose(student, layer, run.facts["transfer"], transfer, head, run.classes)
+            texts = run.student_model.task == "text-classification"
+            return compose(student, layer, run.facts["transfer"], transfer, head, run.classes, texts=texts)
 
     def shell(self, call: Call, path: Path) -> nn.Module | None:
         student: nn.Module | None = call.inputs["student"].module
@@ -288,11 +311,11 @@ class KD3(Hooks):
         """The first images of the last choice, by the class they are taken for, and how many every epoch kept."""
         images: dict[str, tuple[list[str], NDArray[np.float32]]] = {}
         ids, kept, pseudo = run.data.ids(), run.tensors["kept"].numpy(), run.tensors["pseudo"].numpy()
-        for c in range(run.classes if run.data.kind == "image" else 0):
+        for c in range(run.classes):
             rows = np.flatnonzero(kept & (pseudo == c))[: pages.SHOWN]
             shown = (
                 next(iter(run.encoder.encode(rows).values())).numpy()
-                if len(rows)
+                if len(rows) and run.data.kind == "image"
                 else np.zeros((0, 1, 1, 1), np.float32)
             )
             images[run.data.classes[c] if c < len(run.data.classes) else f"class {c}"] = ([ids[r] for r in rows], shown)
@@ -328,24 +351,6 @@ def choose(logits: torch.Tensor, cutoff: float, least: int = 0) -> tuple[torch.T
         rows = torch.nonzero(pseudo == c).squeeze(1)
         kept[rows[confidence[rows].argsort(descending=True, stable=True)[:least]]] = True
     return kept, counts, thresholds
-
-
-def mix_distribution(x: torch.Tensor, share: torch.Tensor, partner: torch.Tensor) -> torch.Tensor:
-    """MixDistribution: each image keeps its content and takes mean and deviation between its own and a partner's, per channel.
-
-    Args:
-        x: images [B, C, H, W], more than one pixel. share: of the own statistics [B]. partner: rows [B].
-
-    Raises:
-        InterfuseError: ``input.shape`` for images of one pixel.
-    """
-    if x.shape[2] * x.shape[3] < 2:
-        raise InterfuseError("input.shape", "one pixel has no deviation", where=f"images {tuple(x.shape)}")
-    mean = x.mean(dim=(2, 3), keepdim=True)
-    deviation = (x.var(dim=(2, 3), keepdim=True) + 1e-6).sqrt()  # unbiased
-    own = share.to(x.dtype).reshape(-1, 1, 1, 1)
-    new_deviation = own * deviation + (1 - own) * deviation[partner]
-    return (x - mean) / deviation * new_deviation + own * mean + (1 - own) * mean[partner]
 
 
 def nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -197,10 +197,10 @@ def selected(
         "selected", "Kept in the last choice, by the class they are taken for", rows, csv="plots/selected.csv"
     )
     kept = training.curves(
-        "kept", "Images kept", [("kept", "result", [float(n) for _, n in log])], axis="epoch", csv="plots/kept.csv"
+        "kept", "Examples kept", [("kept", "result", [float(n) for _, n in log])], axis="epoch", csv="plots/kept.csv"
     )
     note = (
-        f"{log[-1][1]} of {of} images were kept in the last epoch, in {len(rows)} of {len(images)} classes."
+        f"{log[-1][1]} of {of} examples were kept in the last epoch, in {sum(bool(len(ids)) for ids, _ in images.values())} of {len(images)} classes."
         if log
         else "Nothing was chosen."
     )

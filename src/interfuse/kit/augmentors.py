@@ -1,8 +1,9 @@
-"""Trainable augmentations: modules from inputs to changed inputs, differentiable in their own few parameters.
+"""Trainable augmentations: modules from inputs to changed inputs, differentiable in their own few parameters; and MixDistribution.
 
 All randomness comes from the generator passed to ``forward``. At ``start=0`` every augmentor but ``Mix`` is exactly the
 identity; a symmetric spread of exactly 0 has no mean gradient there, so training starts from a small positive one.
-Images are float [B, C, H, W]; whoever calls keeps them in their valid range (:func:`clamp_through`).
+Images are float [B, C, H, W]; whoever calls keeps them in their valid range (:func:`clamp_through`). Of texts factors of the word
+vectors are made (:class:`Words`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,41 @@ def clamp_through(x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
 def noise_like(x: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard normal numbers of a shape, drawn on the generator's device, then on ``x``'s."""
     return torch.randn(shape, generator=generator, device=generator.device).to(x)
+
+
+def mix_distribution(x: Tensor, share: Tensor, partner: Tensor) -> Tensor:
+    """MixDistribution: each image keeps its content and takes mean and deviation between its own and a partner's, per channel.
+
+    Args:
+        x: images [B, C, H, W], more than one pixel. share: of the own statistics [B]. partner: rows [B].
+
+    Raises:
+        InterfuseError: ``input.shape`` for images of one pixel.
+    """
+    if x.shape[2] * x.shape[3] < 2:
+        raise InterfuseError("input.shape", "one pixel has no deviation", where=f"images {tuple(x.shape)}")
+    return _renewed(x, x.mean(dim=(2, 3), keepdim=True), x.var(dim=(2, 3), keepdim=True), share, partner)
+
+
+def mix_words(words: Tensor, mask: Tensor, share: Tensor, partner: Tensor) -> Tensor:
+    """The same for texts: the numbers of word vectors are the channels, tokens that are no padding the places.
+
+    Args:
+        words: [B, L, D]. mask: 1 for tokens, 0 for padding [B, L]. share, partner: [B].
+    """
+    there = mask.unsqueeze(-1).to(words.dtype)
+    count = there.sum(dim=1, keepdim=True)
+    mean = (words * there).sum(dim=1, keepdim=True) / count.clamp_min(1)
+    variance = ((words - mean).square() * there).sum(dim=1, keepdim=True) / (count - 1).clamp_min(1)
+    return torch.where(there > 0, _renewed(words, mean, variance, share, partner), words)
+
+
+def _renewed(x: Tensor, mean: Tensor, variance: Tensor, share: Tensor, partner: Tensor) -> Tensor:
+    """``x`` with means and (unbiased) variances mixed with those of the partners."""
+    deviation = (variance + 1e-6).sqrt()
+    own = share.to(x.dtype).reshape(-1, *([1] * (x.ndim - 1)))
+    new_deviation = own * deviation + (1 - own) * deviation[partner]
+    return (x - mean) / deviation * new_deviation + own * mean + (1 - own) * mean[partner]
 
 
 class Affine(nn.Module):
@@ -166,6 +202,31 @@ class Noise(nn.Module):
 
     def diagnostics(self) -> dict[str, float]:
         """Mean over the input of the size of the mean change and of the spread, in the input's units."""
+        mean, spread = (self.limit * torch.tanh(p.detach().abs()).mean() for p in (self.mu, self.sigma))
+        return {"mean": float(mean), "spread": float(spread)}
+
+
+class Words(nn.Module):
+    """How strongly each token of a text is heard: its word vector is multiplied by ``1 + limit * tanh(mu + sigma * eps)``, with a learned
+    mean and spread per word of the vocabulary. Factors, not vectors, are what two networks with tables of their own have in common.
+
+    Args:
+        vocabulary: how many words. limit: largest change of a factor. start: initial sigma.
+    """
+
+    def __init__(self, vocabulary: int, *, limit: float = 0.3, start: float = 0.1) -> None:
+        super().__init__()
+        self.limit = limit
+        self.mu = nn.Parameter(torch.zeros(vocabulary))
+        self.sigma = nn.Parameter(torch.full((vocabulary,), start))
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Token ids [B, L] -> factors [B, L]."""
+        mu, sigma = F.embedding(x, torch.stack([self.mu, self.sigma], dim=1)).unbind(dim=-1)
+        return 1 + self.limit * torch.tanh(mu + sigma * noise_like(mu, tuple(x.shape), generator))
+
+    def diagnostics(self) -> dict[str, float]:
+        """Mean over the vocabulary of the size of the mean change of a factor and of its spread."""
         mean, spread = (self.limit * torch.tanh(p.detach().abs()).mean() for p in (self.mu, self.sigma))
         return {"mean": float(mean), "spread": float(spread)}
 

@@ -7,8 +7,9 @@ as pixels in [0, 1]; :func:`forward` normalises them as the model's ``preprocess
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,6 +202,33 @@ def forward(module: torch.nn.Module, model: Model, batch: Mapping[str, torch.Ten
         output = module(**batch)
     logits = output if isinstance(output, torch.Tensor) else output.logits
     return logits[:, :-1] if model.task == "causal-lm" else logits
+
+
+@contextlib.contextmanager
+def words_changed(module: Any, ids: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Inside the block a text model reads ``change(vectors)`` where it would read its word vectors [B, L, D]. Its token ids stay,
+    by which models find padding and the end of a text.
+
+    Args:
+        module: a ``transformers`` model. ids: the token ids [B, L] of its forward passes.
+
+    Raises:
+        InterfuseError: ``needs.capability`` when the model has no table of word vectors.
+    """
+    try:
+        words = module.get_input_embeddings()
+    except (AttributeError, NotImplementedError) as error:
+        raise InterfuseError("needs.capability", "the model has no table of word vectors", where=type(module).__name__) from error  # fmt: skip
+
+    def changed(layer: Any, args: Any, vectors: torch.Tensor) -> torch.Tensor:
+        turned = args[0].shape != ids.shape or (len(ids) == ids.shape[1] and torch.equal(args[0], ids.T))
+        return change(vectors.transpose(0, 1)).transpose(0, 1) if turned else change(vectors)  # XLNet's batch is second
+
+    handle = words.register_forward_hook(changed)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def normalised(model: Model, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
