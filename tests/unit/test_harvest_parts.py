@@ -26,7 +26,7 @@ from interfuse.kit.commonsense import (
     with_names,
     without_names,
 )
-from interfuse.kit.comparatives import Comparison, outvoted, plural, prompt_of, says_of, taken_apart
+from interfuse.kit.comparatives import Comparison, is_uncountable, outvoted, plural, prompt_of, says_of, taken_apart
 from interfuse.kit.concept_walks import driving_force, windows
 from interfuse.kit.critics import Critic, cut_at_recall, cuts, held_out, precision_at_recall, train_critic
 from interfuse.kit.near_duplicates import best_of_each, clusters, distinct, jaccard, rouge_l, shingles
@@ -321,8 +321,18 @@ def test_words_of_comparisons() -> None:
         ("orange juice", "orange juice"),
         ("wolf", "wolves"),
         ("toy car", "toy cars"),
+        ("nails", "nails"),
+        ("black holes", "black holes"),
+        ("species", "species"),
+        ("class", "classes"),
+        ("walrus", "walruses"),
+        ("camera lens", "camera lenses"),
+        ("rhinoceros", "rhinoceroses"),
     ):
         assert plural(noun) == want
+    assert plural(plural("sheep")) == "sheep"
+    assert not is_uncountable("sheep"), "they are, not is"
+    assert is_uncountable("orange juice")
     assert prompt_of("Brick", "feather") == "Compared to bricks, feathers"
 
 

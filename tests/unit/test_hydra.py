@@ -314,7 +314,7 @@ def test_given_questions_and_ontologies_take_the_panels_place(tmp_path: Path) ->
 
 
 def test_every_reply_of_json_is_asked_for_by_its_shape(tmp_path: Path) -> None:
-    from interfuse.data.schema_decoding import stack_of
+    from interfuse.data.schema_decoding import run, stack_of
 
     shapes: dict[str, Any] = {}
 
@@ -330,6 +330,8 @@ def test_every_reply_of_json_is_asked_for_by_its_shape(tmp_path: Path) -> None:
     assert all(stack_of(s) is not None for s in told.values()), "a model here is held to them, too"
     words = told["triplets"]["properties"]["triplets"]["items"]["properties"]["predicate"]["enum"]
     assert sorted(words) == ["bornIn", "foundedIn", "isA", "liesIn"]
+    empty = '{"triplets": [{"subject": ""'
+    assert run(stack_of(told["triplets"]), empty) is None, "a triplet without a subject cannot be written"
 
 
 def test_a_model_here_keeps_to_the_budget_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interfuse.build.asking import SCHEMA
-from interfuse.data.schema_decoding import Shaped, Vocabulary, run, stack_of
+from interfuse.data.schema_decoding import Shaped, Vocabulary, Written, run, stack_of, step
 from tests.tiny_tokenizers import tokenizer
 
 MIXED: dict[str, Any] = {
@@ -59,6 +59,43 @@ def test_random_wishes_become_json_of_the_shape(scheme: str) -> None:
             assert len(row["years"]) <= 3
             assert all(isinstance(y, int) for y in row["years"])
             assert isinstance(row["big"], bool)
+
+
+def test_a_text_of_some_length_is_never_empty_or_blank() -> None:
+    schema = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 3}, "maxItems": 6}
+    said = [w for seed in range(12) for text, _ in written(schema, "bytes", seed) for w in json.loads(text)]
+    assert len(said) > 10
+    assert all(w.strip() for w in said)
+    for wrong in ('[""', '[" a', '["\\n'):
+        assert run(stack_of(schema), wrong) is None, wrong
+    assert run(stack_of({"type": "string"}), '""') == ()
+
+
+def test_a_list_of_different_items_ends_when_it_says_one_again() -> None:
+    pair = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "array", "items": {"enum": ["u"]}}},
+    }
+    for scheme in ("bytes", "marker"):
+        for seed in range(4):
+            for text, ended in written({"type": "array", "items": pair, "uniqueItems": True}, scheme, seed):
+                assert ended
+                said = [json.dumps(item) for item in json.loads(text)]
+                assert len(set(said)) >= len(said) - 2, "one is said again, and perhaps one begun with it"
+    stack = stack_of({"type": "array", "items": {"enum": ["x", "y"]}, "uniqueItems": True})
+    assert stack is not None
+    reply = Written(stack)
+    for token in ('["x"', ', "y"', ', "x"'):
+        reply.add(token)
+    assert reply.stack is not None
+    assert step(reply.stack, ",") is None
+    assert step(reply.stack, "]") == ()
+    begun = Written(stack)
+    for token in ('["x', '", "x", "', 'y"'):  # a token has begun one more, which is finished
+        begun.add(token)
+    assert begun.stack is not None
+    assert step(begun.stack, ",") is None
+    assert step(begun.stack, "]") == ()
 
 
 def test_a_reply_that_is_cut_is_the_beginning_of_one() -> None:

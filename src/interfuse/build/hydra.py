@@ -48,7 +48,7 @@ PIECE = 400
 FEWEST, MOST = 10, 40
 #: what is expected of a panel before it is asked: personas, questions of a group of them, and repairs of the ontology
 USUAL = {"personas": 12, "questions": 10, "repairs": 3}
-_WORD: dict[str, Any] = {"type": "string"}
+_WORD: dict[str, Any] = {"type": "string", "minLength": 1}
 _BELOW = {"type": "array", "items": of_parts({"child": _WORD, "parent": _WORD})}
 _WORDS = {"type": "array", "items": _WORD}
 #: the shapes of an ontology's growth and of its repair
@@ -289,7 +289,8 @@ def _read(
         before=f"Ontology: {known}\nAlready known: {json.dumps([[t.subject, t.predicate, t.object] for t in had], ensure_ascii=False)}")  # fmt: skip
     known_words = {"enum": [IS_A, *concepts.properties]} if contracts != "off" else _WORD
     form = shaped("triplets", of_parts({"subject": _WORD, "predicate": known_words, "object": _WORD}))
-    form["properties"]["triplets"]["maxItems"] = min(MOST, max(FEWEST, len(chunk.text.split()) // 2))
+    most = min(MOST, max(FEWEST, len(chunk.text.split()) // 2))
+    form["properties"]["triplets"] |= {"maxItems": most, "uniqueItems": True}
     made = talk.ask("triplets", request, read, wrong, form)
     return made if made is not None else last
 

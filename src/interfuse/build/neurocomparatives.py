@@ -22,6 +22,7 @@ from interfuse.kit.comparatives import (
     AUXILIARIES,
     SINGULAR_AUXILIARIES,
     WORDS,
+    is_uncountable,
     outvoted,
     plural,
     prompt_of,
@@ -182,7 +183,7 @@ class _Search:
 
     def constraints(self, first: str, second: str) -> Iterator[Constraint]:
         """Auxiliary, adverb, comparative, in this order; neither thing again, no pronoun, no sign, nothing three tokens long twice."""
-        single = plural(second) == second
+        single = is_uncountable(second)
         clauses = (Clause(self._words(SINGULAR_AUXILIARIES if single else AUXILIARIES)), Clause(self._words(self.adverbs)),
                    Clause(self._words([*self.comparatives, "more", "less"]), leading=5))  # fmt: skip
         things = [v for e in (first, second) for v in (e.lower(), plural(e).lower())]

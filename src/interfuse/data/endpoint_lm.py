@@ -98,8 +98,9 @@ def _fix_of(status: int) -> str:
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema as servers take it that hold a model to it strictly: every object has all its properties, and no others; a choice of words
-    has a type; lengths of lists, which not all of them know, are left out."""
-    made = {k: closed(v) if k == "items" else v for k, v in schema.items() if k != "maxItems"}
+    has a type; lengths of lists and texts, and that items differ, which not all of them know, are left out."""
+    unknown = ("maxItems", "minLength", "uniqueItems")
+    made = {k: closed(v) if k == "items" else v for k, v in schema.items() if k not in unknown}
     if "properties" in made:
         made["properties"] = {k: closed(v) for k, v in made["properties"].items()}
         made |= {"required": list(made["properties"]), "additionalProperties": False}

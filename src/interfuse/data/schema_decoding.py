@@ -2,6 +2,8 @@
 
 A schema (objects, arrays, texts, numbers, truth values, enumerations) becomes a stack of things still to be written; a token is allowed when
 every one of its characters fits. Objects have all their properties in their order, with single blanks, so that the model chooses content alone.
+A text with a ``minLength`` (however large) is not empty and does not begin with a blank. A list of ``uniqueItems`` ends when it says an item again: small
+models repeat themselves to the last item that is allowed.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ def stack_of(schema: Mapping[str, Any]) -> Stack | None:
         return (("one of", tuple(json.dumps(v, ensure_ascii=False) for v in schema["enum"])),)
     kind = schema.get("type")
     if kind == "string":
-        return (("just", '"'), ("text", int(schema.get("maxLength", LONGEST))))
+        first = "word" if int(schema.get("minLength", 0)) else "text"
+        return (("just", '"'), (first, int(schema.get("maxLength", LONGEST))))
     if kind == "boolean":
         return (("one of", ("true", "false")),)
     if kind in ("integer", "number"):
         return (("number", 0),)
     if kind == "array":
         items = stack_of(schema.get("items", {}))
-        return None if items is None else (("just", "["), ("list", items, int(schema.get("maxItems", MOST))))
+        once = bool(schema.get("uniqueItems"))
+        return None if items is None else (("just", "["), ("list", items, int(schema.get("maxItems", MOST)), once))
     if kind == "object" and schema.get("properties"):
         made: list[tuple[Any, ...]] = []
         for i, (name, value) in enumerate(schema["properties"].items()):
@@ -50,6 +54,8 @@ def step(stack: Stack, char: str) -> Stack | None:
     kind = top[0]
     if kind == "just":
         return None if top[1][0] != char else (("just", top[1][1:]), *rest) if len(top[1]) > 1 else rest
+    if kind == "word":  # a text that is not empty starts with something that is seen
+        return None if char in '"\\' or char.isspace() else step((("text", top[1]), *rest), char)
     if kind == "text":
         if char == '"':
             return rest
@@ -59,11 +65,12 @@ def step(stack: Stack, char: str) -> Stack | None:
     if kind == "escape":
         return (("text", top[1]), *rest) if char in '"\\/bfnrt' else None
     if kind == "list":
-        return rest if char == "]" else step((*top[1], ("more", top[1], top[2] - 1), *rest), char)
+        return rest if char == "]" else step((*top[1], ("more", top[1], top[2] - 1, top[3]), *rest), char)
     if kind == "more":
         if char == "]":
             return rest
-        return (("just", " "), *top[1], ("more", top[1], top[2] - 1), *rest) if char == "," and top[2] > 0 else None
+        more = ("more", top[1], top[2] - 1, top[3])
+        return (("just", " "), *top[1], more, *rest) if char == "," and top[2] > 0 else None
     if kind == "one of":
         left = tuple(dict.fromkeys(t[1:] for t in top[1] if t[:1] == char))
         return None if not left else rest if left == ("",) else (("one of", left), *rest)
@@ -79,6 +86,40 @@ def run(stack: Stack | None, text: str) -> Stack | None:
             return None
         stack = step(stack, char)
     return stack
+
+
+class Written:
+    """What one reply has said so far under a schema: the stack of what is still to be written, and the items of lists whose items differ.
+
+    A list that says an item again takes no more of them (one that the same token has begun is finished).
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack: Stack | None = stack
+        self._text = ""
+        self._lists: dict[int, tuple[int, list[str]]] = {}  # depth of a list -> where its next item starts, its items
+
+    def add(self, text: str) -> None:
+        """One more token."""
+        repeated = []
+        for char in text:
+            self.stack, self._text = step(self.stack, char) if self.stack else None, self._text + char
+            if not self.stack or self.stack[0][0] not in ("list", "more") or not self.stack[0][3]:
+                continue
+            depth, end = len(self.stack), len(self._text)
+            if self.stack[0][0] == "list":
+                self._lists[depth] = (end, [])
+                continue
+            start, items = self._lists[depth]
+            item = self._text[start:].lstrip(", ")
+            if item in items:
+                repeated.append(depth)
+            self._lists[depth] = (end, [*items, item])
+        for depth in repeated:
+            place = len(self.stack or ()) - depth
+            if self.stack and place >= 0 and self.stack[place][0] == "more":
+                closed = ("more", self.stack[place][1], 0, True)
+                self.stack = (*self.stack[:place], closed, *self.stack[place + 1 :])
 
 
 class Vocabulary:
@@ -131,24 +172,23 @@ class Shaped:
 
     def __init__(self, vocabulary: Vocabulary, stack: Stack, start: int, ends: Sequence[int]) -> None:
         self.vocabulary, self.stack, self.start, self.ends = vocabulary, stack, start, list(ends)
-        self.rows: list[tuple[int, Stack | None]] = []
+        self.rows: list[Written] = []
+        self.seen = start
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V] with everything that does not fit at minus infinity."""
         if not self.rows:
-            self.rows = [(self.start, self.stack)] * len(ids)
+            self.rows = [Written(self.stack) for _ in ids]
         masked = torch.full_like(scores, float("-inf"))
-        for row, (seen, stack) in enumerate(self.rows):
-            for token in ids[row, seen:].tolist():
-                stack = (
-                    run(stack, self.vocabulary.surfaces[token] if token < len(self.vocabulary.surfaces) else "")
-                    if stack
-                    else stack
-                )
-            self.rows[row] = (ids.shape[1], stack)
+        surfaces = self.vocabulary.surfaces
+        for row, written in enumerate(self.rows):
+            for token in ids[row, self.seen :].tolist():
+                written.add(surfaces[token] if token < len(surfaces) else "")
+            stack = written.stack
             allowed = self.vocabulary.allowed(stack) if stack else None
             if allowed is None or not len(allowed):
                 allowed = torch.tensor(self.ends)
             allowed = allowed.to(scores.device)
             masked[row, allowed] = scores[row, allowed]
+        self.seen = ids.shape[1]
         return masked

@@ -68,8 +68,26 @@ PAIRS = tuple((a, b) for a, b in (pair.split("/") for pair in COMPARATIVES))
 WORDS = tuple(dict.fromkeys(w for pair in PAIRS for w in pair))
 IRREGULAR = {"man": "men", "woman": "women", "child": "children", "person": "people", "foot": "feet", "tooth": "teeth", "mouse": "mice",
              "goose": "geese", "knife": "knives", "life": "lives", "wife": "wives", "leaf": "leaves", "loaf": "loaves", "half": "halves",
-             "shelf": "shelves", "wolf": "wolves", "calf": "calves", "sheep": "sheep", "fish": "fish", "deer": "deer", "ox": "oxen",
+             "shelf": "shelves", "wolf": "wolves", "calf": "calves", "sheep": "sheep", "fish": "fish", "deer": "deer", "ox": "oxen", "bison": "bison", "moose": "moose", "salmon": "salmon", "aircraft": "aircraft",
              "potato": "potatoes", "tomato": "tomatoes", "hero": "heroes", "echo": "echoes"}  # fmt: skip
+#: one thing whose name ends like the plural of many ("lens"); names in -ss, -us and -is are told by their end
+ENDS_IN_S = frozenset(
+    [
+        "alias",
+        "asbestos",
+        "atlas",
+        "bias",
+        "canvas",
+        "chaos",
+        "christmas",
+        "cosmos",
+        "gas",
+        "lens",
+        "pancreas",
+        "rhinoceros",
+        "thermos",
+    ]
+)
 #: common nouns without a plural
 UNCOUNTABLE = frozenset(
     [
@@ -139,15 +157,23 @@ UNCOUNTABLE = frozenset(
 )
 
 
+def is_uncountable(noun: str, uncountable: Sequence[str] | frozenset[str] = UNCOUNTABLE) -> bool:
+    """Whether a noun or compound (its last word) has no plural, so that it *is* and *has*; ``sheep`` has one that looks like itself."""
+    words = noun.lower().split()
+    return not words or noun.lower() in uncountable or words[-1] in uncountable
+
+
 def plural(noun: str, uncountable: Sequence[str] | frozenset[str] = UNCOUNTABLE) -> str:
-    """The plural of an English noun or compound (its last word); an uncountable one stays as it is."""
-    words = noun.split()
-    if not words or noun.lower() in uncountable or words[-1].lower() in uncountable:
+    """The plural of an English noun or compound (its last word); an uncountable one, and one that is a plural already, stays as it is."""
+    if is_uncountable(noun, uncountable):
         return noun
+    words = noun.split()
     last = words[-1]
     low = last.lower()
     if low in IRREGULAR:
         made = IRREGULAR[low]
+    elif low.endswith("s") and not low.endswith(("ss", "us", "is")) and low not in ENDS_IN_S:
+        made = last
     elif re.search(r"[^aeiou]y$", low):
         made = last[:-1] + "ies"
     elif low.endswith(("s", "x", "z", "ch", "sh")):
