@@ -71,6 +71,8 @@ APART = {"animals": 3.0, "atoms": 3.0, "bars of metal": 1.5}
 #: a word is judged when one is at least so many times what it is of as the other
 JUDGED_FROM = 1.2
 THINGS = "things of the authors' list"
+#: pairs of that list, whatever the number of the others
+LISTED = 48
 
 
 @cache
@@ -223,14 +225,14 @@ def counted(rows: Sequence[Said]) -> tuple[float, float, float]:
     )
 
 
-def changes(first: list[list[Said]], second: list[list[Said]]) -> dict[str, Any]:
-    """Differences of :func:`counted` between two systems, paired, intervals drawn over pairs."""
+def changes(first: list[list[Said]], second: list[list[Said]], *, judged: bool) -> dict[str, Any]:
+    """Differences of :func:`counted` between two systems, paired, intervals drawn over pairs; of what is right only where it is judged."""
     gaps = np.array([counted(b) for b in second]) - np.array([counted(a) for a in first])
     rng = Ctx().rng("draws")
     drawn = np.array([np.nanmean(gaps[rng.integers(0, len(gaps), len(gaps))], axis=0) for _ in range(DRAWS)])
     low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
     names = ("comparatives per prompt", "right per prompt", "well formed")
-    return {n: {"pairs": int(np.isfinite(gaps[:, i]).sum()), "difference": float(np.nanmean(gaps[:, i])), "low": float(low[i]), "high": float(high[i])} for i, n in enumerate(names)}  # fmt: skip
+    return {n: {"pairs": int(np.isfinite(gaps[:, i]).sum()), "difference": float(np.nanmean(gaps[:, i])), "low": float(low[i]), "high": float(high[i])} for i, n in enumerate(names) if judged or i != 1}  # fmt: skip
 
 
 def pairs_of(kind: str, count: int) -> list[tuple[str, str]]:
@@ -240,7 +242,7 @@ def pairs_of(kind: str, count: int) -> list[tuple[str, str]]:
             line.split("\t") for line in (PLACE / "neurocomparatives" / "entity_pairs.tsv").read_text().splitlines()
         ]
         plain = [(a, b) for _, a, b in rows if all(re.fullmatch(r"[a-z]{3,}( [a-z]{3,})?", w) for w in (a, b))]
-        return [plain[int(i)] for i in Ctx().rng("pairs things").choice(len(plain), count, replace=False)]
+        return [plain[int(i)] for i in Ctx().rng("pairs things").choice(len(plain), LISTED, replace=False)]
     of, rng, found = (
         measures()[kind],
         Ctx().rng("pairs" if kind == "animals" else f"pairs {kind}"),
@@ -309,7 +311,7 @@ def told(parts: list[dict[str, Any]], *, trained: bool) -> dict[str, Any]:
     sample = [r["text"] for rows in both for r in rows]
     return {"pairs": len(parts), "prompts": 2 * len(parts), "systems": table,
             "paired": {f"{b} minus {a}": difference(kept[a], kept[b]) for a, b in wanted if table[a]["judged"] and table[b]["judged"]},
-            "paired, per prompt": {f"{b} minus {a}": changes(kept[a], kept[b]) for a, b in (*wanted, *([(PLAIN, JUDGED)] if trained else []))},
+            "paired, per prompt": {f"{b} minus {a}": changes(kept[a], kept[b], judged=trained or bool(table[b]["judged"])) for a, b in (*wanted, *([(PLAIN, JUDGED)] if trained else []))},
             "funnel": funnel, "examples": sample[:: max(len(sample) // 12, 1)]}  # fmt: skip
 
 
