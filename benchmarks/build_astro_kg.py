@@ -2,6 +2,7 @@
 
     python benchmarks/build_astro_kg.py [PAPERS]
     python benchmarks/build_astro_kg.py --picture FILE      (the two phases of one literature, as the method draws them)
+    python benchmarks/build_astro_kg.py --large [PAPERS CONCEPTS]      (time and memory of the method on many papers and concepts, two windows)
 
 Forty years, papers growing tenfold. A technique domain enters at year 10; until year 22 papers that carry it cite science papers more and
 more; from then on new science concepts are born that cite it. A control domain is spread over papers by popularity alone. Ten seeds, none of which was looked at
@@ -12,8 +13,10 @@ one seed is kept: a run that was stopped goes on.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,8 +152,34 @@ def picture(file: Path, papers: int = 2000, count: int = 100) -> None:
         file.write_text((Path(place) / "g" / "two-phases.svg").read_text())
 
 
+def large(papers: int = 100_000, count: int = 10_000) -> None:
+    """The method on papers of ten references and five concepts each, halves of them as windows: seconds and the most memory."""
+    rng = np.random.default_rng(1)
+    popularity = 1 / (np.arange(count) + 50.0)
+    carried = rng.choice(count, (papers, 5), p=popularity / popularity.sum())
+    back = (rng.beta(3, 1, (papers, 10)) * np.arange(papers)[:, None]).astype(int)
+    table = Dataset.from_dict({"id": [f"p{i}" for i in range(papers)], "year": [1980 + 40 * i // papers for i in range(papers)],
+                               "references": [[f"p{j}" for j in row] for row in back.tolist()],
+                               "concepts": [[f"concept {k}" for k in row] for row in carried.tolist()]})  # fmt: skip
+    names = [f"concept {k}" for k in range(60)]
+    made_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wall, own = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as place:
+        apply("build/astro-kg", table=table, count=papers // 2, domains={"technique": names[:20], "science": names[20:]},
+              technique="technique", science="science", draws=50, out=Path(place) / "g")  # fmt: skip
+        facts = json.loads((Path(place) / "g" / "interfuse.json").read_text())["facts"]
+    print(save("build-astro-kg-large", {
+        "what": "the method as users call it, on a made table; a cell of a table of concepts by concepts takes 8 bytes",
+        "papers": papers, "concepts": count, "references of a paper": 10, "concepts of a paper": 5, "windows": 2, "links": facts["counts"]["links"],
+        "seconds": time.perf_counter() - wall, "processor seconds": time.process_time() - own,
+        "peak GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "peak GB before it": made_before / 2**20, "one table GB": 8 * count**2 / 2**30,
+    }).read_text())  # fmt: skip
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--picture"]:
         picture(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["--large"]:
+        large(*(int(a) for a in sys.argv[2:4]))
     else:
         main(*(int(a) for a in sys.argv[1:2]))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from interfuse.build.astro_kg import strongest
 from interfuse.core.errors import InterfuseError
 from interfuse.kit import concept_walks
 from interfuse.kit.change_points import course, lag
 from interfuse.kit.concept_walks import (
+    Lifts,
     bridges,
     citation_graph,
     driving_force,
     lift,
     ochiai,
     relevance,
+    relevances,
     rewired,
     symmetric,
     walks,
@@ -153,7 +157,7 @@ def test_concepts_go_in_blocks_with_the_same_figures_and_no_table_of_all_papers(
         tables: list[np.ndarray] = []
         tracemalloc.start()
         made = driving_force(times, edges, m, [0, 1], [2, 3], windows(times, years=1), draws=5, rng=np.random.default_rng(0),
-                             keep=lambda w, r, up: tables.extend((r, up)))  # fmt: skip
+                             keep=lambda w, r, up: tables.extend((r, up.at(np.arange(len(r))[:, None], np.arange(len(r))))))  # fmt: skip
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return list(made), tables, peak
@@ -164,6 +168,33 @@ def test_concepts_go_in_blocks_with_the_same_figures_and_no_table_of_all_papers(
     full = 8 * papers * count  # bytes of a table of papers by concepts, of which a walk holds three
     assert whole[2] > 2 * full
     assert blocks[2] < whole[2] - 2 * full
+
+
+def test_one_table_of_concepts_by_concepts_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concept_walks, "BLOCK", 32)
+    monkeypatch.setattr(sys.modules["interfuse.build.astro_kg"], "BLOCK", 32)
+    rng = np.random.default_rng(5)
+    papers, count = 200, 900
+    m = csr_matrix(
+        (np.ones(4 * papers), (np.tile(np.arange(papers), 4), rng.integers(0, count, 4 * papers))), (papers, count)
+    )
+    edges = [(i, int(j)) for i in range(1, papers) for j in rng.integers(0, i, 3)]
+    links: list[object] = []
+    tracemalloc.start()
+    driving_force(np.zeros(papers), edges, m, [0, 1], [2, 3], windows(np.zeros(papers), years=1), draws=0, null=False,
+                  rng=np.random.default_rng(0), keep=lambda w, r, up: links.extend(strongest(r, up, 3)))  # fmt: skip
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(links) > count
+    assert peak < 2 * 8 * count**2
+
+
+def test_the_lift_of_places_is_that_of_the_normalised_table() -> None:
+    edges, m = small(6, 120, 5)
+    w, share = citation_graph(120, edges), m.mean(0)
+    plain, starts = relevances(w, m, m)
+    found = Lifts(plain, starts, 1 / share).at(np.arange(5)[:, None], np.arange(5))
+    np.testing.assert_allclose(found, lift(relevance(m, walks(w, m), normalise=True), share))
 
 
 def test_breaks_are_found_where_they_are_and_not_where_there_are_none() -> None:

@@ -22,7 +22,7 @@ from interfuse.data.lm import LM, Prompt, cached
 from interfuse.data.statements import XSD, Evidence, Literal, number
 from interfuse.kit.asking import numbered, said_to
 from interfuse.kit.change_points import course, lag
-from interfuse.kit.concept_walks import Force, Window, bridges, driving_force, ochiai, symmetric, windows
+from interfuse.kit.concept_walks import BLOCK, Force, Lifts, Window, bridges, driving_force, ochiai, windows
 from interfuse.kit.kept_steps import kept
 from interfuse.kit.keyphrases import concepts
 from interfuse.kit.near_duplicates import plain_key
@@ -104,7 +104,7 @@ def astro_kg(
     between: dict[str, list[list[Any]]] = {}
     with work.ctx.bar("windows", len(slices), "windows") as bar:
 
-        def keep(part: Window, r: Any, lifted: Any) -> None:
+        def keep(part: Window, r: Any, lifted: Lifts) -> None:
             links.append((part, strongest(r, lifted, per_concept)))
             between[part.name] = [[papers.names[i], v] for i, v in bridges(r, tech, sci, 5)]
             bar.advance()
@@ -234,22 +234,30 @@ def _carries(papers: Papers) -> Any:
     )
 
 
-def strongest(r: np.ndarray, lifted: np.ndarray, most: int) -> list[tuple[int, int, Sequence[float]]]:
+def strongest(r: np.ndarray, lifted: Lifts, most: int) -> list[tuple[int, int, Sequence[float]]]:
     """The strongest links of each concept: (a, b, [R(a -> b), symmetric relevance, symmetric lift, symmetric relevance over the largest]).
 
     Args:
-        r, lifted: relevance and normalised lift of all concepts, [C, C]. most: links per concept.
+        r, lifted: relevance [C, C] and normalised lift of all concepts. most: links per concept.
     """
-    s = symmetric(r)
-    np.fill_diagonal(s, 0.0)
-    largest = float(s.max(initial=0.0)) or 1.0
-    found: list[tuple[int, int, Sequence[float]]] = []
-    for a in range(len(s)):
-        tied = np.flatnonzero(s[a])
-        for b in tied[np.argsort(-s[a, tied], kind="stable")][:most].tolist():
-            up = float(np.sqrt(max(lifted[a, b] * lifted[b, a], 0.0)))
-            found.append((a, b, (float(r[a, b]), float(s[a, b]), up, float(s[a, b]) / largest)))
-    return found
+    found: list[tuple[int, int, list[float]]] = []
+    largest = 0.0
+    for first in range(0, len(r), BLOCK):
+        rows = np.arange(first, min(first + BLOCK, len(r)))
+        s = np.sqrt(np.maximum(r[rows] * r[:, rows].T, 0.0))
+        s[np.arange(len(rows)), rows] = 0.0
+        largest = max(largest, float(s.max(initial=0.0)))
+        for a, line in zip(rows.tolist(), s, strict=True):
+            tied = np.flatnonzero(line)
+            chosen = tied[np.argsort(-line[tied], kind="stable")][:most]
+            ups = np.sqrt(
+                np.maximum(lifted.at(np.full_like(chosen, a), chosen) * lifted.at(chosen, np.full_like(chosen, a)), 0.0)
+            )
+            found += [
+                (a, b, [float(r[a, b]), float(line[b]), up])
+                for b, up in zip(chosen.tolist(), ups.tolist(), strict=True)
+            ]
+    return [(a, b, (*values, values[1] / largest)) for a, b, values in found]
 
 
 def _statements(

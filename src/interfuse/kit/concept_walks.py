@@ -103,21 +103,42 @@ def relevance(start: Any, found: Walks, *, normalise: bool = False) -> Floats:
     return np.divide(total, divisor[:, None], out=np.zeros_like(total), where=divisor[:, None] > 0)
 
 
+@dataclass(frozen=True)
+class Lifts:
+    """The normalised lift of all concepts, made only where it is asked for, so that no second table of concepts by concepts is held.
+
+    Attributes:
+        relevance: ``R`` [A, B] as it is. starts: what makes it the chance given that a walk is somewhere, by row [A].
+        found: one over the share of papers that carry the concept, by column [B]; 0 where none does.
+    """
+
+    relevance: Floats
+    starts: Floats
+    found: Floats
+
+    def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Floats:
+        """The lift at places, which are broadcast against each other: ``at(rows[:, None], columns)`` is a table."""
+        return np.asarray(self.relevance[rows, columns] * self.starts[rows] * self.found[columns])
+
+
 def relevances(w: Any, m: Any, start: Any, *, decay: float = 0.5, steps: int = 4, include_self: bool = False) -> tuple[Floats, Floats]:  # fmt: skip
-    """:func:`relevance` of all concepts as it is and normalised, two tables [A, B]; visits are held for :data:`BLOCK` concepts at a time.
+    """:func:`relevance` of all concepts [A, B], and what its rows are to be multiplied by to be normalised [A].
+
+    Visits are held for :data:`BLOCK` concepts at a time, and one table of concepts by concepts.
 
     Args:
         w, m, decay, steps, include_self: of :func:`walks`. start: of :func:`relevance`.
     """
-    from scipy.sparse import csc_matrix
+    from scipy.sparse import csc_matrix, csr_matrix
 
-    columns = csc_matrix(m, dtype=np.float64)
-    plain, normalised = np.zeros((start.shape[1], columns.shape[1])), np.zeros((start.shape[1], columns.shape[1]))
+    columns, u = csc_matrix(m, dtype=np.float64), csr_matrix(start, dtype=np.float64)
+    counts = np.asarray(u.sum(axis=0)).ravel()
+    plain, mass = np.zeros((u.shape[1], columns.shape[1])), np.zeros(u.shape[1])
     for first in range(0, columns.shape[1], BLOCK):
         part = slice(first, first + BLOCK)
         found = walks(w, columns[:, part], decay=decay, steps=steps, include_self=include_self)
-        plain[:, part], normalised[:, part] = relevance(start, found), relevance(start, found, normalise=True)
-    return plain, normalised
+        plain[:, part], mass = relevance(start, found), np.asarray(u.T @ found.mass).ravel()
+    return plain, np.divide(counts, mass, out=np.zeros_like(mass), where=mass > 0)
 
 
 def lift(r: Floats, shares: ArrayLike) -> Floats:
@@ -253,7 +274,7 @@ def rewired(edges: Sequence[tuple[int, int]], times: ArrayLike, rng: np.random.G
 def driving_force(
     times: ArrayLike, edges: Sequence[tuple[int, int]], m: Any, technique: Sequence[int], science: Sequence[int],
     slices: Sequence[Window], *, decay: float = 0.5, steps: int = 4, include_self: bool = False, draws: int = 200,
-    rng: np.random.Generator, null: bool = True, keep: Callable[[Window, Floats, Floats], None] | None = None,
+    rng: np.random.Generator, null: bool = True, keep: Callable[[Window, Floats, Lifts], None] | None = None,
 ) -> list[Force]:  # fmt: skip
     """How strongly a technique domain is tied to a science domain, window by window.
 
@@ -261,7 +282,7 @@ def driving_force(
 
     Args:
         technique, science: columns of ``m``. draws: resamples of a window's papers for the interval; 0: none.
-        keep: called with each window, the relevance [C, C] and the normalised lift [C, C] of all concepts of ``m``.
+        keep: called with each window, the relevance [C, C] and the normalised lift of all concepts of ``m``.
     """
     from scipy.sparse import csr_matrix, diags
 
@@ -281,8 +302,9 @@ def driving_force(
         fresh, seen = here & ~seen, seen | here
         walk = partial(walks, decay=decay, steps=steps, include_self=include_self)
         w = citation_graph(len(t), known)
-        r, lifted = relevances(w, carried, start, decay=decay, steps=steps, include_self=include_self)
-        lifted = lift(lifted, np.asarray(carried.sum(axis=0)).ravel() / max(present.sum(), 1))
+        r, starts = relevances(w, carried, start, decay=decay, steps=steps, include_self=include_self)
+        share = np.asarray(carried.sum(axis=0)).ravel() / max(present.sum(), 1)
+        lifted = Lifts(r, starts, np.divide(1.0, share, out=np.zeros_like(share), where=share > 0))
         live_t, live_s = tech[here[tech]], sci[here[sci]]
         if keep is not None:
             keep(part, r, lifted)
@@ -298,7 +320,7 @@ def driving_force(
                 found = walk(citation_graph(len(t), chance_edges), carried[:, both])
                 chance = mean_symmetric(relevance(own, found), live[0], live[1])
         forces.append(Force(part.name, part.end, len(part.members), mean_symmetric(r, live_t, live_s), mean_symmetric(r, live_s, live_s),
-                            mean_symmetric(lifted, live_t, live_s), low, high, chance,
+                            mean_symmetric(lifted.at(both[:, None], both), *live), low, high, chance,
                             int(fresh[tech].sum()), int(fresh[sci].sum())))  # fmt: skip
     return forces
 
@@ -331,7 +353,8 @@ def _resampled(start: Any, visits: Floats, tech: NDArray[np.int64], sci: NDArray
 
 def bridges(r: Floats, technique: Sequence[int], science: Sequence[int], most: int = 10) -> list[tuple[int, float]]:
     """The concepts of either domain with the highest mean symmetric relevance to the other one, highest first."""
-    s, tech, sci = symmetric(r), np.asarray(technique, dtype=np.int64), np.asarray(science, dtype=np.int64)
-    rows = [(int(a), float(s[a, sci].mean())) for a in tech if len(sci)]
-    rows += [(int(b), float(s[tech, b].mean())) for b in sci if len(tech)]
+    tech, sci = np.asarray(technique, dtype=np.int64), np.asarray(science, dtype=np.int64)
+    s = np.sqrt(np.maximum(r[np.ix_(tech, sci)] * r[np.ix_(sci, tech)].T, 0.0))
+    rows = [(int(a), float(s[i].mean())) for i, a in enumerate(tech) if len(sci)]
+    rows += [(int(b), float(s[:, i].mean())) for i, b in enumerate(sci) if len(tech)]
     return sorted([row for row in rows if row[1] > 0], key=lambda row: -row[1])[:most]
