@@ -1,12 +1,12 @@
 """Two of MechGPT's promises: what the filters of question and answer pairs are worth, and a graph's paths against passages found by words.
 
-    python benchmarks/build_mechgpt.py [filters] [paths] [MODEL_FOLDER]
+    python benchmarks/build_mechgpt.py [filters] [paths] [MODEL_FOLDER ...]
 
 ``filters``: a scripted teacher writes pairs on sixty new facts, of which three in ten are bad in one of three ways; a tiny model that knows how
 questions are put learns them unfiltered, filtered as ``build mechgpt`` does by default, and filtered with ``supported: 1``, for the same number of
 steps, five seeds. ``paths``: for questions over two links of a made text, does the answer stand in the statements on the graph's paths,
-and in two passages, or two sentences, that BM25 finds, by the question's words or again by those of the best one? Where a model is named, it is also
-asked which of four answers it prefers, given what was found.
+and in two passages, or two sentences, that BM25 finds, by the question's words or again by those of the best one? Models
+that are named go on writing after each question with what was found before it, and are right when the first goods they name are those.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def filters(seed: int) -> dict[str, float]:
 
 # ------------------------------------------------------------------------------------------------ paths
 
-#: things and towns, each of which is asked about; questions of a seed that the model answers; answers to choose from; texts that BM25 gives
-THINGS, ANSWERED, CHOICES, BEST = 60, 8, 4, 2
+#: things and towns, each of which is asked about; questions of a seed that models answer, in so many tokens; texts that BM25 gives
+THINGS, ANSWERED, TOKENS, BEST = 60, 20, 12, 2
 #: ways of finding texts: by the question's words, or by those and the best text's
 BY_WORDS = ("passages", "passages asked twice", "sentences", "sentences asked twice")
 GOODS = ["amber", "barley", "bricks", "cheese", "clocks", "copper", "glass", "honey", "lace", "leather", "marble", "paper", "pepper", "pottery", "rope", "salt",
@@ -161,8 +161,8 @@ def index_of(texts: Sequence[str]) -> Callable[[str, int], list[int]]:
     return best
 
 
-def paths(lm: Any, shared: bool, seed: int) -> list[dict[str, Any]]:
-    """What is found for every question by paths and by BM25, and what the model prefers given it; names of things share words, or do not."""
+def paths(lms: dict[str, Any], shared: bool, seed: int) -> list[dict[str, Any]]:
+    """What is found for every question by paths and by BM25, and what models answer given it; names of things share words, or do not."""
     rng = np.random.default_rng(seed)
     names = [f"{a}{b}".capitalize() for a in _FIRST for b in _LAST]
     towns = [names[int(i)] for i in rng.permutation(len(names))[:THINGS]]
@@ -173,7 +173,8 @@ def paths(lm: Any, shared: bool, seed: int) -> list[dict[str, Any]]:
     makes = {t: GOODS[int(rng.integers(len(GOODS)))] for t in towns}
     said = [*(f"{t} is located in {seat[t]}." for t in things), *(f"{t} produces {makes[t]} and beer." for t in towns)]
     text = [said[int(i)] for i in rng.permutation(len(said))]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    asked: list[tuple[dict[str, Any], str, str, str]] = []
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         (root / "docs").mkdir()
@@ -197,18 +198,19 @@ def paths(lm: Any, shared: bool, seed: int) -> list[dict[str, Any]]:
             again = best(f"{question} {texts[once[0]]}", BEST + 1)
             found[kind] = " ".join(texts[i] for i in once)
             found[f"{kind} asked twice"] = " ".join(texts[i] for i in list(dict.fromkeys([once[0], *again]))[:BEST])
-        others = [g for g in GOODS if g != right]
-        choices = [right, *(others[int(i)] for i in rng.permutation(len(others))[: CHOICES - 1])]
         row: dict[str, Any] = {"question": question}
         for way, context in found.items():
             row[f"{way}: answer there"] = right in re.findall(r"\w+", context)
             row[f"{way}: words"] = len(context.split())
-            if lm is None or number >= ANSWERED:
-                continue
-            prompt = (f"{context}\n" if context else "") + f"Question: {question}\nAnswer: It produces"
-            scores = [s.logprob for s in lm.score([(prompt, f" {c}") for c in choices])]
-            row[f"{way}: chosen"] = int(np.argmax(scores)) == 0
+            if number < ANSWERED:
+                prompt = (f"{context}\n" if context else "") + f"Question: {question}\nAnswer: It produces"
+                asked.append((row, way, prompt, right))
         rows.append(row)
+    for name, lm in lms.items():
+        replies = lm.generate([prompt for _, _, prompt, _ in asked], max_tokens=TOKENS, stop=("\n",))
+        for (row, way, _, right), [reply] in zip(asked, replies, strict=True):
+            goods = [w for w in re.findall(r"\w+", reply.text.casefold()) if w in GOODS]
+            row[f"{way}: answered by {name}"] = goods[:1] == [right]
     return rows
 
 
@@ -216,15 +218,16 @@ def shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Shares of the questions with Wilson intervals, and paired differences of paths and passages with bootstrap intervals."""
     rng = np.random.default_rng(0)
     made: dict[str, Any] = {"questions": len(rows)}
+    kinds = [k.removeprefix("paths: ") for k in rows[0] if k.startswith("paths: ") and "words" not in k]
     for way in ("paths", *BY_WORDS, "nothing"):
         made[f"{way}: words"] = float(np.mean([r[f"{way}: words"] for r in rows]))
-        for what in ("answer there", "chosen"):
+        for what in kinds:
             own = [r[f"{way}: {what}"] for r in rows if f"{way}: {what}" in r]
             if not own:
                 continue
             one = wilson_interval(sum(own), len(own))
             made[f"{way}: {what}"] = {"value": sum(own) / len(own), "n": len(own), "low": one.low, "high": one.high}
-    for way, what in itertools.product(BY_WORDS, ("answer there", "chosen")):
+    for way, what in itertools.product((*BY_WORDS, "nothing"), kinds):
         change = np.array(
             [float(r[f"paths: {what}"]) - float(r[f"{way}: {what}"]) for r in rows if f"paths: {what}" in r]
         )
@@ -251,16 +254,22 @@ def main(words: Sequence[str]) -> None:
             "paired": {f"{a} minus {b}": compared(rows, a, b) for a, b in pairs},
         })  # fmt: skip
     if not words or "paths" in words:
-        model = next((w for w in words if Path(w).is_dir()), "")
-        lm = open_lm(Source(model), Ctx()) if model else None
-        told: dict[str, Any] = {"model": Path(model).name, "choices": CHOICES, "found by words": BEST}
+        lms: dict[str, Any] = {
+            Path(w).name: open_lm(Source(w), Ctx(dtype="bfloat16")) for w in words if Path(w).is_dir()
+        }
+        told: dict[str, Any] = {
+            "models": list(lms),
+            "answered of each seed": ANSWERED,
+            "tokens": TOKENS,
+            "found by words": BEST,
+        }
         for world in ("names of own words", "names that share words"):
             rows = []
             for seed in SEEDS:
                 rows += part(
-                    f"build-mechgpt-paths-{Path(model).name}",
+                    "-".join(["build-mechgpt-paths", *lms]),
                     f"{world} {seed}",
-                    partial(paths, lm, "share" in world, seed),
+                    partial(paths, lms, "share" in world, seed),
                 )
                 told[world] = {"example": rows[0], **shares(rows)}
                 save("build-mechgpt-paths", told)
