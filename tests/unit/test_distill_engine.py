@@ -418,6 +418,8 @@ def test_extra_modules_are_trained_at_their_own_rate() -> None:
     assert torch.equal(now["scale"], seen["scale"])
     assert torch.equal(now["frozen"], seen["frozen"])
     assert not torch.equal(now["learns"], seen["learns"])
+    groups = run.optimizers["main"].param_groups
+    assert [g["lr_scale"] for g in groups] == [1.0, 0.0], "every group costs time in every step"
 
 
 def test_select_and_batch_hooks_decide_what_is_seen() -> None:

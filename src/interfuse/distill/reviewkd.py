@@ -172,7 +172,7 @@ class Fusion(nn.Module):
         here = feature.shape[2:]
         feature = _channels_last(feature)
         if self.attention is None or deeper is None:
-            x = self.reduce(feature)
+            x = self._reduced(feature)
         else:
             # the 1 x 1 convolution of [x, y] in two halves: that of y runs before y is enlarged, which changes nothing
             mine, theirs = self.attention.weight[:, : self.middle], self.attention.weight[:, self.middle :]
@@ -185,14 +185,19 @@ class Fusion(nn.Module):
                 after = torch.einsum("omyx,mi->oiyx", convolution.weight, first)
                 kernels = Kernels(after, convolution.weight, told[:, :-1], theirs, bias + told[:, -1])
                 return norm(conv_mixed(feature, deeper, kernels)), None
-            x = self.reduce(feature)
-            there = _enlarged(F.conv2d(deeper, theirs), here)
-            share = torch.sigmoid(F.conv2d(x, mine, bias) + there)  # [B, 2, H, W]
+            x = self._reduced(feature)
+            there = _enlarged(_pointwise(deeper, theirs), here)
+            share = torch.sigmoid(_pointwise(x, mine, bias) + there)  # [B, 2, H, W]
             own, other = torch.split(share, 1, dim=1)
             x = torch.addcmul(own * x, other, _enlarged(deeper, here))
         if x.shape[2:] != size:
             x = F.interpolate(x, size=size, mode="nearest")
         return norm(_convolved(x, convolution)), x
+
+    def _reduced(self, feature: Tensor) -> Tensor:
+        convolution, norm = _parts(self.reduce)
+        found: Tensor = norm(_pointwise(feature, convolution.weight))
+        return found
 
     def _folded(self, feature: Tensor) -> Tensor:
         """Convolution and normalisation together for this batch, bias last: ``[middle, inner + 1]``.
@@ -255,9 +260,16 @@ def _convolved(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     """A convolution that keeps the size; of a map of one place it sees the middle of its kernel alone."""
     if x.shape[2:] == (1, 1):
         k = convolution.kernel_size[0] // 2
-        return F.conv2d(x, convolution.weight[:, :, k : k + 1, k : k + 1])
+        return _pointwise(x, convolution.weight[:, :, k : k + 1, k : k + 1])
+    if convolution.kernel_size == (1, 1):
+        return _pointwise(x, convolution.weight)
     found: Tensor = convolution(x)
     return found
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1 x 1 convolution with weights ``[O, I, 1, 1]`` as one product, which is cheaper on small maps; channels last stay last."""
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def _enlarged(x: Tensor, size: torch.Size) -> Tensor:

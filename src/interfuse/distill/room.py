@@ -242,11 +242,11 @@ def start(call: Call, hooks: Hooks) -> Run:
         state.stored = []  # the method has prepared what it needs of them: teachers do not run on batches
     with seeded(ctx.seed_for("setup")):
         hooks.setup(state)
-    groups: list[dict[str, Any]] = [{"params": [p for p in student.parameters() if p.requires_grad]}]
-    groups += [
-        {"params": list(state.modules[name].parameters()), "lr_scale": scale} for name, scale in state.lr_scales.items()
-    ]
-    groups = [g for g in groups if g["params"]]
+    # one group per learning rate: each costs time of its own in every step
+    of: dict[float, list[torch.nn.Parameter]] = {1.0: [p for p in student.parameters() if p.requires_grad]}
+    for name, scale in state.lr_scales.items():
+        of.setdefault(scale, []).extend(state.modules[name].parameters())
+    groups: list[dict[str, Any]] = [{"params": ps, "lr_scale": scale} for scale, ps in of.items() if ps]
     if not groups:
         raise InterfuseError("needs.capability", "the student has no parameter that may be trained", where=student_model.name,
                              fix="Give a network with requires_grad_(True).")  # fmt: skip

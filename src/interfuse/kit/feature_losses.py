@@ -273,9 +273,9 @@ class _Triangles(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_angle: Tensor, of_d_s: Tensor, of_d_t: Tensor) -> tuple[Tensor, Tensor | None]:
         e_s, d_s, e_t, d_t, cut = ctx.saved_tensors
-        scale = 2 / cut[0].numel() * of_angle[:, None, None]
-        of_student = _through(e_s, d_s, cut @ e_s * scale, of_d_s)
-        return of_student, _through(e_t, d_t, cut @ e_t * -scale, of_d_t) if ctx.needs_input_grad[1] else None
+        scale = 2 / cut[0].numel() * of_angle[:, None]
+        of_student = _through(e_s, d_s, cut @ e_s, scale, of_d_s)
+        return of_student, _through(e_t, d_t, cut @ e_t, -scale, of_d_t) if ctx.needs_input_grad[1] else None
 
 
 def _towards(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,10 +285,11 @@ def _towards(x: Tensor) -> tuple[Tensor, Tensor]:
     return difference / distance.clamp_min(_LEAST)[..., None], distance
 
 
-def _through(unit: Tensor, distance: Tensor, of_unit: Tensor, of_distance: Tensor) -> Tensor:
-    """The gradient of the rows behind :func:`_towards`."""
-    turned = (of_unit - (of_unit * unit).sum(dim=2, keepdim=True) * unit) / distance.clamp_min(_LEAST)[..., None]
-    of_difference = torch.addcmul(turned, unit, of_distance[..., None])
+def _through(unit: Tensor, distance: Tensor, of_unit: Tensor, scale: Tensor, of_distance: Tensor) -> Tensor:
+    """The gradient of the rows behind :func:`_towards`, of ``scale * of_unit`` [B, B, D], which is written over, and ``of_distance``."""
+    share = scale / distance.clamp_min(_LEAST)
+    along = of_distance - share * torch.linalg.vecdot(of_unit, unit)
+    of_difference = of_unit.mul_(share[..., None]).addcmul_(unit, along[..., None])
     return of_difference.sum(dim=0) - of_difference.sum(dim=1)
 
 
@@ -417,7 +418,7 @@ def gaussian_graph(tokens: Tensor, neighbours: Tensor, *, sigma: float = 1.0) ->
     if neighbours.shape != (len(tokens), len(tokens)):
         raise _shape_error("neighbours must be [M, M] for M tokens", neighbours, tokens)
     kernel = torch.exp(-_distances(full_precision(tokens)).square() / (2 * sigma))
-    return kernel.masked_fill(~neighbours, 0.0)
+    return kernel * neighbours.to(kernel.dtype)
 
 
 def graph_divergence(
