@@ -358,6 +358,33 @@ def test_a_model_here_keeps_to_the_budget_and_goes_on_where_it_stopped(tmp_path:
     assert sum(asked) == paid
 
 
+def test_an_endpoint_is_asked_about_several_pieces_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Counted(ScriptedPanel):
+        def generate(self, prompts: Any, **options: Any) -> Any:
+            sizes.append(len(prompts))
+            return super().generate(prompts, **options)
+
+    given = {"ontology": read_concepts(GROWTH).ontology(), "domain": ""}
+    one, _ = build(tmp_path, Counted(0.5, seed=1), **given)
+    assert max(sizes) == 1
+    sizes.clear()
+    monkeypatch.setattr("interfuse.build.panel.is_far", lambda lm: True)
+    two, _ = build(tmp_path, Counted(0.5, seed=2), **given)
+    assert sizes[0] == len(TEXTS)
+    assert one["method"]["verification"] == two["method"]["verification"]
+
+    class Down(Counted):
+        def generate(self, prompts: Any, **options: Any) -> Any:
+            if len(prompts) > 1:
+                raise InterfuseError("endpoint.failed", "too many calls")
+            return super().generate(prompts, **options)
+
+    three, _ = build(tmp_path, Down(0.5, seed=3), **given)
+    assert three["method"]["verification"] == one["method"]["verification"], "each is asked again by itself"
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InterfuseError, match=r"param\.missing"):
         build(tmp_path, ScriptedPanel(), domain=" ")

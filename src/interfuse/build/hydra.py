@@ -46,6 +46,8 @@ from interfuse.kit.typed_triplets import IS_A, Triplet, remedied, triplet_issues
 PIECE = 400
 #: triplets that a local model may write of a piece of text: one per two words, within these bounds (small models repeat themselves to the end)
 FEWEST, MOST = 10, 40
+#: pieces whose first answers an endpoint is asked for at a time
+AHEAD = 64
 #: what is expected of a panel before it is asked: personas, questions of a group of them, and repairs of the ontology
 USUAL = {"personas": 12, "questions": 10, "repairs": 3}
 _WORD: dict[str, Any] = {"type": "string", "minLength": 1}
@@ -229,24 +231,30 @@ def _triplets(talk: Talk, concepts: Concepts, epochs: int, contracts: str) -> li
     work = talk.work
     pieces = [c for document in work.documents() for c in split(document, PIECE)]
     found: dict[Triplet, Chunk] = {}
+    types: dict[str, str] = {}
     remedies: list[dict[str, str]] = []
     known = json.dumps(concepts.as_dict(), ensure_ascii=False)
     for epoch in range(epochs):
         before = len(found)
+        had: dict[str, list[Triplet]] = {}
+        for t, chunk in found.items():
+            had.setdefault(chunk.id, []).append(t)
         with work.ctx.bar(f"read, epoch {epoch + 1}", float(len(pieces)), "chunks") as bar:
-            for chunk in pieces:
-                types = {t.subject: t.object for t in found if t.predicate == IS_A}
-                new = _read(
-                    talk, concepts, types, chunk, known, [t for t in found if found[t].id == chunk.id], contracts
-                )
-                if contracts != "off":
-                    new, record = remedied(
-                        concepts, types, [t for t in new if t not in found], repair=contracts == "repair"
-                    )
-                    remedies += record
-                for t in new:
-                    found.setdefault(t, chunk)
-                bar.advance()
+            for start in range(0, len(pieces), AHEAD):
+                some = pieces[start : start + AHEAD]
+                requests = [_request(concepts, c, known, had.get(c.id, ()), contracts) for c in some]
+                talk.ahead(requests)
+                for chunk, request in zip(some, requests, strict=True):
+                    new = _read(talk, concepts, types, request, had.get(chunk.id, ()), contracts)
+                    if contracts != "off":
+                        fresh = [t for t in new if t not in found]
+                        new, record = remedied(concepts, types, fresh, repair=contracts == "repair")
+                        remedies += record
+                    for t in new:
+                        if t not in found and t.predicate == IS_A:
+                            types[t.subject] = t.object
+                        found.setdefault(t, chunk)
+                    bar.advance()
         if len(found) == before:
             break
     work.save("remedies.jsonl", "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in remedies))
@@ -255,12 +263,26 @@ def _triplets(talk: Talk, concepts: Concepts, epochs: int, contracts: str) -> li
     return list(found.items())
 
 
+def _request(
+    concepts: Concepts, chunk: Chunk, known: str, had: Sequence[Triplet], contracts: str
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """What is asked about one piece, and the schema of the answer."""
+    request = about_document(
+        'What does the document state, in the words of the ontology? Answer with a JSON object {"triplets": [{"subject": ..., "predicate": ..., "object": ...}]}. '
+        f'First say of each entity, in snake_case, what it is: predicate "{IS_A}", object a class. Answer {{"triplets": []}} if nothing fits.', chunk.text,
+        before=f"Ontology: {known}\nAlready known: {json.dumps([[t.subject, t.predicate, t.object] for t in had], ensure_ascii=False)}")  # fmt: skip
+    known_words = {"enum": [IS_A, *concepts.properties]} if contracts != "off" else _WORD
+    form = shaped("triplets", of_parts({"subject": _WORD, "predicate": known_words, "object": _WORD}))
+    most = min(MOST, max(FEWEST, len(chunk.text.split()) // 2))
+    form["properties"]["triplets"] |= {"maxItems": most, "uniqueItems": True}
+    return request, form
+
+
 def _read(
     talk: Talk,
     concepts: Concepts,
     types: Mapping[str, str],
-    chunk: Chunk,
-    known: str,
+    request: tuple[list[dict[str, str]], dict[str, Any]],
     had: Sequence[Triplet],
     contracts: str,
 ) -> list[Triplet]:
@@ -283,15 +305,7 @@ def _read(
             return ("no triplet has a subject, a predicate and an object that are not empty",)
         return [str(i) for _, i in triplet_issues(concepts, types, [t for t in rows if t not in had])[0]]
 
-    request = about_document(
-        'What does the document state, in the words of the ontology? Answer with a JSON object {"triplets": [{"subject": ..., "predicate": ..., "object": ...}]}. '
-        f'First say of each entity, in snake_case, what it is: predicate "{IS_A}", object a class. Answer {{"triplets": []}} if nothing fits.', chunk.text,
-        before=f"Ontology: {known}\nAlready known: {json.dumps([[t.subject, t.predicate, t.object] for t in had], ensure_ascii=False)}")  # fmt: skip
-    known_words = {"enum": [IS_A, *concepts.properties]} if contracts != "off" else _WORD
-    form = shaped("triplets", of_parts({"subject": _WORD, "predicate": known_words, "object": _WORD}))
-    most = min(MOST, max(FEWEST, len(chunk.text.split()) // 2))
-    form["properties"]["triplets"] |= {"maxItems": most, "uniqueItems": True}
-    made = talk.ask("triplets", request, read, wrong, form)
+    made = talk.ask("triplets", request[0], read, wrong, request[1])
     return made if made is not None else last
 
 

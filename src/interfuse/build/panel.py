@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interfuse.build.room import Work
-from interfuse.data.lm import LM
+from interfuse.core.errors import InterfuseError
+from interfuse.data.lm import LM, is_far
 from interfuse.kit.asking import as_read, numbered
 from interfuse.kit.contracts import Contract, Record, nothing
 from interfuse.kit.document_prompts import about_document, corrected
@@ -63,6 +64,28 @@ class Talk:
         )
         first = [{"role": "user", "content": request}] if isinstance(request, str) else request
         return term.run(step, first, self.record).value
+
+    def ahead(self, requests: Sequence[tuple[list[dict[str, str]], Mapping[str, Any]]]) -> None:
+        """Of an endpoint the first answers to many requests, each with its schema, are brought several at a time and kept for :meth:`ask`.
+
+        A call that fails is left for :meth:`ask` to try again.
+
+        Raises:
+            InterfuseError: ``budget.spent``.
+        """
+        if not is_far(self.lm):
+            return
+        groups: dict[str, list[int]] = {}
+        for i, (_, schema) in enumerate(requests):
+            groups.setdefault(json.dumps(schema, sort_keys=True), []).append(i)
+        for places in groups.values():
+            asked = [as_read(self.work.lm or self.lm, requests[i][0]) for i in places]
+            try:
+                self.lm.generate(asked, max_tokens=REPLY, schema=requests[places[0]][1], ctx=self.work.ctx)
+            except InterfuseError as error:
+                if error.code != "endpoint.failed":
+                    raise
+                self.work.ctx.log(f"some answers are asked for again: {error.what}")
 
 
 def questions(talk: Talk, domain: str, group: int) -> list[str]:
