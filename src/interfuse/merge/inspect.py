@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -107,22 +107,28 @@ def _compare(x: Flat, y: Flat) -> dict[str, float]:
     }
 
 
-def _by_number(name: str) -> tuple[str, int]:
-    """Sorts layers by their number, not letter by letter."""
-    place = layer_of(name)
-    return (name, -1) if place is None else place[:2]
+def _parts(names: Iterable[str]) -> dict[str, list[str]]:
+    """Tensors by layer, layers by their number and not letter by letter; those outside the layers by their own name."""
+
+    def by_number(name: str) -> tuple[str, int]:
+        place = layer_of(name)
+        return (name, -1) if place is None else place[:2]
+
+    parts: dict[str, list[str]] = {}
+    for name in sorted(names, key=by_number):
+        place = layer_of(name)
+        parts.setdefault(f"{place[0]}{place[1]}" if place else name, []).append(name)
+    return parts
 
 
 def by_layer(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of :func:`difference` added up per layer; tensors outside the layers by their own name."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: _by_number(r["tensor"])):
-        place = layer_of(row["tensor"])
-        groups.setdefault(f"{place[0]}{place[1]}" if place else row["tensor"], []).append(row)
+    named = {row["tensor"]: row for row in rows}
     out = []
-    for name, members in groups.items():
+    for part, names in _parts(named).items():
+        members = [named[name] for name in names]
         squares, gap = (sum(m.get(k, 0.0) for m in members) for k in ("_squares", "_gap"))
-        out.append({"part": name, "tensors": len(members), "relative": math.sqrt(gap / squares) if squares > 0 else 0.0,
+        out.append({"part": part, "tensors": len(members), "relative": math.sqrt(gap / squares) if squares > 0 else 0.0,
                     "notes": sum("note" in m for m in members)})  # fmt: skip
     return out
 
@@ -174,14 +180,10 @@ def explain_all(out: Path, *, models: Sequence[Path] = (), base: Path | None = N
     method, report = _report(out)
     count = len(report["models"])
     sources = [i for i in range(count) if any(i in made["sources"] for made in report["made"])]
-    parts: dict[str, list[str]] = {}
-    for name in sorted(report["tensors"], key=_by_number):
-        place = layer_of(name)
-        parts.setdefault(f"{place[0]}{place[1]}" if place else name, []).append(name)
     opened, result, below = _opened(report, out, models, base) if models else ([], None, None)
     whole_sums, rows = _Sums(len(sources)), []
     other: list[str] = []
-    for part, names in parts.items():
+    for part, names in _parts(report["tensors"]).items():
         here = _Sums(len(sources))
         for name in names:
             if result is None or not result[name].kind.floating:
