@@ -4,6 +4,7 @@ import math
 import struct
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -355,9 +356,9 @@ def test_blocks_of_a_matrix_follow_from_its_shape(shape):
     assert all(start % (32 * shape[1]) == 0 for start, _ in seen[0])
 
 
-@pytest.mark.parametrize(("memory", "most"), [(8 << 20, 1), (64 << 20, 3)])
-def test_preparations_keep_to_the_memory_together(memory, most):
-    """As many at once as fit, and what they give counts until the output is done."""
+@pytest.mark.parametrize(("memory", "most"), [(8 << 20, 1), (64 << 20, 1), (80 << 20, 2), (120 << 20, 3)])
+def test_preparations_keep_to_their_share_of_the_memory_together(memory, most):
+    """As many at once as fit into it, one in any case."""
     running, peak, lock = 0, 0, threading.Lock()
 
     def prepare(sources):
@@ -379,6 +380,58 @@ def test_preparations_keep_to_the_memory_together(memory, most):
     with pytest.raises(InterfuseError, match="needs 5,") as caught:
         stream_merge(jobs, writer, workers=3, max_memory=5 << 20)
     assert caught.value.code == "input.limit"
+
+
+@pytest.mark.parametrize(("kept", "most"), [(0, 2), (3, 1)])
+def test_of_a_preparation_what_it_gave_counts_until_the_output_is_done(kept, most):
+    """Two preparations side by side fit into the share, but not beside what a third has left, whose output waits."""
+    running, peak, third = 0, 0, threading.Event()
+    lock = threading.Lock()
+
+    def first(sources):
+        return [torch.zeros(max(kept << 18, 1)), (torch.zeros(1),)]
+
+    def prepare(sources):
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        third.set()
+        return 1.0
+
+    def slow(x, block):
+        third.wait(10)
+        return x[0]
+
+    source = flat(np.ones((40, 40), np.float32))
+    jobs = [Job("first", (source,), slow, "matrix", first, preparing=5 << 20)]
+    jobs += [
+        Job(str(i), (source,), lambda x, b: x[0] * b.facts, "matrix", prepare, preparing=5 << 20) for i in range(2)
+    ]
+    writer = MemoryWriter({job.name: (torch.float32, (40, 40)) for job in jobs})
+    stream_merge(jobs, writer, workers=3, max_memory=80 << 20)
+    assert peak == most
+
+
+def test_nothing_of_a_preparation_is_held_when_its_output_is_done():
+    """Not by the thread that made it either, while that prepares the next one."""
+    left: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def prepare(sources):
+        alive.extend(ref() is not None for ref in left)
+        made = torch.ones(())
+        left.append(weakref.ref(made))
+        return made
+
+    source = flat(np.ones((40, 40), np.float32))
+    jobs = [Job(str(i), (source,), lambda x, b: x[0] * b.facts, "matrix", prepare, preparing=1 << 20) for i in range(3)]
+    writer = MemoryWriter({job.name: (torch.float32, (40, 40)) for job in jobs})
+    stream_merge(jobs, writer, workers=1)
+    assert alive == [False] * 3
 
 
 @pytest.mark.parametrize("workers", [1, 3])

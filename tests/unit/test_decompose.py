@@ -8,7 +8,16 @@ import torch
 from interfuse.core.errors import InterfuseError
 from interfuse.data.weights import Flat, Weights
 from interfuse.kit import decompose
-from interfuse.kit.decompose import leading_triplets, short_side, shrunk, times, whitening
+from interfuse.kit.decompose import (
+    leading_triplets,
+    matrix_memory,
+    pieces,
+    short_side,
+    shrunk,
+    side_by_side,
+    times,
+    whitening,
+)
 
 
 def matrix(rows: int, columns: int, decay: float) -> torch.Tensor:
@@ -149,3 +158,25 @@ def test_values_are_shrunk_by_the_gram_matrix(shape, threshold):
     found, above = shrunk(a, threshold)
     assert above == int((s > threshold).sum())
     assert float((found - exact).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(600, 30), (30, 600), (300, 280), (40, 40)])
+def test_pieces_are_the_matrix_in_one_buffer(small_pieces, shape):
+    a, b = matrix(*shape, 0.9), matrix(*shape, 0.7)
+    long = (a if shape[0] >= shape[1] else a.T).float().double()
+    seen, at = [], 0
+    for piece in pieces(source(a)):
+        assert torch.equal(piece, long[at : at + len(piece)])
+        seen.append(piece.data_ptr())
+        at += len(piece)
+    assert (at, len(set(seen))) == (len(long), 1)
+    factors = [torch.eye(min(shape), dtype=torch.float64)[:, :3], torch.eye(min(shape), dtype=torch.float64)[:, 4:6]]
+    beside = torch.cat(list(side_by_side([source(a), source(b)], factors)))
+    other = (b if shape[0] >= shape[1] else b.T).float().double()
+    assert torch.equal(beside, torch.cat([long[:, :3], other[:, 4:6]], dim=1))
+
+
+def test_memory_follows_the_short_side():
+    assert matrix_memory((32000, 2048), 3) == matrix_memory((9000, 2048), 3) == 8 * (3 * 2048**2 + 3 * 256 * 2048)
+    assert matrix_memory((2048, 32000), 3) == 8 * (3 * 2048**2 + 3 * 512 * 2048), "a wide one is read in larger pieces"
+    assert matrix_memory((10, 4), 2) == 8 * (2 * 16 + 3 * 40), "a small one is one piece"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interfuse.core.ctx import Ctx
+from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load, read_params
 from interfuse.core.rooms import load_room, prepare
 from interfuse.data.weights import Weights
@@ -545,3 +547,27 @@ def test_faster_decompositions_give_the_oracles_numbers(slug, svd):
     said = by_oracle(slug, models, base, **own)["w"]
     ours = run(slug, [m["w"] for m in models], base["w"] if takes_base(slug) else None, svd=svd, **own)
     np.testing.assert_allclose(ours.double().numpy(), said, rtol=1e-4, atol=2e-5 if svd == "randomised" else 1e-6)
+
+
+def test_a_method_that_prepares_matrices_says_how_much_memory_that_takes(tmp_path):
+    """One that prepares nothing need not."""
+    from interfuse.merge.room import run as run_room
+
+    def net(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return torch.nn.Linear(6, 4)
+
+    method = load("merge/iso-c")
+    call = prepare(load_room("merge"), method, {"models": [net(1), net(2)], "base": net(3)}, Ctx())
+    silent = {k: v for k, v in method.traits.items() if k != "squares"}
+    with pytest.raises(InterfuseError, match="does not say how much memory") as caught:
+        run_room(dataclasses.replace(call, method=dataclasses.replace(method, traits=silent)), tmp_path / "out")
+    assert caught.value.code == "method.card"
+    plain = {k: v for k, v in silent.items() if k != "prepare"}
+    assert (
+        run_room(dataclasses.replace(call, method=dataclasses.replace(method, traits=plain)), tmp_path / "plain")[
+            "tensors"
+        ]
+        == 2
+    )

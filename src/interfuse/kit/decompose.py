@@ -12,6 +12,7 @@ one's share it cannot tell from 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -71,30 +72,66 @@ def short_side(flat: Flat, how: str = "exact", rank: int | None = None, key: int
 
 
 def pieces(flat: Flat) -> Iterator[Tensor]:
-    """A matrix [m, n] along its long side: float64 [rows, k] of it, or of its transpose where m < n. The pieces follow from the shape alone.
+    """A matrix [m, n] along its long side: float64 [rows, k] of it, or of its transpose where m < n. The pieces follow from the shape alone;
+    each is a buffer that the next one overwrites.
 
     Raises:
         InterfuseError: ``input.nan`` for NaN or infinite elements.
     """
-    (m, n), k = flat.shape, min(flat.shape)
-    step = max((_PIECE if m < n else _PIECE // 2) // max(k, 1), 256)  # a wide one is read once for each piece
-    rows = max(_READ // max(n, 1), 32)
-    for at in range(0, max(m, n), step):
-        if m >= n:
-            stop = min(at + step, m)
-            piece = torch.empty(stop - at, n, dtype=torch.float64)
-            for row in range(at, stop, rows):
-                upto = min(row + rows, stop)
-                piece[row - at : upto - at] = flat.read(row * n, upto * n).view(-1, n)
-        else:
-            piece = torch.empty(m, min(step, n - at), dtype=torch.float64)
-            for row in range(0, m, rows):
-                upto = min(row + rows, m)
-                piece[row:upto] = flat.read(row * n, upto * n).view(-1, n)[:, at : at + step]
-            piece = piece.T
-        if not bool(torch.isfinite(piece).all()):
-            raise InterfuseError("input.nan", "NaN or infinite numbers have no singular values")
-        yield piece
+    step = _step(flat.shape)
+    buffer = torch.empty(min(step, max(flat.shape)) * min(flat.shape), dtype=torch.float64)
+    for at in range(0, max(flat.shape), step):
+        yield _piece(flat, at, step, buffer)
+
+
+def side_by_side(flats: Sequence[Flat], factors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Rows of ``[A_1 F_1, A_2 F_2, ...]`` for matrices of one shape [m, n] (for their transposes where m < n), of the same pieces; one piece
+    of one matrix is held at a time.
+
+    Args:
+        flats: A_i. factors: F_i, float64 [k, r_i].
+
+    Returns:
+        float64 [rows, r_1 + r_2 + ...].
+
+    Raises:
+        InterfuseError: as :func:`pieces`.
+    """
+    shape = flats[0].shape
+    step, long, width = _step(shape), max(shape), sum(factor.shape[1] for factor in factors)
+    buffer = torch.empty(min(step, long) * min(shape), dtype=torch.float64)
+    for at in range(0, long, step):
+        made, left = torch.empty(min(step, long - at), width, dtype=torch.float64), 0
+        for flat, factor in zip(flats, factors, strict=True):
+            made[:, left : left + factor.shape[1]] = _piece(flat, at, step, buffer) @ factor
+            left += factor.shape[1]
+        yield made
+
+
+def _step(shape: tuple[int, ...]) -> int:
+    """Rows of a piece of a tall matrix, columns of one of a wide one."""
+    m, n = shape
+    return max((_PIECE if m < n else _PIECE // 2) // max(min(shape), 1), 256)  # a wide one is read once for each piece
+
+
+def _piece(flat: Flat, at: int, step: int, buffer: Tensor) -> Tensor:
+    """The piece of :func:`pieces` that begins at a row (of the transpose where m < n), in the buffer's memory."""
+    m, n = flat.shape
+    size, rows = min(step, max(m, n) - at), max(_READ // max(n, 1), 32)
+    if m >= n:
+        piece = buffer[: size * n].view(size, n)
+        for row in range(0, size, rows):
+            upto = min(row + rows, size)
+            piece[row:upto] = flat.read((at + row) * n, (at + upto) * n).view(-1, n)
+    else:
+        piece = buffer[: m * size].view(m, size)
+        for row in range(0, m, rows):
+            upto = min(row + rows, m)
+            piece[row:upto] = flat.read(row * n, upto * n).view(-1, n)[:, at : at + size]
+        piece = piece.T
+    if not math.isfinite(float(piece.sum())):  # sums of float32 numbers are far from the largest of float64
+        raise InterfuseError("input.nan", "NaN or infinite numbers have no singular values")
+    return piece
 
 
 def spectrum(parts: Pieces, width: int, how: str = "exact") -> tuple[Tensor, Tensor]:
@@ -116,8 +153,15 @@ def spectrum(parts: Pieces, width: int, how: str = "exact") -> tuple[Tensor, Ten
 
 
 def squares(how: str) -> int:
-    """How many matrices [k, k] a decomposition of a matrix with the short side k holds at once: :func:`interfuse.kit.streaming.matrix_memory`."""
+    """How many matrices [k, k] a decomposition of a matrix with the short side k holds at once: :func:`matrix_memory`."""
     return 3 if how == "gram" else 4
+
+
+def matrix_memory(shape: tuple[int, ...], count: float) -> int:
+    """Bytes that a preparation of a matrix takes: ``count`` matrices [k, k] of its short side, and a piece along the long one with two
+    products of that size (:func:`side_by_side`), float64. What is read for a piece comes on top: a megabyte for each source."""
+    short = min(shape)
+    return int(8 * (count * short**2 + 3 * min(_step(shape), max(shape)) * short))
 
 
 def times(flat: Flat, factors: Sequence[Tensor], start: int, stop: int) -> Tensor:

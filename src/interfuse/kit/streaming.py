@@ -45,6 +45,7 @@ _ROWS = 64  # granule of row-wise work: 64 rows are whole vector registers whate
 _MATRIX = {True: 1 << 19, False: 3 << 18}  # elements of a block of a matrix that is tall (or square), or wide
 _SYNC_SECONDS = 1.0
 _HELD = 100 << 20  # bytes of a tensor's sources that are held from its preparation on
+_TOGETHER = 0.15  # share of the memory that preparations take side by side; one alone may take all there is
 #: largest numbers of the types that are rounded to without ``torch``
 _LARGEST = {"F32": 3.4028234663852886e38, "F16": 65504.0, "BF16": 3.3895313892515355e38}
 
@@ -85,8 +86,9 @@ class Job:
         temporaries: how many tensors of the output block's size (float32) the function needs besides its arguments.
         arrays: the function takes and returns NumPy arrays instead of tensors; only with ``scope="element"``. Where all
             sources are stored as plain floating-point numbers, nothing of ``torch`` is loaded.
-        preparing: bytes that ``prepare`` and its result take, which are kept free for it until the output is done; its sources are not
-            held then, since such a preparation takes much longer than reading. 0 for one that needs next to nothing.
+        preparing: bytes that ``prepare`` takes, which are kept free for it; those of the tensors in its result (a tensor, or lists and
+            tuples of them) stay so until the output is done. Its sources are not held, since such a preparation takes much longer
+            than reading. 0 for one that needs next to nothing.
     """
 
     name: str
@@ -233,13 +235,6 @@ def matrix_step(shape: tuple[int, ...]) -> int:
     return min(max(_MATRIX[m >= n] // n // 32, 1) * 32, m) * n
 
 
-def matrix_memory(shape: tuple[int, ...], squares: float) -> int:
-    """Bytes that a preparation of a matrix takes: ``squares`` matrices [k, k] of its short side, and a piece along the long one, in float64
-    beside what is read for it."""
-    short = min(shape)
-    return int(8 * (squares * short**2 + 2 * min(math.prod(shape), max(1 << 20, 256 * short))))
-
-
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -266,7 +261,8 @@ def stream_merge(
         workers: threads; the number of usable processors if None.
         block_bytes: size of a block of float32 numbers.
         max_memory: bytes that the blocks' buffers and temporaries, sources held for a second reading, and what jobs say that they take
-            for ``preparing``, may take, in all threads together. What other preparations hold comes on top: up to 60 MB per thread for a
+            for ``preparing``, may take, in all threads together. Preparations that ask for memory take 15 % of it side by side; one
+            that asks for more runs alone. What other preparations hold comes on top: up to 60 MB per thread for a
             magnitude threshold.
         journal: record of finished tensors; those it names are verified and skipped.
         progress: called with the bytes of output done, the bytes in all, and the tensor worked on.
@@ -398,7 +394,7 @@ class _Plan:
     """Block sizes and memory, decided before any work."""
 
     def __init__(self, tasks: list[_Task], workers: int, block: int, max_memory: int) -> None:
-        self.workers = workers
+        self.workers, self.max_memory = workers, max_memory
         sources = max((len(task.job.sources) for task in tasks if task.job.scope != "tensor"), default=0)
         spare = max((task.job.temporaries for task in tasks if task.job.scope != "tensor"), default=0)
         while block > CHUNK and workers * block * 4 * (sources + spare + 1) > max_memory:
@@ -438,6 +434,19 @@ class _Plan:
         task.memory = 4 * own
 
 
+def _bytes_in(facts: Any) -> int:
+    """Bytes of the tensors in what a preparation gave, each storage once."""
+    storages: dict[int, int] = {}
+    left = [facts]
+    while left:
+        found = left.pop()
+        if isinstance(found, list | tuple):
+            left += found
+        elif isinstance(found, torch.Tensor):
+            storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
 def _least(tasks: list[_Task]) -> int:
     return max((task.memory for task in tasks if task.job.scope != "tensor"), default=0)
 
@@ -464,6 +473,7 @@ class _Run:
         self.free = plan.free
         #: Bytes for preparations and held sources: what is left when the largest task runs in every thread.
         self.spare = plan.free - plan.workers * max((task.memory for task in tasks), default=0)
+        self.prepared = 0  # bytes of it that preparations, and what they gave, take now
         self.buffers: list[NDArray[np.uint8]] = []  # of sources held before, to be used again
         self.total = sum(task.nbytes for task in tasks)
         self.bytes_done = 0
@@ -514,7 +524,10 @@ class _Run:
                     facts = task.job.prepare(task.sources) if task.job.prepare else None
                     with self.changed:
                         task.facts, task.state = facts, "ready"
+                        if task.job.preparing:
+                            self._release(task, task.held - min(_bytes_in(facts), task.held))
                         self.changed.notify_all()
+                    del facts  # which would stay until the next preparation
                     continue
                 stop = min(start + task.step, task.numel)
                 data = hand.copy(task, start, stop) if task.raw else hand.compute(task, start, stop)
@@ -534,7 +547,7 @@ class _Run:
                 for task in self.pending:
                     if task.state == "new":
                         if task.job.prepare is not None:
-                            if task.job.preparing > self.spare and self.free < self.plan.free:
+                            if self._must_wait(task):
                                 break  # until what runs, or is held, is done: alone it fits
                             task.state = "preparing"
                             self._reserve(task)
@@ -552,6 +565,12 @@ class _Run:
                 self.changed.wait()
             return None
 
+    def _must_wait(self, task: _Task) -> bool:
+        """Whether a preparation that asks for memory has to wait for others, or for what is left of them."""
+        needed = task.job.preparing
+        crowded = self.prepared and self.prepared + needed > _TOGETHER * self.plan.max_memory
+        return bool(needed and crowded) or (needed > self.spare and self.free < self.plan.free)
+
     def _reserve(self, task: _Task) -> None:
         """Memory for a preparation that asks for it; else for the sources of a task that reads them several times, where there is plenty."""
         needed = task.job.preparing or sum(s.info.nbytes for s in task.sources if _stored(s))
@@ -559,6 +578,14 @@ class _Run:
             task.held = needed
             self.spare -= needed
             self.free -= needed
+            self.prepared += needed if task.job.preparing else 0
+
+    def _release(self, task: _Task, size: int) -> None:
+        """Gives back some of what :meth:`_reserve` took."""
+        task.held -= size
+        self.spare += size
+        self.free += size
+        self.prepared -= size if task.job.preparing else 0
 
     def _buffer(self, source: StoredTensor) -> NDArray[np.uint8]:
         """Memory for a source: the least buffer of about its size, or a new one in place of the least there is."""
@@ -588,8 +615,7 @@ class _Run:
             if task.done == task.numel:
                 self.buffers += [s.buffer for s in task.sources if isinstance(s, HeldTensor)]
                 task.facts, task.sources = None, ()
-                self.free += task.held
-                self.spare += task.held
+                self._release(task, task.held)
                 if self.journal is not None:
                     self.journal.record(task.job.name, task.digest.hexdigest())
             if self.progress is not None:

@@ -34,7 +34,7 @@ from interfuse.data.weight_writer import WeightWriter
 from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import below, tensor_key, uniform
 from interfuse.kit.reductions import Difference
-from interfuse.kit.streaming import Block, Job, Journal, matrix_memory, processors, stream_merge
+from interfuse.kit.streaming import Block, Job, Journal, processors, stream_merge
 from interfuse.merge.finish import finish, open_vocabulary
 from interfuse.merge.looks import looking
 from interfuse.merge.plan import Output
@@ -582,8 +582,20 @@ def _job(
         ready if "prepare" in traits else None,
         traits.get("temporaries", 2),
         traits.get("arrays", False),
-        matrix_memory(shape, traits["squares"](len(sources) - bases, **own)) if scope == "matrix" else 0,
+        _preparing(call.method, shape, len(sources) - bases, own) if scope == "matrix" else 0,
     )
+
+
+def _preparing(method: Method, shape: tuple[int, ...], count: int, own: Mapping[str, Any]) -> int:
+    """Bytes that the preparation of a matrix takes, by the method's trait ``squares``; 0 for a method that prepares nothing."""
+    if "prepare" not in method.traits:
+        return 0
+    if "squares" not in method.traits:
+        raise InterfuseError("method.card", f"{method.id} prepares matrices and does not say how much memory that takes",
+                             fix="@method(scope='matrix', prepare=..., squares=lambda count, **parameters: matrices [k, k] held at once).")  # fmt: skip
+    from interfuse.kit.decompose import matrix_memory  # needs torch
+
+    return matrix_memory(shape, method.traits["squares"](count, **own))
 
 
 ROOM = Room(

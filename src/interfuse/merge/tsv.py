@@ -12,7 +12,7 @@ from torch import Tensor
 from interfuse.core.method import method
 from interfuse.data.weights import Flat
 from interfuse.kit.counter_random import tensor_key
-from interfuse.kit.decompose import How, pieces, short_side, spectrum, squares, times, whitening
+from interfuse.kit.decompose import How, short_side, side_by_side, spectrum, squares, times, whitening
 from interfuse.merge.room import Part, Whole, weighted_sum
 
 
@@ -35,8 +35,8 @@ def _singular(whole: Whole, *, svd: str, **_: Any) -> list[tuple[Flat, Tensor, T
 
     def others() -> Iterator[Tensor]:
         """U, a few rows at a time."""
-        for rows in zip(*(pieces(d) for d in deltas), strict=True):
-            yield torch.cat([piece @ part for piece, part in zip(rows, leading, strict=True)], dim=1) * inverse
+        for rows in side_by_side(deltas, leading):
+            yield rows.mul_(inverse)
 
     kind = "exact" if svd == "exact" else "gram"
     middle = whitening(*spectrum(lambda: iter([vectors]), len(sizes), kind)).mul_(sizes[:, None])
