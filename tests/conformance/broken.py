@@ -324,7 +324,14 @@ def bad_manners(what: str, does: Callable[[], Any]) -> None:
     bad_house(f"left changed: {what}", "global_state_untouched", f"^{what}", change)
 
 
+def _seeds_within_a_fence() -> None:
+    """What would be dropped at random in every step is the same from here on; the state is restored all the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+
+
 bad_manners("torch's random state", lambda: torch.manual_seed(5))
+bad_manners("seeds of global generators", _seeds_within_a_fence)
 bad_manners("NumPy's random state", lambda: np.random.seed(5))  # noqa: NPY002
 bad_manners("Python's random state", lambda: random.seed(5))
 bad_manners("default dtype", lambda: torch.set_default_dtype(torch.float64))

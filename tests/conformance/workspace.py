@@ -48,6 +48,32 @@ def world() -> dict[str, str]:
     }
 
 
+@contextmanager
+def seeds_noted() -> Iterator[list[str]]:
+    """Inside the block, who sets a global generator to a number of their own: ``data/seeding.py`` alone may, which restores it, and so
+    would hide what is done within it. Libraries may, since what they draw is fenced in there."""
+    found: list[str] = []
+    places: list[tuple[Any, str]] = [(torch, "manual_seed"), (torch, "seed"), (torch.random, "manual_seed"), (np.random, "seed"), (random, "seed")]  # fmt: skip
+    before = [getattr(place, name) for place, name in places]
+
+    def noting(call: Any, what: str) -> Any:
+        def wrapped(*args: Any, **given: Any) -> Any:
+            file = Path(sys._getframe(1).f_code.co_filename)
+            if "site-packages" not in file.parts and file.parts[-2:] != ("data", "seeding.py"):
+                found.append(f"{what} in {file.name}")
+            return call(*args, **given)
+
+        return wrapped
+
+    for (place, name), call in zip(places, before, strict=True):
+        setattr(place, name, noting(call, f"{place.__name__}.{name}"))
+    try:
+        yield found
+    finally:
+        for (place, name), call in zip(places, before, strict=True):
+            setattr(place, name, call)
+
+
 def object_digest(value: Any) -> Any:
     """What an object in memory holds, flags and hooks of modules included."""
     if isinstance(value, torch.nn.Module):
@@ -159,9 +185,10 @@ class Workspace:
         if "first" not in self._runs:
             out, scene = self.place("first"), self.scene
             self.notes["inputs before"] = digests(scene.files)
-            self.notes["world before"] = world()
-            self.notes["noun"] = apply(self.case.method, out=out, seed=0, **self.given())
-            self.notes["world after"] = world()
+            self.notes["world before"] = {**world(), "seeds of global generators": ""}
+            with seeds_noted() as seeds:
+                self.notes["noun"] = apply(self.case.method, out=out, seed=0, **self.given())
+            self.notes["world after"] = {**world(), "seeds of global generators": ", ".join(dict.fromkeys(seeds))}
             self.notes["inputs after"] = digests(scene.files)
             self._runs["first"] = out
         return self._runs["first"]

@@ -250,12 +250,40 @@ def test_automatic_layers_are_those_that_take_part(module: torch.nn.Module, name
 
 
 def test_a_feature_whose_first_axis_is_not_the_batch_is_refused() -> None:
-    module = Towers(wrap=lambda x: x.transpose(0, 1))  # as XLNet works
+    module = Towers(wrap=lambda x: x.transpose(0, 2))
     with Taps(module, ["text.layers.0"]) as taps:
         module(torch.tensor([[1, 2, 3], [4, 5, 6]]))
         with pytest.raises(InterfuseError, match=r"needs\.capability") as caught:
             taps.shapes()
     assert "batch" in caught.value.what
+
+
+FOR_TEXTS = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "layers"),
+    [
+        ("xlnet", {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}, ["transformer.layer.0", "transformer.layer.1"]),
+        ("squeezebert", {"hidden_size": 16, "embedding_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
+         ["transformer.encoder.layers.0.output", "transformer.encoder.layers.1.output"]),
+    ],
+)  # fmt: skip
+def test_tokens_of_texts_are_turned_upright(kind: str, fields: dict[str, Any], layers: list[str]) -> None:
+    """XLNet's blocks give [L, B, D], SqueezeBERT's, which are not called as modules, [B, D, L]."""
+    source = {"config": {**FOR_TEXTS, **fields, "model_type": kind}, "task": "text-classification"}
+    module = build(open_model(Source(source), Ctx()), Ctx())
+    with Taps(module, ["auto", "penultimate"]) as taps, torch.no_grad():
+        for batch, length in ((2, 7), (4, 5), (3, 3)):  # of a square one too, once it is known
+            ids = torch.randint(1, 40, (batch, length), generator=torch.Generator().manual_seed(length))
+            found = module(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+            assert list(taps.shapes()) == [*layers, "penultimate"]
+            for name, hidden in zip(layers, found.hidden_states[1:], strict=True):
+                torch.testing.assert_close(
+                    taps.features[name], hidden.transpose(0, 1) if len(hidden) != batch else hidden
+                )
+            assert taps.chosen(["auto"]) == layers
+    assert not any(m._forward_hooks for m in module.modules())
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,8 @@ def test_heads_that_are_no_plain_last_layer(real: dict[str, Any], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("slug", "given"), [("hard", {}), ("hard", {"augmentor": "vae"}), ("compose", {"parts": [{"use": "hard"}]})]
+    ("slug", "given"),
+    [("hard", {}), ("hard", {"augmentor": "vae"}), ("compose", {"parts": [{"use": "hard"}]}), ("reviewkd", {})],
 )
 def test_texts_have_no_pixels(
     real: dict[str, Any], tmp_path: Path, slug: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from interfuse.core.errors import InterfuseError
 from interfuse.core.method import method
 from interfuse.distill.hooks import Hooks, Needs, Run, Views, hard_loss, per_position
 from interfuse.kit.losses import full_precision
 from interfuse.kit.mixed_conv import Kernels, conv_mixed
 from interfuse.kit.nets import as_map, check_places, width_of
 from interfuse.kit.taps import AUTO, PENULTIMATE
+
+if TYPE_CHECKING:
+    from interfuse.core.rooms import Call
 
 #: sides of the averaged copies that a map is compared at, beside its own size (section 3.3)
 PYRAMID = (4, 2, 1)
@@ -49,6 +53,12 @@ class ReviewKD(Hooks):
             teacher_features=tuple(self.teacher_layers),
             batch=2,
         )
+
+    def check(self, call: Call) -> None:
+        data = call.inputs["data"]
+        if data.kind not in ("image", "features") and {*self.student_layers, *self.teacher_layers} != {PENULTIMATE}:
+            raise InterfuseError("input.type", f"reviewkd fuses maps of places, the table holds {data.kind}, whose tokens are no map", where=data.name,
+                                 fix="Use fitnets, which matches tokens, or name penultimate alone for both.")  # fmt: skip
 
     def setup(self, run: Run) -> None:
         pairs = self._pairs(run)

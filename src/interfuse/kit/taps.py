@@ -124,6 +124,9 @@ class Taps:
     The classifier, whose input ``penultimate`` is, is found in the first forward pass: the linear layer whose output are the model's
     logits. Where it gives logits of every token and the model takes one token's, ``penultimate`` is what that token's were made from,
     [B, D]. A model whose logits are no layer's output has its last linear layer taken for the classifier.
+
+    Of texts the first pass also shows which axis of a layer's tensors is the batch and which the tokens: those of XLNet [L, B, D] and
+    SqueezeBERT [B, D, L] are turned to [B, L, D].
     """
 
     def __init__(self, module: torch.nn.Module, patterns: Sequence[str]) -> None:
@@ -133,6 +136,7 @@ class Taps:
         self._head: _Head | None = None
         self._auto: list[str] | None = None
         self._astray = ""
+        self._turned: dict[str, tuple[int, int]] = {}
         towers = [_quarters(names) for names in block_lists(module)] if AUTO in patterns else []
         towers = towers if len(towers) > 1 else []
         waits = towers[0] if towers else []
@@ -141,13 +145,18 @@ class Taps:
 
     def _watch_first_pass(self, patterns: Sequence[str], towers: Sequence[Sequence[str]]) -> None:
         """Of several towers ``auto`` stands for the first whose layers take part (a model of texts may hold one for images that this task
-        does not use); and the first axis of every feature must be the batch."""
+        does not use), and for the last thing inside a block that is not called as a module; and the first axis of every feature must be
+        the batch."""
         seen: dict[str, Any] = {}
+        inside: dict[str, tuple[str, Any]] = {}
 
         def noting(name: str) -> Any:
             return lambda _, __, output: seen.__setitem__(name, output)
 
-        def ended(module: Any, args: Any, output: Any) -> None:
+        def noting_inside(block: str, name: str) -> Any:
+            return lambda _, __, output: inside.__setitem__(block, (name, output))
+
+        def ended(module: Any, args: Any, given: Any, output: Any) -> None:
             for handle in (*watched, last):
                 handle.remove()
             if towers:
@@ -158,13 +167,27 @@ class Taps:
                     self._handles.append(self._attach(self._module, name))
                     if name in seen:
                         self.features[name] = feature_of(seen[name], name)
+            hidden = {n: inside[n] for n in self.names if n not in self.features and n in inside}
+            if hidden:
+                auto = self._auto if self._auto is not None else _quarters(blocks(self._module))
+                self._auto = [hidden[n][0] if n in hidden else n for n in auto]
+                self.names = self.chosen(patterns)
+                for name, held in hidden.values():
+                    self._handles.append(self._attach(self._module, name))
+                    self.features[name] = feature_of(held, name)
             logits = _logits(output)
             if logits is not None and logits.ndim:
+                ids = next((x for x in (*args, *given.values()) if isinstance(x, torch.Tensor)), None)
+                self._turned = _turns(self.features, len(logits), ids, getattr(self._module, "config", None))
+                self.features |= {name: self._upright(self.features[name], name) for name in self._turned}
                 self._astray = next((n for n, f in self.features.items() if len(f) != len(logits)), "")
 
         names = list(dict.fromkeys(n for tower in towers for n in tower))
         watched = [self._module.get_submodule(n).register_forward_hook(noting(n)) for n in names]
-        last = self._module.register_forward_hook(ended)
+        for block in (names or _quarters(blocks(self._module))) if AUTO in patterns else ():
+            children = [(n, m) for n, m in self._module.get_submodule(block).named_modules() if n]
+            watched += [m.register_forward_hook(noting_inside(block, f"{block}.{n}")) for n, m in children]
+        last = self._module.register_forward_hook(ended, with_kwargs=True)
         self._handles += [*watched, last]
 
     def chosen(self, patterns: Sequence[str]) -> list[str]:
@@ -177,7 +200,10 @@ class Taps:
             return self._head
         found = INDEXED.fullmatch(name)
         layer = module.get_submodule(found[1] if found is not None else name)
-        return layer.register_forward_hook(lambda _, __, output: self.features.__setitem__(name, feature_of(output, name)))  # fmt: skip
+        return layer.register_forward_hook(lambda _, __, output: self.features.__setitem__(name, self._upright(feature_of(output, name), name)))  # fmt: skip
+
+    def _upright(self, feature: torch.Tensor, name: str) -> torch.Tensor:
+        return feature.transpose(*self._turned[name]) if name in self._turned else feature
 
     @property
     def classifier(self) -> str:
@@ -300,6 +326,23 @@ def _gives(said: torch.Tensor, logits: torch.Tensor | None) -> bool:
     if said.shape == logits.shape:
         return torch.equal(said.detach().to(logits.dtype), logits.detach())
     return _token(said, logits) is not None
+
+
+def _turns(
+    features: dict[str, torch.Tensor], batch: int, ids: torch.Tensor | None, config: Any
+) -> dict[str, tuple[int, int]]:
+    """Which axes of features [., ., .] of token ids [B, L] change places, so that they become [B, L, D]."""
+    if ids is None or ids.ndim != 2 or ids.is_floating_point():
+        return {}
+    length, width = ids.shape[1], getattr(config, "hidden_size", None)
+    of = {(length, batch): (0, 1)} if length != batch else {}
+    found = {
+        n: of[f.shape[0], f.shape[1]] for n, f in features.items() if f.ndim == 3 and (f.shape[0], f.shape[1]) in of
+    }
+    wide = [
+        n for n, f in features.items() if f.ndim == 3 and tuple(f.shape) == (batch, width, length) and width != length
+    ]
+    return found | dict.fromkeys(wide, (1, 2))
 
 
 def _logits(output: Any) -> torch.Tensor | None:
