@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
-from interfuse.cli.flags import alternatives, default_text, example, is_switch, read_value
+from interfuse.cli.doctor import extra_of
+from interfuse.cli.flags import alternatives, default_text, example, flag_of, is_switch, read_value
 from interfuse.core import index
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load
@@ -96,10 +98,42 @@ def test_a_default_as_shown_reads_back(value):
 
 
 def test_an_example_gives_what_its_method_needs():
-    room = load_room("build")
     for entry in index.entries().values():
-        if entry.kind == "method" and entry.room == "build":
-            words = example(room, method := load(entry.id)).split()
-            for need in method.traits.get("needs", ()):
-                assert ("A" if need == "documents" else f"--{need}") in words, entry.id
-            assert words[words.index("-o") - 1][:2] != "--", f"{entry.id}: a flag without a value"
+        if entry.kind != "method":
+            continue
+        room, method = load_room(entry.room), load(entry.id)
+        words = shlex.split(example(room, method))
+        flags = {flag_of(n) for n in (*method.params, *(i.name for i in room.inputs))}
+        assert {w for w in words if w.startswith("--")} <= flags, entry.id
+        for need in (n for n in method.traits.get("needs", ()) if entry.room == "build"):
+            assert "DOCUMENTS" in words or "A" in words if need == "documents" else f"--{need}" in words, entry.id
+        for param in method.params.values():
+            assert not param.required or flag_of(param.name) in words, entry.id
+            if flag_of(param.name) in words:  # a value that reads back; a file's name stands for a table
+                value = words[words.index(flag_of(param.name)) + 1]
+                assert value.endswith(".yaml") or read_value(value, param.annotation) is not None, entry.id
+        assert words[words.index("-o") - 1][:2] != "--", f"{entry.id}: a flag without a value"
+        if "calibrate" in method.traits:
+            assert "--calibration" in words, entry.id
+
+
+def test_a_module_that_is_missing_is_told_with_the_extra_that_brings_it(monkeypatch):
+    needs = [
+        "torch>=2.8",
+        'peft>=0.21; extra == "dev"',
+        'peft>=0.21; extra == "lora"',
+        "python-docx>=1.1; extra == 'documents'",
+        'rapidfuzz>=3.9; extra == "train"',
+        'rapidfuzz>=3.9; extra == "graph"',
+        'ruff>=0.8; extra == "dev"',
+    ]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: needs)
+    told = {m: extra_of(m) for m in ("peft", "docx.table", "rapidfuzz.fuzz", "ruff", "torch", "nothing_known")}
+    assert told == {
+        "peft": "lora",
+        "docx.table": "documents",
+        "rapidfuzz.fuzz": "graph",
+        "ruff": "dev",
+        "torch": "",
+        "nothing_known": "",
+    }

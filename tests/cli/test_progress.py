@@ -40,6 +40,15 @@ def test_unknown_total_and_bytes():
     assert lines == ["copy: 8.0 MB, 200.0 kB/s", "copy: 8.0 MB in 40 s"]
 
 
+def test_thousands_are_counted_to_the_last_one():
+    now = [0.0]
+    lines: list[str] = []
+    with progress.Lines(lines.append, lambda: now[0]).bar("train", 0, "examples") as bar:
+        now[0] = 2.5
+        bar.advance(15_151)
+    assert lines == ["train: 15,151 examples in 2.5 s"]
+
+
 def test_no_end_line_when_the_work_fails_or_was_brief():
     now = [0.0]
     lines: list[str] = []

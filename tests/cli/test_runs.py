@@ -166,6 +166,17 @@ def test_show(fake, cli, cli_json):
     assert cli("show", "scael").exit_code == 2
 
 
+def test_a_page_is_wrapped_and_a_listing_is_not_unless_columns_says_so(cli, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert max(map(len, cli("list", "measure").stdout.splitlines())) > 150
+    page = cli("show", "distill/kd").stdout.split("departs from the paper")[0]
+    assert 100 < max(map(len, page.splitlines())) <= 120
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = cli("list", "measure").stdout.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert any(line.split()[:1] == ["measure/classification"] for line in lines)  # a name stays whole
+
+
 def test_list(fake, cli, cli_json):
     rows = cli_json("list")
     assert [row["id"] for row in rows] == ["toys/break-off", "toys/scale", "gauge/look"]

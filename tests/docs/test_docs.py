@@ -266,18 +266,23 @@ def test_the_changelog_and_the_citation_know_the_version() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_example_of_a_method_gives_all_that_it_needs(method: str) -> None:
     """No input is missing from the line, and there are enough of each and not too many."""
-    from interfuse.cli.flags import example
+    from interfuse.cli.flags import example, flag_of, read_value
     from interfuse.core.method import load
 
     found = load(method)
     room = load_room(found.entry.room)
     words = shlex.split(example(room, found))[3:]
     given = {item.name: words.count(f"--{item.name}") for item in room.inputs if not item.positional}
-    given |= {item.name: len([w for w in words if w in ("A", "B")]) for item in room.inputs if item.positional}
+    given |= {item.name: [w[:1] for w in words].index("-") for item in room.inputs if item.positional}
     assert all(given[item.name] for item in room.inputs if item.required)
     assert all(given[item.name] <= 1 for item in room.inputs if not item.many)
     if found.entry.room == "distill":
-        least, most = found.target(**{p.name: {} for p in found.params.values() if p.required}).needs().teachers
+        values = {
+            p.name: read_value(words[words.index(flag_of(p.name)) + 1], p.annotation)
+            for p in found.params.values()
+            if p.required
+        }
+        least, most = found.target(**values).needs().teachers
         assert least <= given["teacher"] <= most
     if found.entry.room == "merge":
         least, most = found.traits.get("models", (1, 1000))

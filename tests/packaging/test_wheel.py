@@ -121,6 +121,14 @@ def test_every_import_is_declared() -> None:
     assert not missing
 
 
+def test_extras_are_documented_and_those_that_messages_name_exist() -> None:
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    table = (ROOT / "docs" / "index.md").read_text().split("| extra |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == extras - {"docs", "test", "dev"}
+    named = {m for p in (ROOT / "src").rglob("*.py") for m in re.findall(r"'interfuse\[(\w+)\]'", p.read_text())}
+    assert named <= extras
+
+
 def test_constraints_pin_everything_that_is_declared() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))

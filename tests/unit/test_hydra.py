@@ -397,3 +397,15 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InterfuseError, match=r"run\.failed"):
         build(tmp_path, silent, tries=2)
     assert silent.asked < 40  # it ends
+
+
+def test_a_model_that_cannot_be_reached_ends_the_build_with_its_own_error(tmp_path: Path) -> None:
+    class Away(ScriptedPanel):
+        def answer(self, messages: list[dict[str, str]]) -> str:
+            self.calls = getattr(self, "calls", 0) + 1
+            raise InterfuseError("endpoint.failed", "the endpoint gave no usable answer")
+
+    away = Away()
+    with pytest.raises(InterfuseError, match=r"endpoint\.failed"):
+        build(tmp_path, away, tries=2)
+    assert away.calls == 2  # the tries of one question, not of all

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -490,3 +491,10 @@ def test_a_connection_is_not_waited_for_as_long_as_an_answer() -> None:
     pytest.importorskip("openai")
     assert EndpointLM("http://127.0.0.1:9/v1", "m")._client.timeout.connect == 10
     assert EndpointLM("http://127.0.0.1:9/v1", "m", timeout=3)._client.timeout.connect == 3
+
+
+def test_the_client_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(InterfuseError, match=r"needs\.package") as caught:
+        EndpointLM("http://127.0.0.1:9/v1", "m").generate(["x"])
+    assert "interfuse[endpoint]" in caught.value.fix

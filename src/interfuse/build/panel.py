@@ -47,23 +47,32 @@ class Talk:
     def ask(self, name: str, request: str | list[dict[str, str]], read: Callable[[str], Any],
             wrong: Callable[[Any], Sequence[str]] = nothing, schema: Mapping[str, Any] | None = None) -> Any:  # fmt: skip
         """What ``read`` makes of the answer, which has the shape of ``schema`` where the model can be held to it, when nothing is ``wrong``
-        with it; None when no try passed."""
+        with it; None when no try passed. The model's own error when it has not answered once."""
         said: list[str] = []
+        silent: list[InterfuseError] = []
 
         def step(prompt: list[dict[str, str]]) -> Any:
             asked = as_read(self.work.lm or self.lm, prompt)
-            said.append(self.lm.generate([asked], max_tokens=REPLY, schema=schema, ctx=self.work.ctx)[0][0].text)
+            try:
+                reply = self.lm.generate([asked], max_tokens=REPLY, schema=schema, ctx=self.work.ctx)[0][0]
+            except InterfuseError as error:
+                silent.append(error)
+                raise
+            said.append(reply.text)
             self.work.count("requests")
             return read(said[-1])
 
         def correct(first: list[dict[str, str]], made: Any, problems: tuple[str, ...]) -> list[dict[str, str]]:
-            return corrected(first, said[-1], problems)
+            return corrected(first, said[-1], problems) if said else first
 
         term = Contract[list[dict[str, str]], Any](
             name, post=lambda _, made: wrong(made), tries=self.tries, correct=correct
         )
         first = [{"role": "user", "content": request}] if isinstance(request, str) else request
-        return term.run(step, first, self.record).value
+        outcome = term.run(step, first, self.record)
+        if silent and not said:
+            raise silent[-1]
+        return outcome.value
 
     def ahead(self, requests: Sequence[tuple[list[dict[str, str]], Mapping[str, Any]]]) -> None:
         """Of an endpoint the first answers to many requests, each with its schema, are brought several at a time and kept for :meth:`ask`.

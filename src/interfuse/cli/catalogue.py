@@ -55,6 +55,10 @@ def _show(name: str) -> None:
         say("paper: " + ", ".join(str(v) for v in (card.authors, card.year, card.paper) if v))
     if row["takes"] or row["makes"]:
         say(f"takes: {row['takes']}\nmakes: {row['makes']}")
+    if method and room:
+        from interfuse.cli.flags import example
+
+        say(f"example: {example(room, method)}")
     if entry.recipe_path:
         say(f"run it: interfuse run {entry.id}")
         say(f"file: {entry.recipe_path}")
@@ -64,18 +68,18 @@ def _show(name: str) -> None:
         from rich.markdown import Markdown
 
         say()
-        console().print(Markdown(clean(card.body).replace("\t", "    "), hyperlinks=False), width=100)
+        console(page=True).print(Markdown(clean(card.body).replace("\t", "    "), hyperlinks=False), width=100)
     if inputs:
         table(["input", "given as", "required", "what"],
-              [[i["name"], _given_as(i), i["required"], i["doc"]] for i in inputs])  # fmt: skip
+              [[i["name"], _given_as(i), i["required"], i["doc"]] for i in inputs], page=True)  # fmt: skip
     if params:
         table(["parameter", "type", "default", "range", "what"],
-              [[p["name"], p["type"], p["default_text"], p["range"], p["doc"]] for p in params])  # fmt: skip
+              [[p["name"], p["type"], p["default_text"], p["range"], p["doc"]] for p in params], page=True)  # fmt: skip
     if steps:
-        table(["step", "method"], [[s["step"], s["use"]] for s in steps])
+        table(["step", "method"], [[s["step"], s["use"]] for s in steps], page=True)
     if card.claims:
         table(["claim", "paper", "ours", "shown", "why"],
-              [[c.what, c.paper, c.ours, c.shown, c.why] for c in card.claims])  # fmt: skip
+              [[c.what, c.paper, c.ours, c.shown, c.why] for c in card.claims], page=True)  # fmt: skip
     for line in card.departs:
         say(f"departs from the paper: {line}")
     if bibtex:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -59,14 +60,33 @@ def _print(facts: dict[str, Any]) -> None:
     for name, value in facts["flags"].items():
         say(f"  {name}={value}")
     say(f"methods, recipes, maps: {facts['methods']}")
-    table(["package", "version", "needs", "state"],
-          [[p["name"], p["version"] or "-", p["needs"], p["state"]] for p in facts["packages"]])  # fmt: skip
+    table(["package", "version", "needs", "state", "only for"],
+          [[p["name"], p["version"] or "-", p["needs"], p["state"], ", ".join(f"interfuse[{e}]" for e in _narrow(p["extras"]))]
+           for p in facts["packages"]])  # fmt: skip
     for line in facts["problems"]:
         say(f"problem: {line}")
     for line in facts["warnings"]:
         say(f"warning: {line}")
     if not facts["problems"] and not facts["warnings"]:
         say("nothing to complain about")
+
+
+def _extras(text: str) -> list[str]:
+    """The extras that a requirement belongs to, from its marker."""
+    return re.findall(r"extra == ['\"]([\w-]+)['\"]", text.partition(";")[2])
+
+
+def _narrow(extras: list[str]) -> list[str]:
+    """Extras without those of the development, which hold all others, where there are such."""
+    return [e for e in extras if e not in ("dev", "test")] or extras
+
+
+def extra_of(module: str) -> str:
+    """The extra of Interfuse that brings a module, such as ``documents`` for ``docx``; empty when none does."""
+    name = module.partition(".")[0].replace("_", "-")
+    rows = [(re.split(r"[^\w.-]", text)[0], _extras(text)) for text in importlib.metadata.requires("interfuse") or []]
+    found = [e for package, extras in rows for e in extras if name in (package, package.removeprefix("python-"))]
+    return min(_narrow(found), default="")
 
 
 def _packages(warnings: list[str], problems: list[str]) -> list[dict[str, Any]]:
@@ -77,6 +97,8 @@ def _packages(warnings: list[str], problems: list[str]) -> list[dict[str, Any]]:
     for text in importlib.metadata.requires("interfuse") or []:
         need = Requirement(text)
         extra = need.marker is not None and not need.marker.evaluate({"extra": ""})
+        if need.name in rows:
+            rows[need.name]["extras"] += _extras(text)
         if need.name == "interfuse" or need.name in rows:
             continue
         try:
@@ -86,7 +108,7 @@ def _packages(warnings: list[str], problems: list[str]) -> list[dict[str, Any]]:
         fits = found is not None and need.specifier.contains(found, prereleases=True)
         state = "ok" if fits else "not installed" if found is None else "wrong version"
         rows[need.name] = {"name": need.name, "version": found, "needs": str(need.specifier), "optional": extra,
-                           "state": state + (" (optional)" if extra and not fits else "")}  # fmt: skip
+                           "extras": _extras(text), "state": state}  # fmt: skip
         if not extra and not fits:
             problems.append(f"{need.name}{need.specifier} is needed, {found or 'nothing'} is installed")
         elif found is not None and not fits:

@@ -225,15 +225,21 @@ def _source(text: str, name: str) -> Source:
 
 
 def example(room: Room, method: Method) -> str:
-    """One command line that calls the method with all it needs."""
+    """One command line that calls the method with all it needs: its card's, or what its inputs and parameters say."""
     words = ["interfuse", room.name, method.entry.slug]
+    if method.card.example:
+        return " ".join([*words, method.card.example, "-o", "out/"])
     for item in (i for i in room.inputs if i.positional):
         words += ["A", "B"][: _count(item, method)]
     for item in (i for i in room.inputs if not i.positional):
         words += [flag_of(item.name), item.name.upper().replace("_", "-")] * _count(item, method)
     shared = {f.name for f in dataclasses.fields(room.settings)} if room.settings is not None else set()
     shown = [p for p in method.params.values() if p.required]
-    optional = [p for p in method.params.values() if not p.required and isinstance(p.default, int | float | str)]
+    optional = [
+        p
+        for p in method.params.values()
+        if not p.required and isinstance(p.default, int | float | str) and p.default != ""
+    ]
     plain = [p for p in optional if not isinstance(p.default, bool)]
     for param in shown or sorted(plain, key=lambda p: p.name in shared)[:1]:  # its own before those of the room
         value = "VALUE" if param.required or param.default == "" else default_text(param.default)

@@ -81,6 +81,14 @@ class App(click.Group):
         except click.ClickException as problem:
             code = _fail(_coded(problem), as_json=as_json, debug=debug)
         except Exception as problem:  # the last resort: whatever was not foreseen
+            from interfuse.cli.doctor import extra_of
+
+            if isinstance(problem, ModuleNotFoundError) and (extra := extra_of(problem.name or "")):
+                lacking = InterfuseError(
+                    "needs.package", f"this needs the package {problem.name}", fix=f"pip install 'interfuse[{extra}]'"
+                )
+                lacking.__cause__ = problem
+                sys.exit(_fail(lacking, as_json=as_json, debug=debug))
             words_of = " ".join(str(problem).split()) or "no message"
             unforeseen = InterfuseError(
                 "run.failed", f"{type(problem).__name__}: {words_of}", fix="Add --debug to see where it happened."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -41,22 +42,23 @@ def say(line: object = "") -> None:
     click.echo(clean(line))
 
 
-def console(file: TextIO | None = None) -> Console:
-    """A rich console; lines are not wrapped when nobody looks at them on a terminal."""
+def console(file: TextIO | None = None, *, page: bool = False) -> Console:
+    """A rich console. Where nobody looks at a terminal lines are as wide as ``COLUMNS`` says, else not wrapped, or 120 wide on a ``page`` to read."""
     from rich.console import Console
 
     file = file or sys.stdout
-    return Console(file=file, highlight=False, markup=False, emoji=False, width=None if file.isatty() else 10_000)
+    width = None if file.isatty() or os.environ.get("COLUMNS", "").isdigit() else 120 if page else 10_000
+    return Console(file=file, highlight=False, markup=False, emoji=False, width=width)
 
 
 def cell(value: Any) -> str:
-    """A table cell: numbers with four digits, nothing for None."""
+    """A table cell: numbers with four digits, large ones to the last whole, nothing for None."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(cell(v) for v in value)
     return clean(value)
@@ -69,25 +71,29 @@ def table(
     title: str = "",
     err: bool = False,
     right: Sequence[str] = (),
+    page: bool = False,
 ) -> None:
     """Prints a table on stdout (or stderr); columns that hold only numbers are aligned to the right.
 
     Args:
         columns: headings. rows: cells, see :func:`cell`. right: headings of further columns to align to the right.
+        page: part of a page to read, see :func:`console`.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     body = [list(row) for row in rows]
-    out = console(sys.stderr if err else sys.stdout)
+    out = console(sys.stderr if err else sys.stdout, page=page)
     shown = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title=clean(title) or None, title_justify="left", title_style="bold"
     )
     for i, name in enumerate(columns):
         values = [row[i] for row in body if i < len(row) and row[i] is not None]
         numeric = bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        shown.add_column(Text(clean(name)), justify="right" if numeric or name in right else "left", overflow="fold")
+        justify = "right" if numeric or name in right else "left"
+        whole = i == 0 and not any(" " in cell(v) for v in values)  # names to copy are not cut
+        shown.add_column(Text(clean(name)), justify=justify, overflow="fold", no_wrap=whole)
     for row in body:
         shown.add_row(*(Text(cell(v)) for v in row))
     out.print(shown)

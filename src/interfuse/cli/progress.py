@@ -27,8 +27,10 @@ def on_terminal() -> bool:
 
 
 def amount(value: float, unit: str) -> str:
-    """An amount with its unit; bytes in words."""
-    return size(value) if unit in ("B", "bytes") else f"{value:.4g} {unit}".strip()
+    """An amount with its unit: bytes in words, thousands to the last one (``15,150 examples``)."""
+    if unit in ("B", "bytes"):
+        return size(value)
+    return f"{value:,.0f} {unit}".strip() if abs(value) >= 1000 else f"{value:.4g} {unit}".strip()
 
 
 class Silent:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from interfuse.core.method import Method
     from interfuse.core.rooms import Cost, Room
 
+_KINDS = {"lm": "fused language model"}  # kinds of artifacts that read otherwise in a sentence
+
 
 class RoomGroup(click.Group):
     """A room: its methods are commands, made from their signatures when they are used."""
@@ -211,7 +213,7 @@ def _call(method: Method, room: Room, values: dict[str, Any]) -> None:
               "facts": artifact.manifest["facts"], "seconds": round(seconds, 3), "reports": report_rows([out])})  # fmt: skip
         return
     print_report(out)
-    say(f"{method.id} made a {artifact.kind} in {duration(seconds)}: {out}")
+    say(f"{method.id} made a {_KINDS.get(artifact.kind, artifact.kind)} in {duration(seconds)}: {out}")
 
 
 def _print_plan(facts: dict[str, Any], cost: Cost, out: Path) -> None:

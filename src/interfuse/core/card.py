@@ -27,7 +27,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says. ``takes`` and ``makes`` are empty when the room's own words apply."""
+    """What a card says. ``takes`` and ``makes`` are empty when the room's own words apply; ``example`` is what follows the method's name
+    in a command line that shows its use, where what its inputs and parameters say is not enough."""
 
     title: str
     status: str
@@ -36,6 +37,7 @@ class Card:
     authors: str = ""
     takes: str = ""
     makes: str = ""
+    example: str = ""
     version: int = 1
     experimental: bool = False
     claims: tuple[Claim, ...] = ()

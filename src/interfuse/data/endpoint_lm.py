@@ -254,12 +254,12 @@ class EndpointLM:
             made = self._client.completions.create(prompt=prompt, **options)
             return [self._reply(prompt, c.text, c.finish_reason, made.usage, n) for c in made.choices]
 
+        client = self._client  # its errors are raised here, not in a thread
+        assert client is not None
         import openai
 
         refusals = (openai.BadRequestError, openai.UnprocessableEntityError)
         ask = chat if self.api == "chat" else continued
-        client = self._client  # its errors are raised here, not in a thread
-        assert client is not None
         first: list[InterfuseError] = []
 
         def one(prompt: Prompt) -> list[Reply] | InterfuseError:

@@ -35,7 +35,7 @@ class LoRA(Hooks):
         from importlib.util import find_spec
 
         if find_spec("peft") is None:
-            raise InterfuseError("needs.package", "low-rank changes need peft", fix="pip install 'interfuse[train]'")
+            raise InterfuseError("needs.package", "low-rank changes need peft", fix="pip install 'interfuse[lora]'")
 
     def setup(self, run: Run) -> None:
         from peft import LoraConfig, get_peft_model
