@@ -52,10 +52,9 @@ EVERY = {**METHODS, "nuslerp": {"models": 2}, "multislerp": {"models": 3}, "karc
          **{name: {"models": 2, "base": True} for name in ("dare-linear", "della", "breadcrumbs", "model-stock", "varm")},
          "arcee-fusion": {"models": 2},
          # these decompose matrices, which takes minutes: measured on sources of few layers, by the fast way and by the exact one
-         **{f"{name}{end}": {"slug": name, "models": 2, "base": name != "twin", "ours": ["--svd", how], "decomposes": True}
-            for name in ("iso-c", "twin", "tsv") for end, how in (("", "gram"), (" exact", "exact"))},
-         # and this one holds them whole
-         "lore": {"models": 2, "ours": ["--svd", "gram", "--steps", "2"], "decomposes": True, "whole": True}}  # fmt: skip
+         **{f"{name}{end}": {"slug": name, "models": 2, "base": name in ("iso-c", "tsv"), "decomposes": True,
+                             "ours": ["--svd", how, *(["--combine", "sum", "--steps", "2"] if name == "lore" else [])]}
+            for name in ("iso-c", "twin", "tsv", "lore") for end, how in (("", "gram"), (" exact", "exact"))}}  # fmt: skip
 #: How many times as fast as mergekit a merge shall be; and at most so many times as long as the plain copy where it only sums.
 GOALS = {"linear": 5, "task-arithmetic": 5, "slerp": 5, "ties": 10, "dare-ties": 5, "sce": 5}
 COPY_GOAL = {"linear": 2, "task-arithmetic": 2, "slerp": 2}
@@ -349,9 +348,7 @@ def memory(args: argparse.Namespace, found: dict[str, Any]) -> None:
         for method in (args.methods or ",".join(n for n, about in EVERY.items() if not about.get("decomposes"))).split(
             ","
         ):
-            # a method that holds its largest matrix whole asks for its memory, more than the 2 GB that merges may take unasked
-            asked = ["--max-memory", "8", "--workers", "1"] if EVERY[method].get("whole") else []
-            seconds, _, peak = timed(ours_command(method, root, root / "ours", asked), args.threads)
+            seconds, _, peak = timed(ours_command(method, root, root / "ours", []), args.threads)
             rows["default"][method] = peak
             print(method, peak, f"{seconds:.1f} s", flush=True)
             try:
@@ -569,8 +566,7 @@ def page(found: dict[str, Any]) -> str:
             )
             about = EVERY.get(method, {})
             told = f"{about.get('slug', method)} `{' '.join(about['ours'])}`" if about.get("decomposes") else method
-            asked = " (one thread, `--max-memory 8`)" if about.get("whole") else ""
-            lines.append(f"| {told} | {peak:.0f}{asked} | {words} |")
+            lines.append(f"| {told} | {peak:.0f} | {words} |")
         lines.append("")
     if planned := found.get("plan of 50,000 tensors, seconds"):
         lines += [

@@ -107,19 +107,22 @@ def test_steps_of_any_size_give_the_oracles_numbers(slug, step):
         np.testing.assert_allclose(ours.double().numpy(), said[name], rtol=1e-6, atol=1e-7 if step < 1e-4 else 1e-6)
 
 
-@pytest.mark.parametrize("slug", ["iso-c", "twin", "tsv"])
+OWN_OF = {"twin": {"density": 0.4}, "lore": {"combine": "sum", "steps": 4}}
+
+
+@pytest.mark.parametrize(("slug", "count"), [("iso-c", 2), ("twin", 2), ("tsv", 2), ("lore", 2), ("lore", 4)])
 @pytest.mark.parametrize("shape", [(9, 9), (6, 40), (1, 7), (7, 1), (300, 2)])
-def test_matrices_of_any_shape_give_the_oracles_numbers(slug, shape):
+def test_matrices_of_any_shape_give_the_oracles_numbers(slug, count, shape):
     g = torch.Generator().manual_seed(6)
     base = {"w": 0.2 * torch.randn(shape, generator=g)}
-    models = [{"w": base["w"] + 0.1 * torch.randn(shape, generator=g)} for _ in range(2)]
-    own = {"twin": {"density": 0.4}}.get(slug, {})
+    models = [{"w": base["w"] + 0.1 * torch.randn(shape, generator=g)} for _ in range(count)]
+    own = OWN_OF.get(slug, {})
     said = by_oracle(slug, models, base, **own)["w"]
     ours = run(slug, [m["w"] for m in models], base["w"] if takes_base(slug) else None, **own)
     np.testing.assert_allclose(ours.double().numpy(), said, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("slug", ["iso-c", "twin", "tsv"])
+@pytest.mark.parametrize("slug", ["iso-c", "twin", "tsv", "lore"])
 def test_decomposed_matrices_have_the_same_bits_in_any_memory(slug, tmp_path):
     """A long and a wide one, of several blocks each, from a merge of one thread and little memory, from one of three, and from one
     that another merge reads."""
@@ -130,7 +133,7 @@ def test_decomposed_matrices_have_the_same_bits_in_any_memory(slug, tmp_path):
             torch.manual_seed(seed)
             return torch.nn.ModuleList([torch.nn.Linear(60, 12000), torch.nn.Linear(15000, 60)])
 
-    given = {"models": [net(1), net(2)], **({"base": net(3)} if takes_base(slug) else {})}
+    given = {"models": [net(1), net(2)], **({"base": net(3)} if takes_base(slug) else {}), **OWN_OF.get(slug, {})}
     merge = getattr(interfuse.merge, slug.replace("-", "_"))
     one = merge(out=tmp_path / "one", workers=1, max_memory=0.06, **given).path
     two = merge(out=tmp_path / "two", workers=3, **given).path
@@ -143,6 +146,32 @@ def test_decomposed_matrices_have_the_same_bits_in_any_memory(slug, tmp_path):
                 assert torch.equal(made.source(name).read(5, stored.numel()), stored.view(-1)[5:])
     finally:
         torch.set_num_threads(threads)
+
+
+class Watched:
+    """A tensor that remembers how much of it was read, at once and in all."""
+
+    def __init__(self, numbers):
+        self.flat, self.shape = numbers.reshape(-1), tuple(numbers.shape)
+        self.most = self.total = 0
+
+    def read(self, start, stop, out=None):
+        self.most, self.total = max(self.most, stop - start), self.total + stop - start
+        return self.flat[start:stop].clone() if out is None else out.copy_(self.flat[start:stop])
+
+
+@pytest.mark.parametrize(("own", "times"), [({"combine": "sum", "steps": 5}, 1), ({}, 0)])
+def test_lore_reads_each_matrix_once_piece_by_piece_whatever_the_rounds(own, times):
+    """And not at all where the result is the mean of the models anyway."""
+    method = load("merge/lore")
+    given = {n: p.default for n, p in read_params(method.target).items()} | own
+    g = torch.Generator().manual_seed(1)
+    first, last = (Watched(torch.randn(60_000, 8, generator=g)) for _ in range(2))
+    facts = method.traits["prepare"](Whole("w", (60_000, 8), [first, last], None, 0, ["a", "b"]), **given)
+    assert (facts is not None) == bool(times)
+    assert first.total == last.total == times * 480_000
+    assert first.most <= 1 << 18
+    assert method.traits["squares"](2, **given) == 9 * times
 
 
 @pytest.mark.parametrize("slug", PLAIN)

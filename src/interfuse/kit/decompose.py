@@ -21,6 +21,7 @@ from torch import Tensor
 
 from interfuse.core.errors import InterfuseError
 from interfuse.data.weights import Flat
+from interfuse.kit.heap import give_back
 
 #: How singular vectors are found.
 How = Literal["exact", "gram", "randomised"]
@@ -32,6 +33,7 @@ _LEAST = 1e-6  # of the largest singular value: below it the Gram matrix tells n
 _TOLD = 1e-3  # of the largest: from here on its Gram matrix tells a triangle's singular vectors to 1e-9
 _PIECE = 1 << 20  # elements of a piece
 _READ = 1 << 18  # elements read at once
+_LARGE = 1 << 20  # elements of a Gram matrix
 
 
 def short_side(flat: Flat, how: str = "exact", rank: int | None = None, key: int = 0) -> tuple[Tensor, Tensor]:
@@ -50,24 +52,30 @@ def short_side(flat: Flat, how: str = "exact", rank: int | None = None, key: int
     Raises:
         InterfuseError: ``input.nan`` for NaN or infinite elements.
     """
-    k = min(flat.shape)
-    rank = k if rank is None else rank
-    width = rank + _MORE
-    if how != "randomised" or 2 * width > k:
-        sizes, vectors = spectrum(lambda: pieces(flat), k, "gram" if how == "gram" else "exact")
-        return sizes[:rank], vectors if rank == k else vectors[:, :rank].clone()
+    return right_side(lambda: pieces(flat), min(flat.shape), how, rank, key)
+
+
+def right_side(
+    parts: Pieces, width: int, how: str = "exact", rank: int | None = None, key: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The same of a matrix that is given in pieces of its rows: float64 [any, width], at least ``width`` rows together."""
+    rank = width if rank is None else rank
+    wide = rank + _MORE
+    if how != "randomised" or 2 * wide > width:
+        sizes, vectors = spectrum(parts, width, "gram" if how == "gram" else "exact")
+        return sizes[:rank], vectors if rank == width else vectors[:, :rank].clone()
     generator = torch.Generator().manual_seed(key % (1 << 63))
     rough = torch.randn(
-        k, width, generator=generator
+        width, wide, generator=generator
     )  # float32 is enough for a subspace that is only near the leading one
     for _ in range(_ROUNDS + 1):
         image = torch.zeros_like(rough)
-        for piece in pieces(flat):
+        for piece in parts():
             part = piece.float()
             image.addmm_(part.T, part @ rough)
         rough = torch.linalg.qr(image).Q
     basis = rough.double()
-    sizes, vectors = spectrum(lambda: (piece @ basis for piece in pieces(flat)), width)
+    sizes, vectors = spectrum(lambda: (piece @ basis for piece in parts()), wide)
     return sizes[:rank], basis @ vectors[:, :rank]
 
 
@@ -148,8 +156,8 @@ def spectrum(parts: Pieces, width: int, how: str = "exact") -> tuple[Tensor, Ten
     if how == "gram":
         sizes, vectors = _by_eigenvectors(_gram(parts, width))
         return torch.where(sizes > _LEAST * sizes[0], sizes, 0.0), vectors
-    triangle, rows = _triangle(parts, width)
-    return _peeled(triangle, torch.finfo(torch.float64).eps * max(rows, width))
+    folded, rows = triangle(parts, width)
+    return _peeled(folded, torch.finfo(torch.float64).eps * max(rows, width))
 
 
 def squares(how: str) -> int:
@@ -206,8 +214,9 @@ def _gram(parts: Pieces, width: int) -> Tensor:
     return total
 
 
-def _triangle(parts: Pieces, width: int) -> tuple[Tensor, int]:
-    """R [width, width] of a QR decomposition of all pieces below each other, and the number of their rows."""
+def triangle(parts: Pieces, width: int) -> tuple[Tensor, int]:
+    """R [width, width] of a QR decomposition of all pieces [any, width] below each other, rows of zeros below them where they are fewer than
+    ``width``; and the number of their rows."""
     # the triangle so far, and rows to be folded into it; column by column, so that LAPACK works in place
     stack, scales = torch.empty(width, 2 * width, dtype=torch.float64).mT, torch.empty(width, dtype=torch.float64)
     rows = filled = 0
@@ -258,77 +267,10 @@ def _peeled(matrix: Tensor, least: float) -> tuple[Tensor, Tensor]:
     return torch.cat(sizes), torch.cat(vectors, dim=1)
 
 
-def leading_triplets(matrix: Tensor, rank: int, how: str = "exact", key: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``rank`` largest singular values and their vectors.
-
-    Args:
-        matrix: [m, n].
-        rank: 0 to min(m, n).
-        how: ``exact``, ``gram`` (left vectors of values below 1e-6 of the largest are 0) or ``randomised``; the last is exact where
-            it would not be faster (a rank near the full one).
-        key: what the random directions are drawn from, :func:`interfuse.kit.counter_random.tensor_key`.
-
-    Returns:
-        ``U`` [m, rank], ``s`` [rank] in falling order, ``V^T`` [rank, n]; float64.
-    """
-    if how == "gram":
-        a = matrix.double()
-        flat = a.shape[0] < a.shape[1]
-        if flat:
-            a = a.T
-        sizes, vectors = _by_eigenvectors(a.T @ a)
-        sizes, vectors = sizes[:rank], vectors[:, :rank]
-        left = (a @ vectors) * _inverse(sizes)
-        return (vectors, sizes, left.T) if flat else (left, sizes, vectors.T)
-    width = rank + _MORE
-    if how == "exact" or 2 * width > min(matrix.shape):
-        u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-        return u[:, :rank], s[:rank], v[:rank]
-    a = matrix.float()
-    flat = a.shape[0] < a.shape[1]
-    if flat:
-        a = a.T
-    generator = torch.Generator().manual_seed(key % (1 << 63))
-    basis = torch.linalg.qr(a @ torch.randn(a.shape[1], width, generator=generator)).Q
-    for _ in range(_ROUNDS):
-        basis = torch.linalg.qr(a.T @ basis).Q
-        basis = torch.linalg.qr(a @ basis).Q
-    u, s, v = torch.linalg.svd((basis.T @ a).double(), full_matrices=False)
-    left, right = (basis.double() @ u[:, :rank]), v[:rank]
-    return (right.T, s[:rank], left.T) if flat else (left, s[:rank], right)
-
-
-def shrunk(matrix: Tensor, threshold: float) -> tuple[Tensor, int]:
-    """Singular value thresholding by the Gram matrix: ``U max(S - threshold, 0) V^T`` of ``U S V^T``, the proximal map of the nuclear norm.
-
-    With a threshold of t times the largest singular value the error is about ``1e-16 / t**2`` of that value, so that thresholds from
-    1e-4 on lose nothing in float32.
-
-    Args:
-        matrix: [m, n]. threshold: from 0 on.
-
-    Returns:
-        float64 [m, n], and how many singular values are above the threshold.
-    """
-    a = matrix.double()
-    flat = a.shape[0] < a.shape[1]
-    sizes, vectors = _by_eigenvectors(a @ a.T if flat else a.T @ a)
-    share = (1.0 - threshold * _inverse(sizes)).clamp(min=0.0) * (sizes > threshold)
-    half = (vectors * share) @ vectors.T
-    return (half @ a if flat else a @ half), int((sizes > threshold).sum())
-
-
 def _by_eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values of a matrix A [m, n] in falling order and its right singular vectors [n, n], from ``A^T A``, which is overwritten."""
+    if gram.numel() >= _LARGE:
+        give_back()  # twice the matrix is needed beside it, which is most of all that a decomposition holds
     squares, vectors = gram.new_empty(len(gram)), gram.mT  # column by column, so that LAPACK works in place
     torch.linalg.eigh(vectors, out=(squares, vectors))
     return squares.flip(0).clamp_(min=0.0).sqrt_(), vectors.flip(1)
-
-
-def _inverse(sizes: Tensor) -> Tensor:
-    """``1 / s``, 0 for what is below 1e-6 of the largest."""
-    inverse = torch.zeros_like(sizes)
-    if sizes.numel():
-        good = sizes > _LEAST * sizes.max()
-        inverse[good] = 1.0 / sizes[good]
-    return inverse
