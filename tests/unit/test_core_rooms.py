@@ -1,6 +1,9 @@
 """One call of a method: opened, checked and carried out through a room's contract."""
 
 import importlib
+import inspect
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 
 import interfuse
+from interfuse.core import rooms
 from interfuse.core.artifact import verify
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
@@ -25,6 +29,7 @@ def code_of(call: Any, *args: Any, **kwargs: Any) -> InterfuseError:
 def test_apply_makes_an_artifact_and_returns_its_noun(toy: Toy) -> None:
     rope = apply("tie/braid", out="out", strands=["red.txt", "blue.txt"], turns=2, seed=5)
     manifest = verify("out").manifest
+    assert verify(rope).manifest == manifest
     assert rope.read() == (Path("out") / "rope.bin").read_bytes()
     assert (manifest["kind"], manifest["method"], manifest["seeds"]) == ("rope", "tie/braid", [5])
     assert manifest["params"] == {"turns": 2, "slack": 0.25, "style": "flat", "marks": None}
@@ -144,6 +149,34 @@ def test_the_door_gives_functions_again_and_again(toy: Toy) -> None:
     assert "Splice is a toy." in tie.splice.__doc__
     assert tie.room.ROOM.name == "tie"  # modules without a card stay modules
     assert interfuse.tie is tie
+
+
+def test_functions_of_the_door_say_what_they_take(toy: Toy) -> None:
+    tie = importlib.import_module("interfuse.tie")
+    assert {"splice", "braid"} <= set(dir(tie))
+    shown = inspect.signature(tie.splice)
+    assert list(shown.parameters)[:2] == ["strands", "core"]
+    assert {"overlap", "out", "ctx", "seed", "force"} <= set(shown.parameters)
+    assert "overlap: " in tie.splice.__doc__.split("Parameters:")[1]
+    assert repr(tie.splice) == "<interfuse.tie.splice>"
+
+
+def test_threads_open_their_inputs_one_after_another(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries that are loaded then (transformers) are broken where two threads load them at once."""
+    inside, most, prepare = [0], [0], rooms.prepare
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.05)
+        inside[0] -= 1
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr(rooms, "prepare", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda n: interfuse.tie.splice(["red.txt"], overlap=n).read(), [1, 1, 2]))
+    assert made == [b"ed strand", b"ed strand", b"d strand"]
+    assert most == [1]
 
 
 def test_the_door_refuses(toy: Toy) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import torch
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source, apply
-from interfuse.data.models import open_model
+from interfuse.data.models import open_model, quiet
+from interfuse.data.seeding import seeded
 
 VIT = {"model_type": "vit", "num_channels": 1, "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1,
        "num_attention_heads": 2, "intermediate_size": 32, "num_labels": 10}  # fmt: skip
@@ -128,3 +132,48 @@ def test_teacher_cache_is_shared_and_checked(tmp_path, monkeypatch):
     with pytest.raises(InterfuseError) as caught:
         apply("distill/kd", out=tmp_path / "three", **given)
     assert caught.value.code == "artifact.damaged"
+
+
+def test_one_thread_at_a_time_is_behind_the_fence_of_the_global_generator() -> None:
+    """Two trainings in threads of one process draw what each draws alone."""
+    inside, asked = threading.Event(), threading.Event()
+
+    def first() -> list[float]:
+        with seeded(1):
+            drawn = [float(torch.rand(()))]
+            inside.set()
+            asked.wait(5)
+            time.sleep(0.1)  # the other one is at the fence by now
+            return [*drawn, float(torch.rand(()))]
+
+    def second() -> list[float]:
+        inside.wait(5)
+        asked.set()
+        with seeded(2):
+            return torch.rand(2).tolist()
+
+    with seeded(1):
+        alone = [float(torch.rand(())), float(torch.rand(()))]
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.submit(first), pool.submit(second)
+        assert one.result() == alone
+        with seeded(2):
+            assert two.result() == torch.rand(2).tolist()
+
+
+def test_bars_of_transformers_come_back_when_the_last_one_is_done() -> None:
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        first, second = quiet(), quiet()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert not logging.is_progress_bar_enabled()  # the other one is still at work
+        second.__exit__(None, None, None)
+        assert logging.is_progress_bar_enabled()
+    finally:
+        if not before:
+            logging.disable_progress_bar()

@@ -99,13 +99,13 @@ def _open(path: Path) -> Artifact:
     return Artifact(path, manifest)
 
 
-def verify(path: Path | str) -> Artifact:
-    """Opens an artifact and checks every byte of it, and that nothing was added.
+def verify(path: Any) -> Artifact:
+    """Opens an artifact (its folder, or what a method gave back) and checks every byte of it, and that nothing was added.
 
     Raises:
         InterfuseError: as :func:`open_artifact`, or ``artifact.damaged`` naming each file that differs.
     """
-    return _steadily(Path(path), _verify)
+    return _steadily(Path(getattr(path, "path", path)), _verify)
 
 
 def _verify(path: Path) -> Artifact:
@@ -180,7 +180,10 @@ def refuse_taken(path: Path, *, force: bool = False) -> None:
     ours = (path / MANIFEST).is_file()
     what = "an artifact is there already" if ours else "something that Interfuse did not write is there"
     raise InterfuseError(
-        "output.exists", what, where=str(path), fix="Choose another place with -o, or add --force to replace it."
+        "output.exists",
+        what,
+        where=str(path),
+        fix="Choose another place with -o, or add --force to replace it (in Python: out=, force=True).",
     )
 
 

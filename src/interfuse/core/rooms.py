@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +21,9 @@ from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.method import Method, Param, load
 from interfuse.core.safe import fingerprint
 from interfuse.core.safe import jsonable as jsonable
+
+#: opening inputs loads large libraries, of which some are broken when two threads load them at once
+_OPENING = threading.RLock()
 
 
 class Noun(Protocol):
@@ -309,10 +314,58 @@ def apply(
     door_room = load_room(chosen.entry.room)
     ctx = ctx or Ctx()
     ctx = ctx if seed is None else ctx.with_(seed=seed)
-    call, force = prepare_at(door_room, chosen, given, ctx, Path(out) if out is not None else None, force=force)
+    with _OPENING:
+        call, force = prepare_at(door_room, chosen, given, ctx, Path(out) if out is not None else None, force=force)
     place = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="interfuse-")) / chosen.entry.slug
     carry_out(door_room, call, place, key_of(call), force=force)
     return door_room.promise(call, place)
+
+
+class Function:
+    """A method as a function of its room's package: ``interfuse.merge.ties([a, b], base=c, density=0.3)``. Plain arguments are the room's
+    inputs in order. Signature and the list of parameters in its documentation are read when somebody asks for them: they take torch."""
+
+    def __init__(self, room: str, name: str) -> None:
+        self.room, self.slug = room, name.replace("_", "-")
+        self.__name__, self.__qualname__, self.__module__ = name, f"{room}.{name}", f"interfuse.{room}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        names = [i.name for i in load_room(self.room).inputs]
+        if len(args) > len(names):
+            raise TypeError(f"{self.__name__}() takes at most {len(names)} plain arguments: {', '.join(names)}")
+        return apply(self.slug, room=self.room, **dict(zip(names, args, strict=False)), **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<interfuse.{self.__qualname__}>"
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        kinds, shared = inspect.Parameter, inspect.signature(apply).parameters
+        room, method = load_room(self.room), load(self.slug, room=self.room)
+        rows = [
+            kinds(i.name, kinds.POSITIONAL_OR_KEYWORD, default=kinds.empty if i.required else None) for i in room.inputs
+        ]
+        rows += [kinds(p.name, kinds.KEYWORD_ONLY, default=p.default) for p in method.params.values()]
+        rows += [shared[name] for name in ("out", "ctx", "seed", "force") if name not in {r.name for r in rows}]
+        # an input that may be left out can stand before one that may not: all can be given by name
+        return inspect.Signature(rows, __validate_parameters__=False)
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        entry = index.entries()[f"{self.room}/{self.slug}"]
+        lines = [entry.card.body.strip(), "", "Inputs, in this order or by name:"]
+        try:
+            room, method = load_room(self.room), load(self.slug, room=self.room)
+        except InterfuseError as error:  # a package is missing
+            return f"{entry.card.body.strip()}\n\n{error}\n"
+        lines += [f"    {i.name}: {i.doc}" + (" (required)" if i.required else "") for i in room.inputs]
+        lines += ["", "Parameters:"]
+        for param in method.params.values():
+            default = "required" if param.required else f"default {param.default!r}"
+            lines.append(
+                f"    {param.name}: {param.doc} ({' '.join(filter(None, (param.type_name, param.bounds)))}; {default})"
+            )
+        return "\n".join([*lines, "", "Further: out, ctx, seed and force, see interfuse.apply.", ""])
 
 
 class _Door(ModuleType):
@@ -323,12 +376,14 @@ class _Door(ModuleType):
         if file is None or not Path(file).with_suffix(".md").is_file():
             super().__setattr__(name, value)
 
+    def __dir__(self) -> list[str]:
+        room = self.__name__.rpartition(".")[2]
+        methods = [e.slug.replace("-", "_") for e in index.entries().values() if e.room == room and e.kind == "method"]
+        return sorted({*super().__dir__(), *methods})
+
 
 def door(package: str) -> Callable[[str], Any]:
-    """A room package's ``__getattr__``: its methods as functions, imported when first used.
-
-    ``interfuse.merge.ties([a, b], base=c, density=0.3)`` passes plain arguments to the room's inputs in order.
-    """
+    """A room package's ``__getattr__``: its methods as functions, imported when first used (:class:`Function`)."""
     room_name = package.rsplit(".", 1)[1]
     sys.modules[package].__class__ = _Door
 
@@ -339,16 +394,7 @@ def door(package: str) -> Callable[[str], Any]:
                 f"the room {room_name} has no method {attribute!r}. "
                 + did_you_mean(slug, [e.slug for e in index.entries().values() if e.room == room_name])
             )
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            names = [i.name for i in load_room(room_name).inputs]
-            if len(args) > len(names):
-                raise TypeError(f"{attribute}() takes at most {len(names)} plain arguments: {', '.join(names)}")
-            return apply(slug, room=room_name, **dict(zip(names, args, strict=False)), **kwargs)
-
-        call.__name__, call.__qualname__ = attribute, f"{room_name}.{attribute}"
-        call.__doc__ = index.entries()[f"{room_name}/{slug}"].card.body
-        return call
+        return Function(room_name, attribute)
 
     return __getattr__
 

@@ -164,7 +164,7 @@ def _refuse_foreign(out: Path, force: bool) -> None:
         "output.exists",
         "something that is not a run of Interfuse is there",
         where=str(out),
-        fix="Choose another place with -o, or add --force to use the folder.",
+        fix="Choose another place with -o, or add --force to use the folder (in Python: out=, force=True).",
     )
 
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -391,18 +392,24 @@ def _frozen(module: torch.nn.Module) -> dict[int, Any]:
     return memo | {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
 
 
+_QUIET = threading.Lock()
+_quiet_now: list[bool] = []  # for each thread within, whether bars were drawn when the first one came
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps ``transformers`` from drawing progress bars of its own."""
+    """Keeps ``transformers`` from drawing progress bars of its own, until the last thread that asked for it is done."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    with _QUIET:
+        _quiet_now.append(_quiet_now[0] if _quiet_now else logging.is_progress_bar_enabled())
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        with _QUIET:
+            if _quiet_now.pop() and not _quiet_now:
+                logging.enable_progress_bar()
 
 
 def make_config(model: Model) -> Any:

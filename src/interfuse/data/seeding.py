@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
 
+#: the generators belong to the process: one thread at a time is behind the fence, so that two trainings beside each other draw what each draws alone
+_FENCE = threading.RLock()
+
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -25,15 +29,16 @@ def seeded(seed: int) -> Iterator[None]:
 
     Python's and NumPy's global generators are restored as well: loading a library may draw from them.
     """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+    with _FENCE:
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            try:
+                yield
+            finally:
+                random.setstate(python)
+                np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextlib.contextmanager
@@ -43,12 +48,13 @@ def undisturbed() -> Iterator[None]:
         with seeded(0):
             yield
         return
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+    with _FENCE:
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def generator(ctx: Ctx, name: str, device: str | torch.device = "cpu") -> torch.Generator:

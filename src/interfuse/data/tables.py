@@ -193,7 +193,9 @@ def from_dataset(value: Any, name: str, columns: Mapping[str, Any] | None = None
         origin: Any = {"dataset": _content_digest(dataset)}
     else:
         raise InterfuseError(
-            "input.type", f"a table is a path, a table of keys or a datasets.Dataset, not {type(value).__name__}"
+            "input.type",
+            f"a table is a path, a table of keys or a datasets.Dataset, not {type(value).__name__}",
+            fix="A frame of pandas: datasets.Dataset.from_pandas(frame); rows: datasets.Dataset.from_list(rows).",
         )
     return _declare(dataset, columns or {}, name, origin, content=content)
 

@@ -71,7 +71,12 @@ def check(call: Call) -> None:
         raise InterfuseError("param.missing", f"{call.method.id} needs the base the models were made from", where="base",
                              fix="Add --base FOLDER (or base: NAME).")  # fmt: skip
     if wants == "none" and call.inputs["base"] is not None:
-        raise InterfuseError("param.unknown", f"{call.method.id} takes no base", where="base", fix="Leave it out.")
+        raise InterfuseError(
+            "param.unknown",
+            f"{call.method.id} takes no base",
+            where="base",
+            fix="Leave it out. In Python the models are one list: [a, b].",
+        )
     if call.inputs["tokenizer"] is None and (call.params["tokens"] or call.params["pad_to_multiple_of"]):
         raise InterfuseError(
             "param.missing", "tokens and pad_to_multiple_of need a tokenizer", fix="Add --tokenizer base or union."
