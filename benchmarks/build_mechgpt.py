@@ -202,7 +202,7 @@ def paths(lms: dict[str, Any], shared: bool, seed: int) -> list[dict[str, Any]]:
         for way, context in found.items():
             row[f"{way}: answer there"] = right in re.findall(r"\w+", context)
             row[f"{way}: words"] = len(context.split())
-            if number < ANSWERED:
+            if number < ANSWERED and way != "sentences":  # none of which ever holds the answer
                 prompt = (f"{context}\n" if context else "") + f"Question: {question}\nAnswer: It produces"
                 asked.append((row, way, prompt, right))
         rows.append(row)
@@ -229,7 +229,7 @@ def shares(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             made[f"{way}: {what}"] = {"value": sum(own) / len(own), "n": len(own), "low": one.low, "high": one.high}
     for way, what in itertools.product((*BY_WORDS, "nothing"), kinds):
         change = np.array(
-            [float(r[f"paths: {what}"]) - float(r[f"{way}: {what}"]) for r in rows if f"paths: {what}" in r]
+            [float(r[f"paths: {what}"]) - float(r[f"{way}: {what}"]) for r in rows if f"{way}: {what}" in r]
         )
         if not len(change):
             continue
@@ -266,11 +266,11 @@ def main(words: Sequence[str]) -> None:
         for world in ("names of own words", "names that share words"):
             rows = []
             for seed in SEEDS:
-                rows += part(
-                    "-".join(["build-mechgpt-paths", *lms]),
-                    f"{world} {seed}",
-                    partial(paths, lms, "share" in world, seed),
-                )
+                own = part("build-mechgpt-paths", f"{world} {seed}", partial(paths, {}, "share" in world, seed))
+                for name, lm in lms.items():
+                    more = partial(paths, {name: lm}, "share" in world, seed)
+                    own = [a | b for a, b in zip(own, part(f"build-mechgpt-paths-{name}", f"{world} {seed}", more), strict=True)]  # fmt: skip
+                rows += own
                 told[world] = {"example": rows[0], **shares(rows)}
                 save("build-mechgpt-paths", told)
             print(world, {k: v["value"] for k, v in shares(rows).items() if isinstance(v, dict)}, flush=True)
