@@ -21,7 +21,7 @@ import numpy as np
 
 import interfuse
 from benchmarks.build_text2kg import DATA, drawn, normal, one_by_one, rows_of
-from benchmarks.record import part, save
+from benchmarks.record import part, save, shared
 from interfuse.core.ctx import Ctx
 from interfuse.data.graph_files import read_documents
 from interfuse.data.statements import relation_id
@@ -89,6 +89,7 @@ def measured(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    shared("text2kgbench-tekgen")
     parts: dict[str, dict[str, Any]] = {}
     for name in NAMES:
         parts[name] = part("build-graphusion-sentences", name, partial(measured, name))

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.build_text2kg import DATA, built, difference, normal, one_by_one, rows_of, scored
 from benchmarks.real_models import smollm2
-from benchmarks.record import part, save
+from benchmarks.record import part, save, shared
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import Source
 from interfuse.data.lm import open_lm
@@ -92,6 +92,7 @@ def told(model: str, parts: list[dict[str, Any]], rows: list[dict[str, Any]], re
 
 def main(model: str = "", count: int = 6) -> None:
     """``model``: a folder, else SmolLM2-135M-Instruct. ``count``: sentences of each ontology."""
+    shared("text2kgbench-tekgen")
     model = model or str(smollm2())
     lm = open_lm(Source(model, Path(model).name), Ctx(dtype="bfloat16"))
     cache = (

@@ -10,11 +10,12 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import interfuse
-from benchmarks.record import save
+from benchmarks.record import save, shared
 from interfuse.core.ctx import Ctx
 from interfuse.data.chunks import token_count
 from interfuse.kit.language import open_parser
@@ -24,6 +25,10 @@ WORKERS = 2
 
 
 def main() -> None:
+    shared("text2kgbench-tekgen")
+    if find_spec("ray") is None:
+        print("skipped: ray is not installed")
+        return
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 150
     rows = [
         json.loads(x)["sent"]

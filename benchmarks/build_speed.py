@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import interfuse
-from benchmarks.record import RESULTS, save
+from benchmarks.record import RESULTS, save, shared
 from interfuse.core.ctx import Ctx
 from interfuse.data.chunks import token_count
 from interfuse.kit.language import open_parser
@@ -32,7 +32,7 @@ KINDS = (("short", "spacy"), ("prose", "spacy"), ("short", "rules"), ("prose", "
 
 def sentences() -> list[str]:
     """The test sentences of Text2KGBench."""
-    files = sorted((PLACE / "text2kgbench-tekgen/ground_truth").glob("*.jsonl"))
+    files = sorted((shared("text2kgbench-tekgen") / "text2kgbench-tekgen/ground_truth").glob("*.jsonl"))
     return [json.loads(x)["sent"] for f in files for x in f.read_text().splitlines()]
 
 

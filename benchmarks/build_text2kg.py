@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import interfuse
-from benchmarks.record import save
+from benchmarks.record import save, shared
 from interfuse.core.ctx import Ctx
 from interfuse.data.graph import Graph
 from interfuse.data.graph_files import read_documents
@@ -209,6 +209,7 @@ def with_model(made: dict[str, Any], lm: str, systems: list[str], cache: Path) -
 
 def main() -> None:
     """Without arguments all ontologies; ``--into FOLDER NAME [MODEL]`` keeps one part, ``--from FOLDER`` puts parts together."""
+    shared("text2kgbench-tekgen")
     names = sorted(
         (f.name.replace("_ontology.json", "") for f in (DATA / "ontologies").glob("*.json")),
         key=lambda n: int(n.split("_")[0]),

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from real_models import smollm2
-from record import part
+from record import part, shared
 from scipy.stats import page_trend_test, spearmanr
 from seeds import each_seed
 
@@ -338,6 +338,7 @@ if __name__ == "__main__":
         "table": ("decode-ck-plug", SETTINGS, one_table, write_table),
         "mixed": ("decode-ck-plug-mixed", MIXED_SETTINGS, one_mixed, write_mixed),
     }
+    shared("lre-relations")
     for name in sys.argv[1:] or list(parts):
         file, settings, experiment, figures = parts[name]
         each_seed(file, settings, experiment, figures, (0, 1, 2, 3, 4))

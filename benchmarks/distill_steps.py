@@ -6,11 +6,14 @@ step without any teacher; ``ratio_of_arithmetic`` is the same ratio of multiplic
 which no program can stay; ``ensemble`` is set against the predictions of its two teachers, ``dml`` and ``kdcl`` train the other network as
 well. ``memory_mb``: weights, buffers, gradients, optimiser state, what a step keeps for its gradients and what the method stores.
 
-    python benchmarks/distill_steps.py [METHOD ... | --table]
+    python benchmarks/distill_steps.py [METHOD ...] [--pair WORDS] [--counts] [--table]
+
+Times want a machine that does nothing else; ``memory_mb`` and ``ratio_of_arithmetic`` are counted, and ``--counts`` renews them alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -103,8 +106,15 @@ def teachers_of(slug: str) -> int:
     return 2 if slug == "ensemble" else 1
 
 
-def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
-    teacher, student, side, channels, pairs, alone = PAIRS[pair]
+def chosen(pair: str, only: Sequence[str]) -> list[tuple[str, str, dict[str, Any], float | None]]:
+    """The rows of :data:`METHODS` that are measured on a pair; ``diswot`` varies a configuration."""
+    _, student, *_, alone = PAIRS[pair]
+    return [m for m in METHODS if (not alone or m[0] == alone) and (not only or m[0] in only) and (m[0] != "diswot" or isinstance(student(), dict))]  # fmt: skip
+
+
+def measure(pair: str, only: Sequence[str] = (), counts: bool = False) -> dict[str, Any]:
+    """By row what was found; with ``counts`` only what is counted, without the times."""
+    teacher, student, side, channels, pairs, _ = PAIRS[pair]
     ctx, data = Ctx(device="cpu"), pictures(side, channels)
 
     def begun(slug: str, extra: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -128,37 +138,37 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
     model = open_model(Source(teacher()), ctx)
     module, encoder = build(model, ctx).eval(), Encoder(model, data)
 
-    def predicted(chosen: Any) -> None:
+    def predicted(rows: Any) -> None:
         with torch.no_grad():
-            forward(module, model, encoder.encode(chosen))
+            forward(module, model, encoder.encode(rows))
 
     plain_work, teacher_work = arithmetic(_step, plain, plain_hooks, [FIRST], {}), arithmetic(predicted, FIRST)
     found: dict[str, Any] = {}
-    for slug, label, extra, goal in METHODS:
+    for slug, label, extra, goal in chosen(pair, only):
         name = f"{slug}, {label}" if label else slug
-        if alone and slug != alone:
-            continue
-        if (only and slug not in only) or (slug == "diswot" and not isinstance(student(), dict)):
-            continue
         state, hooks = begun(slug, extra)
         stored = slug == "kd" and extra.get("teacher_cache") == "auto"
         memory = step_memory(state, lambda state=state, hooks=hooks: _step(state, hooks, [FIRST], {}))
         asked = 0 if stored else teachers_of(slug)
         needed = plain_work + asked * teacher_work
         counted = arithmetic(_step, state, hooks, [FIRST], {})
+        found[name] = {"ratio_of_arithmetic": counted / needed, "memory_mb": memory}
+        if counts:
+            print(f"{pair:36} {name:26} arithmetic {counted / needed:.2f}  {memory:.0f} MB", flush=True)
+            continue
         seen: dict[str, list[float]] = {"cpu": [], "base cpu": [], "wall": [], "base wall": []}
         rng = np.random.default_rng(0)
         for turn in range(pairs + 1):
             rows = rng.permutation(len(data))
-            chosen = hooks.select(state, rows)[:BATCH] if slug == "tgeo-kd" else rows[:BATCH]
+            picked = hooks.select(state, rows)[:BATCH] if slug == "tgeo-kd" else rows[:BATCH]
             for which in ("", "base ") if turn % 2 else ("base ", ""):
                 cpu, wall = time.process_time(), time.perf_counter()
                 if which:
-                    _step(plain, plain_hooks, [chosen], {})
+                    _step(plain, plain_hooks, [picked], {})
                     for _ in range(asked):
-                        predicted(chosen)
+                        predicted(picked)
                 else:
-                    _step(state, hooks, [chosen], {})
+                    _step(state, hooks, [picked], {})
                 if turn > 0:
                     seen[f"{which}cpu"].append(time.process_time() - cpu)
                     seen[f"{which}wall"].append(time.perf_counter() - wall)
@@ -168,7 +178,7 @@ def measure(pair: str, only: Sequence[str] = ()) -> dict[str, Any]:
         middle = statistics.median(ratios["cpu"])
         found[name] = {"step_ms": 1e3 * statistics.median(seen["cpu"]), "base_ms": 1e3 * statistics.median(seen["base cpu"]), "ratio": summary(ratios["cpu"]),
                        "ratio_of_elapsed_time": statistics.median(ratios["wall"]), "goal": goal, "reached": None if goal is None else middle <= goal,
-                       "ratio_of_arithmetic": counted / needed, "memory_mb": memory}  # fmt: skip
+                       **found[name]}  # fmt: skip
         print(f"{pair:36} {name:26} {found[name]['step_ms']:8.1f} ms  ratio {middle:.2f} (elapsed {found[name]['ratio_of_elapsed_time']:.2f}, arithmetic {counted / needed:.2f})  "
               f"goal {goal or '-'}  {found[name]['memory_mb']:.0f} MB", flush=True)  # fmt: skip
     return found
@@ -191,9 +201,20 @@ def write_table(pairs: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def main(words: list[str]) -> None:
-    """``METHOD ...`` measures these alone and puts them into the figures that are there; ``--table`` only writes the table."""
-    if words == ["--table"]:
-        write_table(json.loads((RESULTS / "distill-steps.json").read_text())["pairs"])
+    """``METHOD ...`` and ``--pair`` measure these alone and put them into the figures that are there; ``--table`` only writes the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("methods", nargs="*", help="measure these alone; the other rows stay")
+    parser.add_argument("--pair", default="", help="only pairs of networks whose name has these words, such as '8 x 8'")
+    parser.add_argument("--counts", action="store_true", help="renew memory and arithmetic alone, not the times")
+    parser.add_argument("--table", action="store_true", help="only write the table of docs/choose.md")
+    args = parser.parse_args(words)
+    unknown = sorted({*args.methods} - {slug for slug, *_ in METHODS})
+    if unknown:
+        parser.error(f"unknown methods: {', '.join(unknown)}")
+    before = RESULTS / "distill-steps.json"
+    kept = json.loads(before.read_text()) if before.is_file() else {"pairs": {}}
+    if args.table:
+        write_table(kept["pairs"])
         return
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -201,14 +222,23 @@ def main(words: list[str]) -> None:
         "what": "one step of a method over a plain student step and the teacher's prediction, processor time of one thread, batches of 64, medians of pairs",
         "threads": 1, "pairs": {},
     }  # fmt: skip
-    before = RESULTS / "distill-steps.json"
-    if words and before.is_file():
-        figures["pairs"] = json.loads(before.read_text())["pairs"]
+    if args.methods or args.pair or args.counts:
+        figures["pairs"] = kept["pairs"]
+    if args.counts:
+        figures |= {k: kept[k] for k in ("load", "minutes") if k in kept}
     names = [f"{slug}, {label}" if label else slug for slug, label, _, _ in METHODS]
     for pair in PAIRS:
-        known = {**figures["pairs"].get(pair, {}), **measure(pair, words)}
+        if args.pair not in pair or not chosen(pair, args.methods):
+            continue
+        known = dict(figures["pairs"].get(pair, {}))
+        for name, row in measure(pair, args.methods, args.counts).items():
+            if not args.counts:
+                known[name] = row
+            elif name in known:  # what was never timed has no row
+                known[name] = {**known[name], **row}
         figures["pairs"][pair] = {name: known[name] for name in names if name in known}
-        figures |= {"load": os.getloadavg()[0], "minutes": (time.perf_counter() - began) / 60}
+        if not args.counts:
+            figures |= {"load": os.getloadavg()[0], "minutes": (time.perf_counter() - began) / 60}
         print(save("distill-steps", figures))
     write_table(figures["pairs"])
 

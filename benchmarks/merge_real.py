@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from real_models import PLACE, smollm2
-from record import part, save
+from record import part, save, shared
 
 DATA = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 TASKS = ("gsm8k", "banking77", "creak")
@@ -287,6 +287,7 @@ def main() -> None:
     parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    shared(*TASKS, HELD_OUT)
     base = smollm2()
     experts = [expert(task, base, PLACE / f"expert-{task}-{args.steps}", args.steps) for task in TASKS]
     if args.train_only:

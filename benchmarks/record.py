@@ -59,6 +59,17 @@ def part(name: str, key: str, make: Callable[[], Any]) -> Any:
     return kept(Ctx(scratch=place / name), key, make)
 
 
+def shared(*names: str) -> Path:
+    """The folder of the shared data (``INTERFUSE_SHARED_DATA``, else ``shared/data`` beside the repository), if these data sets are in
+    it; else the script ends here well, having said which are missing: without them it would write figures of nothing."""
+    place = Path(os.environ.get("INTERFUSE_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    missing = [name for name in names if not (place / name).exists()]
+    if missing:
+        print(f"skipped: {', '.join(missing)} is not here (INTERFUSE_SHARED_DATA names the folder that holds it)")
+        raise SystemExit(0)
+    return place
+
+
 def save(name: str, figures: dict[str, Any]) -> Path:
     """Writes ``results/<name>.json``: figures with machine and commit."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +73,46 @@ def test_every_script_begins_without_arguments() -> None:
     bare = [f"{s.name}: line {n}" for s in SCRIPTS for n in unasked(ast.parse(s.read_text("utf-8")))]
     assert not bare
     assert list(unasked(ast.parse("a = sys.argv[1]\nb = sys.argv[2] if len(sys.argv) > 2 else 3"))) == [1]
+
+
+#: imports every script, and what its functions import of this repository when they run
+BEGIN = """
+import ast, importlib, sys
+from pathlib import Path
+ours = {Path(f).stem for f in sys.argv[1:]} | {"interfuse", "benchmarks", "tests"}
+for file in sys.argv[1:]:
+    importlib.import_module(Path(file).stem)
+    for node in ast.walk(ast.parse(Path(file).read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ours:
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                if name.name not in vars(module):
+                    importlib.import_module(f"{node.module}.{name.name}")
+    print(file)
+"""
+
+
+def test_every_script_begins_and_finds_what_it_imports() -> None:
+    """In a process of its own, as ``make bench`` sets it up."""
+    places = os.pathsep.join(map(str, (ROOT / "benchmarks", ROOT, ROOT / "src")))
+    done = subprocess.run([sys.executable, "-c", BEGIN, *map(str, SCRIPTS)], env={**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1"},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == len(SCRIPTS)
+
+
+def test_without_its_data_a_script_ends_well_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("INTERFUSE_SHARED_DATA", str(tmp_path))
+    record = importlib.import_module("record")
+    (tmp_path / "there").mkdir()
+    assert record.shared("there") == tmp_path
+    with pytest.raises(SystemExit) as ended:
+        record.shared("there", "gone")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("skipped: gone ")
 
 
 def test_the_page_of_speed_holds_the_kept_figures(monkeypatch: pytest.MonkeyPatch) -> None:
