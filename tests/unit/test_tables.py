@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.rooms import Source
 from interfuse.data.images import distort
-from interfuse.data.tables import open_table
+from interfuse.data.tables import Table, open_table
 
 
 def test_columns_of_language_models_are_found_by_their_names(tmp_path: Path) -> None:
@@ -49,3 +50,21 @@ def test_an_ink_box_fills_the_image_but_for_a_margin() -> None:
     assert found[0, :, 0].max() < 0.2
     blank = np.zeros((3, 8, 8), dtype=np.float32)
     np.testing.assert_array_equal(distort(blank, (("ink-box", 0.5),), rng), blank)
+
+
+def test_parts_hold_no_row_that_the_table_leaves_out() -> None:
+    def taken(table: dict[str, Any], part: str, **more: Any) -> Table:
+        return open_table(Source({"from": table, "take": part, **more}, "part"), Ctx())
+
+    split = {"split": {"train": 0.75, "test": 0.25}}
+    few = {"data": "sklearn:digits", "limit": 100, **split}
+    train, test = taken(few, "train"), taken(few, "test")
+    assert len(train.rows) + len(test.rows) == 100
+    assert max([*train.rows, *test.rows]) == 99
+    assert abs(len(train.rows) - 75) <= 5
+    two = {"data": "sklearn:digits", "classes": [0, 1], **split}
+    assert set(taken(two, "train").codes[taken(two, "train").rows]) == {0, 1}
+    whole = {"data": "sklearn:digits", **split}
+    later = {"from": whole, "classes": [3], "limit": 40}
+    assert len(taken(later, "train").rows) + len(taken(later, "test").rows) == 40
+    assert len(taken(whole, "train", limit=7).rows) == 7

@@ -60,8 +60,8 @@ def _print(facts: dict[str, Any]) -> None:
     for name, value in facts["flags"].items():
         say(f"  {name}={value}")
     say(f"methods, recipes, maps: {facts['methods']}")
-    table(["package", "version", "needs", "state", "only for"],
-          [[p["name"], p["version"] or "-", p["needs"], p["state"], ", ".join(f"interfuse[{e}]" for e in _narrow(p["extras"]))]
+    table(["package", "version", "needs", "state", "extra"],
+          [[p["name"], p["version"] or "-", p["needs"], p["state"], ", ".join(_narrow(p["extras"]))]
            for p in facts["packages"]])  # fmt: skip
     for line in facts["problems"]:
         say(f"problem: {line}")

@@ -422,9 +422,9 @@ def _view(table: Table, spec: Mapping[str, Any], name: str) -> Table:
 
     keys = {k: spec[k] for k in ("split", "split_seed", "take", "classes", "distort", "limit") if k in spec}
     rows, parts, distort = table.rows, dict(table.parts), table.distort
-    if "split" in spec:
-        parts = _split(table, spec["split"], int(spec.get("split_seed", 0)), name)
     if "take" in spec:
+        if "split" in spec:
+            parts = _split(rows, table, spec, name)
         take = spec["take"] if isinstance(spec["take"], list) else [spec["take"]]
         for part in take:
             if part not in parts:
@@ -444,6 +444,10 @@ def _view(table: Table, spec: Mapping[str, Any], name: str) -> Table:
         rows = rows[np.isin(table.codes[rows], keep)]
     if "limit" in spec:
         rows = rows[: int(spec["limit"])]
+    if "take" not in spec:  # parts hold no row that the table itself does not
+        parts = (
+            _split(rows, table, spec, name) if "split" in spec else {k: v[np.isin(v, rows)] for k, v in parts.items()}
+        )
     if "distort" in spec:
         from interfuse.data.images import DISTORTIONS
 
@@ -461,8 +465,9 @@ def _view(table: Table, spec: Mapping[str, Any], name: str) -> Table:
     return dataclasses.replace(table, name=name, rows=rows, parts=parts, distort=distort, origin=origin)
 
 
-def _split(table: Table, shares: Any, seed: int, name: str) -> dict[str, NDArray[np.int64]]:
-    """Disjoint parts by share, stratified by class where there are labels; the same seed gives the same parts."""
+def _split(rows: NDArray[np.int64], table: Table, spec: Mapping[str, Any], name: str) -> dict[str, NDArray[np.int64]]:
+    """Disjoint parts of some rows by share, stratified by class where there are labels; the same seed gives the same parts."""
+    shares, seed = spec["split"], int(spec.get("split_seed", 0))
     if (
         not isinstance(shares, Mapping)
         or not all(isinstance(v, int | float) and v > 0 for v in shares.values())
@@ -470,10 +475,10 @@ def _split(table: Table, shares: Any, seed: int, name: str) -> dict[str, NDArray
     ):
         raise InterfuseError("param.value", "'split' is a table of part: share, together at most 1", where=name)
     rng = Ctx(seed=seed).rng("split")
-    groups = [table.rows]
+    groups = [rows]
     if "label" in table.columns:
-        codes = table.codes[table.rows]
-        groups = [table.rows[codes == c] for c in np.unique(codes)]
+        codes = table.codes[rows]
+        groups = [rows[codes == c] for c in np.unique(codes)]
     parts: dict[str, list[NDArray[np.int64]]] = {part: [] for part in shares}
     for group in groups:
         order = rng.permutation(group)
