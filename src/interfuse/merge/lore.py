@@ -57,7 +57,7 @@ def _estimated(
     for i, key in enumerate(keys):
         largest = max(largest, float(_leading(folded @ _without_base(common, i), 1, svd, key)[0][0]))
     ranks = [max(1, k // 16) if svd == "randomised" else k] * count
-    for _ in range(steps):
+    for _step in range(steps):
         total = torch.zeros_like(common)
         for i, key in enumerate(keys):
             own = _without_base(common, i)
@@ -67,7 +67,7 @@ def _estimated(
         common = total
         if moved <= 1e-12:
             break
-    return list(zip(changes, common.mul_(share).split(k), strict=True))
+    return list(zip(changes, common.mul_(share).chunk(count - 1), strict=True))
 
 
 @method(scope="matrix", base="none", models=(2, 1000), prepare=_estimated, squares=_memory, temporaries=10)
@@ -107,7 +107,7 @@ def lore(
 def _without_base(common: Tensor, i: int) -> Tensor:
     """``theta_i - Z`` in terms of the differences: model i without the mean of all, and the mean of the task vectors."""
     own, count = common.clone(), common.shape[0] // common.shape[1] + 1
-    for j, block in enumerate(own.split(common.shape[1])):
+    for j, block in enumerate(own.chunk(count - 1)):
         block.diagonal().add_(float(i == j) - 1.0 / count)
     return own
 
