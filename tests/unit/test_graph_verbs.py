@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from interfuse.build import origins
 from interfuse.cli.main import app
 from interfuse.core.artifact import verify
 from interfuse.data.graph import Graph
@@ -200,6 +201,27 @@ def test_a_folder_is_known_by_its_place_or_by_what_it_holds(tmp_path: Path, monk
         (again / name).write_text(f"Cairo is the capital of Egypt, says {name}.")
     assert "other documents" in refused("output.exists", "build", again, "--parser", "rules", "-o", out)
     call("build", again, "--parser", "rules", "-o", out, "--force")
+
+
+def test_places_that_were_noted_long_ago_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(origins, "_MOST", 4)
+    notes, old = tmp_path / "notes", tmp_path / "old"
+    notes.mkdir()
+    for i in range(8):
+        (notes / "a.txt").write_text(f"Town{i} is the capital of Norway.")
+        call("build", notes, "--parser", "rules", "-o", tmp_path / "g", *(["--force"] if i == 5 else []))
+        if not i:
+            call("build", notes, "--parser", "rules", "-o", old)
+        if i == 4:
+            places = next((tmp_path / "cache").rglob("places.jsonl"))
+            places.write_text(places.read_text() + '{"key": "cut')
+    rows = [line for line in places.read_text().splitlines() if line]
+    assert [json.loads(row).keys() for row in rows] == [{"key", "place"}] * 2
+    call("build", notes, "--parser", "rules", "-o", tmp_path / "g")  # the last is among them
+    (notes / "a.txt").write_text("Rome is the capital of Italy.")
+    call("build", notes, "--parser", "rules", "-o", tmp_path / "g")
+    assert "other documents" in refused("output.exists", "build", notes, "--parser", "rules", "-o", old)
 
 
 def test_fuse_writes_one_graph_and_says_who_said_what(tmp_path: Path) -> None:

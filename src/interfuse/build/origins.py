@@ -1,7 +1,8 @@
 """Where the documents of a build lay, so that another folder of the same name is not taken for them.
 
 A graph's manifest names no places: it is the same on every machine. The places stand in the cache, one line per build, by the
-build's key; a line that was cut by a kill is passed over.
+build's key; a line that was cut by a kill is passed over. When there are many, those noted last stay: a build whose line is gone is known by
+what its documents hold.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from interfuse.core.rooms import Call, key_of
-from interfuse.core.safe import fingerprint
+from interfuse.core.safe import fingerprint, write_atomic
 from interfuse.data.corpus import Corpus
 from interfuse.data.graph_files import DOCUMENTS, read_documents_table
+
+#: lines after which only half of them stay; seconds to wait for another process that notes its own
+_MOST, _WAIT = 8192, 10.0
 
 
 def roots_of(corpus: Corpus) -> list[str]:
@@ -30,15 +36,19 @@ def remember(call: Call) -> None:
     corpus: Corpus | None = call.inputs["documents"]
     if corpus is None:
         return
-    key, place = key_of(call), _place(corpus)
-    if _known(call, key, place):
+    row, file = _row(key_of(call), _place(corpus)), _file(call)
+    if row in _rows(file)[-(_MOST // 2) :]:
         return
-    line = _row(key, place)
     with contextlib.suppress(OSError):
-        file = _file(call)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="ascii") as out:
-            out.write(f"\n{line}\n")  # after a line that was cut
+        with FileLock(file.with_suffix(".lock"), timeout=_WAIT):
+            rows = _rows(file)
+            if len(rows) < _MOST:
+                with file.open("a", encoding="ascii") as out:
+                    out.write(f"\n{row}\n")  # after a line that was cut
+            else:  # those noted last stay
+                stay = [r for r in rows if r != row][1 - _MOST // 2 :]
+                write_atomic(file, "".join(f"{r}\n" for r in [*stay, row]).encode("ascii", "replace"))
 
 
 def same_documents(call: Call, path: Path, was: Mapping[str, Any]) -> bool:
@@ -69,10 +79,16 @@ def _place(corpus: Corpus) -> str:
 
 def _known(call: Call, key: str, place: str) -> bool:
     """Whether a build of a key was made of documents at a place."""
+    return _row(key, place) in _rows(_file(call))
+
+
+def _rows(file: Path) -> list[str]:
+    """The lines of a file that are whole."""
     try:
-        return _row(key, place) in _file(call).read_text(encoding="ascii", errors="replace").splitlines()
+        lines = file.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return False
+        return []
+    return [line for line in lines if line.endswith("}")]
 
 
 def _row(key: str, place: str) -> str:

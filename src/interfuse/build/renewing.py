@@ -82,6 +82,8 @@ SHARE, KEPT, STALE = 0.1, 12, 3600.0
 #: No more of the files than this changed since a state was kept, no more of the evidence stands at statements that they touch, and they
 #: were opened in so many seconds: the state stays, and they are brought up to date again the next time.
 FEW, QUICK = 0.002, 0.1
+#: A state of no more bytes is kept as it lies in memory: packing and unpacking it would be a seventh of the work on one document.
+PLAIN = 2**27
 #: packages and modules whose code decides what a state holds
 _CODE = ("interfuse.data", "interfuse.data.loaders", "interfuse.kit.linking", "interfuse.kit.relinking", "interfuse.build.room",
          "interfuse.build.assembling", "interfuse.build.renewing", "interfuse.build.keeping")  # fmt: skip
@@ -224,13 +226,12 @@ def _rows(table: Any, proof: Any) -> Rows:
     return Rows(table.drop_columns(["proofs"]), proof, counts)
 
 
-def _write_arrow(path: Path, table: Any) -> None:
+def _write_arrow(path: Path, table: Any, compression: str | None) -> None:
     import pyarrow as pa
 
-    table = packed(table)
     with (
         pa.OSFile(str(path), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as out,
+        pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as out,
     ):
         out.write_table(table)
 
@@ -260,8 +261,9 @@ def _keep(place: Path, corpus: Corpus, sources: Sequence[Source], made: Made, gr
         place.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".state-", dir=place.parent))
         try:
+            plainly = sum(table.nbytes for table in tables.values()) <= PLAIN
             for name, table in tables.items():
-                _write_arrow(folder / f"{name}.arrow", table)
+                _write_arrow(folder / f"{name}.arrow", packed(table), None if plainly else "lz4")
             shutil.copyfile(graph / DOCUMENTS, folder / DOCUMENTS)
             facts = {
                 "files": {f.name: f.sha256 for f in corpus.files}, "documents": [vars(s) for s in sources], "direct": made.direct,

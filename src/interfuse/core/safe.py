@@ -279,14 +279,25 @@ def fingerprint(value: Any) -> str:
 
 def file_sha256(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+    return sized_sha256(path)[0]
+
+
+def sized_sha256(path: Path | str, most: int | None = None) -> tuple[str, int]:
+    """The SHA-256 of a file's bytes ("" of one with more than ``most``, which is not read) and how many these are, found in one go."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        size = os.fstat(handle).st_size
+        if most is not None and size > most:
+            return "", size
         if size < _SMALL:
-            data = file.read(size + 1)
+            data = os.read(handle, size + 1)
             if len(data) == size:
-                return hashlib.sha256(data).hexdigest()
-            file.seek(0)  # it grew meanwhile
-        return hashlib.file_digest(file, "sha256").hexdigest()
+                return hashlib.sha256(data).hexdigest(), size
+            os.lseek(handle, 0, os.SEEK_SET)  # it grew meanwhile
+        with open(handle, "rb", buffering=0, closefd=False) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), size
+    finally:
+        os.close(handle)
 
 
 def code_sha256(path: Path | str) -> str:

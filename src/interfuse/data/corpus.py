@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.rooms import Source
-from interfuse.core.safe import file_sha256, fingerprint, jsonable
+from interfuse.core.safe import fingerprint, jsonable, sized_sha256
 
 if TYPE_CHECKING:
     from interfuse.data.loaders.layout import Limits
@@ -286,9 +286,8 @@ def _walk(place: Path) -> Iterator[tuple[str, str]]:
 
 
 def _file(path: str, name: str, limits: Any) -> File:
-    size = os.stat(path).st_size
-    digest = file_sha256(path) if size <= limits.bytes else fingerprint(["too large", size])
-    return File(name, digest, size, path)
+    digest, size = sized_sha256(path, limits.bytes)
+    return File(name, digest or fingerprint(["too large", size]), size, path)
 
 
 def _corpus(name: str, files: Sequence[File], limits: Any) -> Corpus:

@@ -387,11 +387,22 @@ class _Change:
 
 def _members(table: Any, blocks: Iterable[str]) -> dict[str, list[Row]]:
     """Block -> key and name of its groups, sorted."""
-    rows = table.filter(among(table.column("block"), blocks))
-    found = _by_block(zip(*(rows.column(n).to_pylist() for n in ("block", "key", "group")), strict=True))
-    for members in found.values():
-        members.sort()
-    return found
+    import pyarrow as pa
+
+    rows = table.filter(among(table.column("block"), blocks)).combine_chunks()
+    if not rows.num_rows:
+        return {}
+    coded = rows.column("block").combine_chunks().dictionary_encode()
+    codes = coded.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    ends = np.searchsorted(codes[order], np.arange(len(coded.dictionary)), side="right").tolist()
+    members: list[Row] = list(
+        zip(*(rows.column(n).take(pa.array(order)).to_pylist() for n in ("key", "group")), strict=True)
+    )
+    return {
+        block: sorted(members[start:stop])
+        for block, start, stop in zip(coded.dictionary.to_pylist(), [0, *ends[:-1]], ends, strict=True)
+    }
 
 
 def _by_block(rows: Iterable[tuple[str, str, str]]) -> dict[str, list[Row]]:
