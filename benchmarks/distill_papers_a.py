@@ -3,7 +3,7 @@
 Every seed has a split, initial weights and an order of its own, which all conditions of a seed share. A comparison is the mean of
 the seeds' paired differences with a 95 % bootstrap interval over seeds and a sign-flip p. Settings are chosen with equal care: on
 two seeds that are not reported, every condition tries the same learning rates (and its own options, where it has some), then further rates
-beyond its best until that has a neighbour on either side, and keeps what does best on validation images, which are neither trained on nor
+beyond its best (of TGeo-KD's outer step as well) until that has a neighbour on either side, and keeps what does best on validation images, which are neither trained on nor
 tested on there. Seeds split the same 1,797 images anew.
 
     python benchmarks/distill_papers_a.py [SLUG ...]
@@ -52,11 +52,14 @@ from interfuse.kit.taps import Taps, classifier_name
 SETTINGS: dict[str, Any] = {"epochs": 40, "batch_size": 64, "lr": 0.03}
 #: learning rates every condition tries first, and the seeds on which it chooses
 RATES = (0.01, 0.03)
+#: settings whose grid grows: learning rates, of the student and of TGeo-KD's outer step
+GROW = ("lr", "outer_lr")
 TUNING = (100, 101)
 #: the first seed that is reported
 FIRST = 200
 Images = np.ndarray[Any, np.dtype[np.float32]]
 Options = Sequence[Mapping[str, Any]]
+Conditions = Mapping[str, tuple[str, dict[str, Any]]]
 
 
 class CNN(nn.Module):
@@ -158,18 +161,21 @@ def choose(
             if turn <= len(several):
                 scores[name].append(statistics.mean(row[metrics[name]] for row in rows))
             if turn == len(several):
-                chief = several[favourite(scores[name])]
-                line = {
-                    o["lr"]: s
-                    for o, s in zip(several, scores[name], strict=True)
-                    if {**o, "lr": 0} == {**chief, "lr": 0}
-                }
-                if (further := untried(line)) is not None:
-                    several.append({**chief, "lr": further})
+                several.extend(beyond(several, scores[name]))
     best = {name: several[favourite(scores[name])] for name, several in found.items()}
     return dict(best), {
         name: [{**o, "score": s} for o, s in zip(several, scores[name], strict=True)] for name, several in found.items()
     }
+
+
+def beyond(several: Options, scores: Sequence[float]) -> list[dict[str, Any]]:
+    """The next option to try after all of these: the best one with a neighbouring rate; none when its rates lie inside what was tried."""
+    chief = several[favourite(scores)]
+    for key in (k for k in GROW if k in chief):
+        line = {o[key]: s for o, s in zip(several, scores, strict=True) if {**o, key: 0} == {**chief, key: 0}}
+        if (further := untried(line)) is not None:
+            return [{**chief, key: further}]
+    return []
 
 
 def favourite(scores: Sequence[float]) -> int:
@@ -313,7 +319,7 @@ def dispersion(model: Model, x: Images, y: Any) -> float:
 
 
 TRG_OFF: dict[str, Any] = {"tokens": 128, "inner": 0, "local": 0, "contrast": 0}
-TRG_CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
+TRG_CONDITIONS: Conditions = {
     "none": ("none", {}), "kd": ("trg", TRG_OFF), "rkd": ("rkd", {}), "kd+inner": ("trg", {**TRG_OFF, "inner": 1}),
     "kd+local": ("trg", {**TRG_OFF, "local": 1}), "kd+global": ("trg", {**TRG_OFF, "contrast": 0.1}), "trg": ("trg", {"tokens": 128})}  # fmt: skip
 VIT_CONDITIONS = ("none", "kd", "rkd", "trg")
@@ -330,7 +336,29 @@ def trg_vit(seed: Seed) -> dict[str, float]:
     return long_tailed(seed, VIT_CONDITIONS, lambda: seed.net(Tokens, 24, False), "blocks.1")
 
 
-def long_tailed(seed: Seed, names: Sequence[str], student: Callable[[], nn.Module], layer: str) -> dict[str, float]:
+#: batch sizes, with epochs that make about 200 steps of 280 images each; two tokens an image
+BATCHES = {16: 11, 64: 40, 256: 100}
+BATCH_CONDITIONS: Conditions = {
+    f"{name} {size}": ("trg", {**given, "tokens": 2 * size, "batch_size": size, "epochs": epochs})
+    for size, epochs in BATCHES.items() for name, given in (("kd", TRG_OFF), ("trg", {}))}  # fmt: skip
+
+
+def trg_batches(seed: Seed) -> dict[str, float]:
+    """As for TRG's card, in batches of 16, 64 and 256 images (of 280) with two tokens an image and about 200 steps each: TRG and KD."""
+    found = long_tailed(
+        seed, tuple(BATCH_CONDITIONS), lambda: seed.net(CNN, 8, 16), "stages.1", conditions=BATCH_CONDITIONS
+    )
+    return found | {f"gain {size}": found[f"trg {size}"] - found[f"kd {size}"] for size in BATCHES}
+
+
+def long_tailed(
+    seed: Seed,
+    names: Sequence[str],
+    student: Callable[[], nn.Module],
+    layer: str,
+    *,
+    conditions: Conditions = TRG_CONDITIONS,
+) -> dict[str, float]:
     """Accuracy, recall of the four rarest classes and likeness of tokens of some conditions on a long-tailed set of digits."""
     x, y = seed.x, seed.y
     rows = np.concatenate([np.flatnonzero(y == c)[: round(100 * 0.02 ** (c / 9))] for c in range(10)])
@@ -340,7 +368,7 @@ def long_tailed(seed: Seed, names: Sequence[str], student: Callable[[], nn.Modul
     teacher = seed.train("none", seed.net(CNN, 32, 64), data)
     found = {}
     for name in names:
-        method, given = TRG_CONDITIONS[name]
+        method, given = conditions[name]
         teachers = {} if method == "none" else {"teacher": [teacher]}
         made = seed.train(method, student(), data, name=name, **teachers, **given)
         said = logits(made, test[0]).argmax(1)
@@ -638,6 +666,13 @@ EXPERIMENTS: dict[str, Study] = {
         ("accuracy: KD against labels alone", "none", "kd"), ("rare recall: TRG against KD", "rare recall kd", "rare recall trg"),
         ("rare recall: TRG against RKD", "rare recall rkd", "rare recall trg"), ("token CKA: TRG against KD", "cka kd", "cka trg"),
         ("accuracy: TRG student against its teacher", "teacher", "trg"),
+    )),
+    "trg-batches": Study(trg_batches, 8, same(*BATCH_CONDITIONS), (
+        *((f"accuracy in batches of {size}: TRG against KD", f"kd {size}", f"trg {size}") for size in BATCHES),
+        *((f"rare recall in batches of {size}: TRG against KD", f"rare recall kd {size}", f"rare recall trg {size}") for size in BATCHES),
+        ("accuracy: TRG in batches of 64 against 16", "trg 16", "trg 64"), ("accuracy: TRG in batches of 256 against 64", "trg 64", "trg 256"),
+        ("accuracy: TRG in batches of 256 against 16", "trg 16", "trg 256"), ("gain over KD: batches of 256 against 16", "gain 16", "gain 256"),
+        ("gain over KD: batches of 256 against 64", "gain 64", "gain 256"),
     )),
     "kd3": Study(kd3, 8, same("kd on the pool", "kd on the surest", "kd on the teacher's data", "kd3", "kd3, own classifier", "kd3, no selection", "kd3, no contrast"), (
         ("accuracy: KD3 against KD on the pool", "kd on the pool", "kd3"),

@@ -147,10 +147,24 @@ def _teachers(seed: Seed, data: Table) -> dict[str, Model]:
     return {n: seed.train("none", seed.net(make, *big), data, **OFA, lr=0.01) for n, (make, big, _) in FAMILIES.items()}
 
 
-def _student(seed: Seed, name: str, family: str, teacher: Model, data: Table) -> Model:
-    (method, given), (make, _, small) = OFA_CONDITIONS[name], FAMILIES[family]
+def _student(seed: Seed, name: str, family: str, teacher: Model, data: Table, **more: Any) -> Model:
+    (method, given), (make, _, small) = OFA_CONDITIONS.get(name, ("ofa-kd", {})), FAMILIES[family]
     taught = {} if name == "none" else {"teacher": [teacher]}
-    return seed.train(method, seed.net(make, *small), data, name=name, **taught, **OFA, **given)
+    return seed.train(method, seed.net(make, *small), data, name=name, **taught, **OFA, **given, **more)
+
+
+def ofa_exits(seed: Seed) -> dict[str, float]:
+    """As for OFA-KD's card, in its three unlike pairs: both exits, the exit after the last stage alone, and both with an exponent of 2."""
+    x, y = seed.x, seed.y
+    data, test = table(x[:300], y[:300]), seed.judged(900, 1100)
+    teachers = _teachers(seed, table(x[:900], y[:900]))
+    scores: dict[str, list[float]] = {}
+    for teacher, student in PAIRS:
+        last = {"stages": ["stages.1" if student == "cnn" else "blocks.1"]}
+        for name, more in (("ofa", {}), ("last exit", last), ("eps 2", {"eps": 2.0})):
+            made = _student(seed, name, student, teachers[teacher], data, **more)
+            scores.setdefault(name, []).append(accuracy(made, *test))
+    return {name: statistics.mean(values) for name, values in scores.items()}
 
 
 #: what the other pairs are trained with: the rates that did best on validation images in the first three pairs (``distill-ofa-kd.json``)
@@ -230,6 +244,7 @@ def bd(seed: Seed) -> dict[str, float]:
 GAINS: dict[str, Any] = {"epochs": 10, "batch_size": 64, "optimizer": "sgd"}
 GAINS_RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "dp": ("fantastic-gains", {}), "dp, unsupervised": ("fantastic-gains", {"partition": "unsupervised"}), "kl": ("fantastic-gains", {"partition": "teacher"}),
+    "self": ("fantastic-gains", {"partition": "self"}),
     "xe-kl": ("fantastic-gains", {"partition": "teacher", "alpha": 0.5}),
     "xe-kl + mcl": ("fantastic-gains", {"partition": "flip-t", "alpha": 0.68, "slow": 0.99, "slow_every": 2}),
     "crd": ("crd", {"schedule": "constant", "warmup": 0.0})}  # fmt: skip
@@ -610,6 +625,10 @@ EXPERIMENTS: dict[str, Study] = {
         ("accuracy, trees teach a CNN: OFA against KD", "kd: trees -> cnn", "ofa: trees -> cnn"),
         ("CKA of trained nets: CNN and CNN against CNN and ViT", "cka of cnn and vit", "cka of cnn and cnn"),
     )),
+    "ofa-kd-exits": Study(ofa_exits, 5, same("ofa", "last exit", "eps 2"), (
+        ("accuracy over three unlike pairs: both exits against the last alone", "last exit", "ofa"),
+        ("accuracy over three unlike pairs: eps 2 against 1", "ofa", "eps 2"),
+    )),
     "ofa-kd-pairs": Study(ofa_pairs, 5, {}, (
         *((f"accuracy over the three other unlike pairs: OFA against {what}", f"{name}, unlike", "ofa, unlike") for name, what in (
             ("none", "labels alone"), ("kd", "KD"), ("rkd", "RKD"))),
@@ -629,10 +648,12 @@ EXPERIMENTS: dict[str, Study] = {
         ("success rate: DP against KL-Dist", "success kl", "success dp"), ("success rate: DP against XE-KL", "success xe-kl", "success dp"),
         ("success rate: DP against XE-KL + MCL", "success xe-kl + mcl", "success dp"),
         ("success rate, teachers with features: DP against CRD", "success crd", "success dp, teachers with features"),
+        ("success rate: DP against self-distillation", "success self", "success dp"),
         ("success rate: unsupervised DP against KL-Dist", "success kl", "success dp, unsupervised"),
         ("success rate: supervised against unsupervised DP", "success dp, unsupervised", "success dp"),
         ("change of accuracy: DP against KL-Dist", "delta kl", "delta dp"), ("change of accuracy: DP against XE-KL", "delta xe-kl", "delta dp"),
         ("change of accuracy: DP against XE-KL + MCL", "delta xe-kl + mcl", "delta dp"),
+        ("change of accuracy: DP against self-distillation", "delta self", "delta dp"),
         ("change of accuracy, teachers with features: DP against CRD", "delta crd", "delta dp, teachers with features"),
         ("knowledge loss: DP against KL-Dist", "loss kl", "loss dp"), ("knowledge loss: DP against XE-KL + MCL", "loss xe-kl + mcl", "loss dp"),
         ("change of accuracy by DP", "0", "delta dp"),

@@ -56,6 +56,19 @@ def test_a_study_grows_the_rates_of_the_best_option_alone(rates: Any, monkeypatc
     assert all(number == 0 or asked[number] == asked[number - 1] for number in range(1, len(asked), 2))  # two seeds
 
 
+def test_the_rate_of_an_outer_step_grows_as_well(rates: Any) -> None:
+    papers = importlib.import_module("distill_papers_a")
+    assert rates  # its folder is on the path
+    options = [{"lr": lr, "outer_lr": outer} for lr in (0.01, 0.03) for outer in (0.001, 0.01)]
+
+    def score(option: dict[str, float]) -> float:
+        return -abs(math.log(option["lr"] / 0.025)) - abs(math.log(option["outer_lr"] / 0.0004))
+
+    while further := papers.beyond(options, [score(o) for o in options]):
+        options += further
+    assert [(o["lr"], o["outer_lr"]) for o in options[4:]] == [(0.1, 0.001), (0.03, 0.0003), (0.01, 0.0003), (0.1, 0.0003), (0.03, 0.0001)]  # fmt: skip
+
+
 def test_no_classical_distillation_is_judged_at_the_edge_of_its_rates(rates: Any) -> None:
     found = json.loads((RESULTS / "distill-baselines.json").read_text())
     rows = {"teachers": found["teachers"], **{k: v for table in found["accuracy"].values() for k, v in table.items()}}
