@@ -216,7 +216,7 @@ def unit_graph(
         others = square.detach().clone().fill_diagonal_(torch.inf)
         near = others.topk(k, largest=False, sorted=False).indices.T  # of every row, which the columns equal
         neighbours = torch.zeros_like(others, dtype=torch.bool).scatter_(0, near, True)
-    return torch.exp(-square / (2 * sigma)) * neighbours.to(square.dtype), neighbours  # a mask to fill by costs more
+    return torch.where(neighbours, torch.exp(-square / (2 * sigma)), 0.0), neighbours
 
 
 def patches(feature: torch.Tensor, side: int) -> torch.Tensor:

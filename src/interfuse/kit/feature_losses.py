@@ -418,7 +418,7 @@ def gaussian_graph(tokens: Tensor, neighbours: Tensor, *, sigma: float = 1.0) ->
     if neighbours.shape != (len(tokens), len(tokens)):
         raise _shape_error("neighbours must be [M, M] for M tokens", neighbours, tokens)
     kernel = torch.exp(-_distances(full_precision(tokens)).square() / (2 * sigma))
-    return kernel * neighbours.to(kernel.dtype)
+    return torch.where(neighbours, kernel, 0.0)
 
 
 def graph_divergence(
