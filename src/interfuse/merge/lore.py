@@ -63,6 +63,7 @@ def _estimated(
             own = _without_base(common, i)
             factor, ranks[i] = _shrinking(folded @ own, mu * largest / 2, ranks[i], svd, key)
             total.addmm_(own, factor, alpha=1.0 / count)
+            del own, factor  # not held beside the next decomposition
         moved = float(torch.linalg.vector_norm(folded @ common.sub_(total)))
         common = total
         if moved <= 1e-12:
