@@ -18,7 +18,8 @@ from interfuse.data.tables import Table
 from interfuse.distill.dhkd import giving_way
 from interfuse.distill.kdcl import ensemble
 from interfuse.distill.tgeo_kd import margin
-from tests.distill_bars import CNN, TwoLayers, log_of, made, refused, same, trained, weights
+from interfuse.kit.taps import Taps
+from tests.distill_bars import CNN, TwoLayers, engine, log_of, made, refused, same, started, trained, weights
 from tests.distill_bars import data as data
 from tests.distill_bars import teacher as teacher
 
@@ -115,6 +116,14 @@ def test_a_composition_of_one_part_is_that_part(
     assert alone.path is not None
     assert composed.path is not None
     assert {f.name for f in alone.path.iterdir()} == {f.name for f in composed.path.iterdir()}
+
+
+def test_a_step_looks_no_layers_up(data: Table, teacher: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of layers are found by going through a whole model."""
+    layers = {"student_layers": ["stages.1"], "teacher_layers": ["stages.1"]}
+    run, hooks = started("compose", data, teacher, parts=[{"use": "kd"}, {"use": "sp", "label_weight": 0, **layers}])
+    monkeypatch.setattr(Taps, "chosen", lambda *_: pytest.fail("layers were looked up"))
+    assert engine._step(run, hooks, [np.arange(8)], {}) == 8
 
 
 def test_in_a_composition_the_auxiliary_head_gives_way_to_every_other_part() -> None:

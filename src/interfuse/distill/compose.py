@@ -141,16 +141,18 @@ class Compose(Hooks):
         return found
 
     def before_step(self, run: Run) -> None:
-        for name, part, _ in self._parts:
-            part.before_step(_seen_by(run, name, part))
+        self._each(run, "before_step")
 
     def after_step(self, run: Run) -> None:
-        for name, part, _ in self._parts:
-            part.after_step(_seen_by(run, name, part))
+        self._each(run, "after_step")
 
     def on_epoch_end(self, run: Run) -> None:
+        self._each(run, "on_epoch_end")
+
+    def _each(self, run: Run, hook: str) -> None:
         for name, part, _ in self._parts:
-            part.on_epoch_end(_seen_by(run, name, part))
+            if _has(part, hook):
+                getattr(part, hook)(_seen_by(run, name, part))
 
     def export(self, run: Run) -> nn.Module:
         own = self._one("export")
@@ -193,16 +195,16 @@ def _has(part: Hooks, hook: str) -> bool:
 
 def _seen_by(run: Run, name: str, part: Hooks) -> Run:
     """The run as a part sees it: its own modules, tensors and facts, and the layers it asked for."""
-    needs = part.needs()
-    ours = run.student_taps.chosen(needs.student_features) if run.student_taps is not None else []
-    theirs = [t.chosen(needs.teacher_features) for t in run.teacher_taps]
+    if f"shapes/{name}" not in run.held:  # looking layers up would cost time in every step
+        needs = part.needs()
+        ours = run.student_taps.chosen(needs.student_features) if run.student_taps is not None else []
+        theirs = [t.chosen(needs.teacher_features) for t in run.teacher_taps]
+        shown = {n: run.student_shapes[n] for n in ours}
+        taught = [{n: shapes[n] for n in names} for names, shapes in zip(theirs, run.teacher_shapes, strict=False)]
+        run.held[f"shapes/{name}"] = shown, taught
+    student_shapes, teacher_shapes = run.held[f"shapes/{name}"]
     tables: dict[str, Any] = {n: Within(getattr(run, n), name) for n in ("modules", "lr_scales", "tensors", "facts")}
-    return dataclasses.replace(
-        run,
-        student_shapes={n: run.student_shapes[n] for n in ours},
-        teacher_shapes=[{n: shapes[n] for n in names} for names, shapes in zip(theirs, run.teacher_shapes, strict=False)],
-        **tables,
-    )  # fmt: skip
+    return dataclasses.replace(run, student_shapes=student_shapes, teacher_shapes=teacher_shapes, **tables)
 
 
 def _views_of(views: Views, name: str) -> Views:
