@@ -217,6 +217,15 @@ def test_a_transfer_block_reads_one_vector_of_a_text(real: dict[str, Any], tmp_p
     assert caught.value.code == "needs.capability"
 
 
+@pytest.mark.parametrize(("slug", "extra"), [("kd3", {"min_per_class": 8}), ("hard", {"augmentor": "noise"})])
+def test_a_teacher_that_decides_by_one_token(
+    real: dict[str, Any], tmp_path: Path, slug: str, extra: dict[str, Any]
+) -> None:
+    given = {**real["given"], "epochs": 1, **extra}
+    found = apply(f"distill/{slug}", student=real["student"], teacher=[classifier(real, "gpt2")], **given, out=tmp_path / "a")  # fmt: skip
+    assert all(bool(v.isfinite().all()) for v in weights(found).values())
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "xlnet", "bert"])
 def test_a_words_strength_is_the_same_for_networks_of_any_kind(real: dict[str, Any], kind: str) -> None:
     """Factor 1 changes nothing, factor 0 takes the word away; padding and the end of a text are still found."""
