@@ -502,6 +502,20 @@ def _app() -> Any:
     return app
 
 
+def test_empty_replies_of_a_model_for_chat_are_told_with_what_to_do() -> None:
+    from types import SimpleNamespace as Space
+
+    from interfuse.decode.verbs import _empty
+
+    none, some = [[Space(text="")]], [[Space(text="Paris")]]
+    chat, plain = (Space(engine=Space(tokenizer=Space(chat_template=t))) for t in ("{{ messages }}", None))
+    assert "1 of 1 replies are empty" in _empty(chat, ["Where?"], none)
+    assert '"messages"' in _empty(chat, ["Where?"], none)
+    assert _empty(chat, ["Where?"], some) == _empty(plain, ["Where?"], none) == ""
+    assert _empty(chat, [{"question": "Where?"}], none) == ""  # asked as a chat already
+    assert _empty(Space(engine=Space()), ["Where?"], none) == ""  # texts fused span by span
+
+
 def test_generate_and_explain_verbs(plug: FusedLM, tmp_path: Path) -> None:
     asked = tmp_path / "asked.jsonl"
     asked.write_text("".join(json.dumps(a) + "\n" for a in ASKED))

@@ -89,6 +89,9 @@ def _generate(fused: Path, prompts: Path, out: Path | None, trace: Path | None, 
         replies = lm.generate(
             asked, max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=stop, n=n, seed=seed, trace=kept
         )
+        told = _empty(lm, asked, replies)
+        if told:
+            click.echo(told, err=True)
         rows = [{"prompt": p, "replies": [r.text for r in each], "finish": [r.finish for r in each], "tokens": [r.tokens for r in each],
                  "logprob": [r.logprob for r in each]} for p, each in zip(asked, replies, strict=True)]  # fmt: skip
         if kept is not None and trace is not None:
@@ -106,6 +109,15 @@ def _generate(fused: Path, prompts: Path, out: Path | None, trace: Path | None, 
     else:
         print_value({"out": str(out), "trace": str(trace) if trace else None, "seconds": time.monotonic() - began, **figures},
                lambda: [f"{len(rows)} prompts, {figures['tokens']:.0f} tokens, {figures['tokens_per_second']:.1f} tokens/s: {out}"])  # fmt: skip
+
+
+def _empty(lm: Any, asked: list[Any], replies: list[Any]) -> str:
+    """What to do where texts were given to a model that was trained for chat, and it had nothing to go on with."""
+    silent = sum(isinstance(p, str) and not any(r.text for r in each) for p, each in zip(asked, replies, strict=True))
+    if not silent or not getattr(getattr(lm.engine, "tokenizer", None), "chat_template", None):
+        return ""
+    return (f"{silent} of {len(asked)} replies are empty: a text is gone on with as it stands, and the model was trained for chat; ask it by lines "
+            '{"messages": [{"role": "user", "content": "..."}]} or {"question": "..."}')  # fmt: skip
 
 
 def _explain(run: Path, out: Path | None, by: str) -> None:
