@@ -304,7 +304,8 @@ def test_a_schema_is_sent_as_strict_servers_take_it(address: str) -> None:
     Handler.script = [chat]
     inner = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"enum": ["x", "y"]}}, "required": ["a"]}
     schema = {"type": "object", "properties": {"rows": {"type": "array", "items": inner}}, "required": []}
-    rows = {**schema["properties"]["rows"], "maxItems": 3}  # type: ignore[index]
+    word = {**inner, "properties": {**inner["properties"], "a": {"type": "string", "minLength": 1}}}  # type: ignore[dict-item]
+    rows = {**schema["properties"]["rows"], "items": word, "maxItems": 3, "uniqueItems": True}  # type: ignore[index]
     EndpointLM(address, "m").generate(["one"], schema={**schema, "properties": {"rows": rows}})
     sent = Handler.seen[0]["body"]["response_format"]["json_schema"]
     assert sent["strict"] is True
