@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from interfuse.build import renewing
+from interfuse.core.artifact import open_artifact
 from interfuse.core.ctx import Ctx
 from interfuse.core.rooms import apply
 from interfuse.data.corpus import Document
@@ -123,6 +124,32 @@ def test_a_build_after_changes_equals_one_from_nothing(tmp_path: Path, seed: int
         assert any("documents are as they were" in x for x in lines)
         build(folder, tmp_path / "f", tmp_path / f"fresh {i}", **more)
         assert content(tmp_path / "g") == content(tmp_path / "f")
+
+
+WANTED = """@prefix x: <urn:x:> . @prefix owl: <http://www.w3.org/2002/07/owl#> . @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+x:City a owl:Class ; rdfs:label "city" . x:Person a owl:Class ; rdfs:label "person" .
+x:birth a owl:ObjectProperty ; rdfs:label "place of birth" ; rdfs:domain x:Person ; rdfs:range x:City .
+x:capital a owl:ObjectProperty , owl:FunctionalProperty ; rdfs:label "capital of" ; rdfs:domain x:City .
+"""
+
+
+@pytest.mark.parametrize("contracts", ["report", "enforce", "off"])
+def test_contracts_are_checked_on_the_renewed_graph(tmp_path: Path, contracts: str) -> None:
+    folder, rng, counts = start(tmp_path), random.Random(3), set()
+    (tmp_path / "wanted.ttl").write_text(WANTED)
+    more: dict[str, Any] = {"ontology": str(tmp_path / "wanted.ttl"), "contracts": contracts}
+    build(folder, tmp_path / "g", tmp_path / "cache", **more)
+    for i in range(4):
+        edit(folder, rng)
+        (folder / "00.txt").write_text(
+            "".join(f"Oslo is the capital of {x}. " for x in ("Norway", "Sweden")[: i % 2 + 1])
+        )
+        lines = build(folder, tmp_path / "g", tmp_path / "cache", **more)
+        assert any("as they were" in x for x in lines) is (contracts != "enforce")
+        build(folder, tmp_path / "f", tmp_path / f"fresh {i}", **more)
+        assert content(tmp_path / "g") == content(tmp_path / "f")
+        counts.add(open_artifact(tmp_path / "g").manifest["facts"].get("violations of contracts"))
+    assert (len(counts) > 1) is (contracts == "report")
 
 
 def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ text files are then written as a whole, which costs little beside any reading. W
 have changed since that bringing them up to date again costs less than keeping anew.
 
 Whatever is missing, damaged or of other code makes a build from nothing. Nothing is kept of builds that look at all documents, that
-extend an earlier graph, or that check the contracts of an ontology: they put the whole graph together each time.
+extend an earlier graph, or that keep out what breaks the contracts of an ontology: they put the whole graph together each time. Where
+contracts are only reported, they are checked on the graph that was brought up to date.
 """
 
 from __future__ import annotations
@@ -110,10 +111,10 @@ def renewable(call: Call) -> bool:
     """Whether what a call makes can be kept and brought up to date."""
     traits, settings, inputs = call.method.traits, settings_of(call), call.inputs
     alone = traits.get("per") == "chunk" and "finish" not in traits
-    checked = inputs["ontology"] is not None and settings.contracts != "off"
+    gated = inputs["ontology"] is not None and settings.contracts == "enforce"
     return (
         alone
-        and not checked
+        and not gated
         and inputs["graph"] is None
         and inputs["documents"] is not None
         and settings.engine == "local"

@@ -328,6 +328,7 @@ def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:
     """The graph of an earlier build brought up to date; None when there is none, or too much has changed."""
     from interfuse.build.assembling import Assembler
     from interfuse.build.renewing import changed, open_kept, place_of, renew
+    from interfuse.data.graph import Graph
 
     assert work.corpus is not None
     kept = open_kept(place_of(call))
@@ -344,6 +345,8 @@ def _renewed(call: Call, work: Work, folder: Path) -> dict[str, Any] | None:
     read = [(source, found[source.id][1] if source.id in found else [])
             for source in _sources(texts, {k: v[0] for k, v in found.items()}, work)]  # fmt: skip
     facts = renew(call, work, folder, kept, change, read, assembler)
+    if _checked(call):
+        facts["violations of contracts"] = _violations(Graph(folder.name, folder), work)
     count = int(work.tally.get("chunks", 0))
     call.ctx.log(f"resuming: {count - work.asked} of {count} chunks were read before")
     return facts
@@ -354,8 +357,7 @@ def _finish(
 ) -> tuple[dict[str, Any], Linked | None]:
     """Adds what was found, links names, and looks whether the ontology's contracts hold."""
     facts: dict[str, Any] = {}
-    checked = call.inputs["ontology"] is not None and settings.contracts != "off"
-    if checked and settings.contracts == "enforce":
+    if _checked(call) and settings.contracts == "enforce":
         from interfuse.kit.contracts import gate
         from interfuse.kit.shapes import shapes_of
 
@@ -373,11 +375,20 @@ def _finish(
         further = list(call.method.traits["finish"](graph, work, **own_params(call)))
         if further:
             graph.add(further)
-    if checked:
-        from interfuse.kit.shapes import shapes_of, validate
-
-        facts["violations of contracts"] = len(validate(graph, shapes_of(work.ontology)).violations)
+    if _checked(call):
+        facts["violations of contracts"] = _violations(graph, work)
     return facts, linked
+
+
+def _checked(call: Call) -> bool:
+    """Whether it is looked whether the contracts of an ontology hold."""
+    return call.inputs["ontology"] is not None and settings_of(call).contracts != "off"
+
+
+def _violations(graph: Graph, work: Work) -> int:
+    from interfuse.kit.shapes import shapes_of, validate
+
+    return len(validate(graph, shapes_of(work.ontology)).violations)
 
 
 def _by_chunk(
