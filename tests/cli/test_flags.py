@@ -137,3 +137,19 @@ def test_a_module_that_is_missing_is_told_with_the_extra_that_brings_it(monkeypa
         "torch": "",
         "nothing_known": "",
     }
+
+
+def test_a_table_may_be_written_as_recipes_write_it():
+    written = "{endpoint: https://example.com/v1, model: NAME, key_env: KEY}"
+    assert read_value(written, dict[str, str]) == {
+        "endpoint": "https://example.com/v1",
+        "model": "NAME",
+        "key_env": "KEY",
+    }
+    assert read_value("[{use: kd}, {use: nd-kd, ce: 0}]", list[dict[str, Any]]) == [
+        {"use": "kd"},
+        {"use": "nd-kd", "ce": 0},
+    ]
+    for broken in ("{endpoint", "{a:1}", "{a: 1, a: 2}", "{a: !!python/name:os.system }"):
+        with pytest.raises(InterfuseError, match=r"param\.value.*not valid JSON"):
+            read_value(broken, dict[str, Any])

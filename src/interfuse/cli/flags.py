@@ -50,7 +50,7 @@ def is_switch(annotation: Any) -> bool:
 def read_value(text: str, annotation: Any, name: str = "value") -> Any:
     """The text of a flag as a value of the annotated type, as far as the text allows; pydantic has the last word.
 
-    Lists are comma-separated or JSON, tables are JSON, ``none`` is None where that is allowed. Tables, and lists of lists or tables,
+    Lists are comma-separated or JSON, tables are JSON or written as in recipes, ``none`` is None where that is allowed. Tables, and lists of lists or tables,
     may stand in a YAML or JSON file that is named instead, alone or under the parameter's name.
 
     Raises:
@@ -70,15 +70,26 @@ def read_value(text: str, annotation: Any, name: str = "value") -> Any:
         raise InterfuseError("param.value", f"{name} is {text[:60]!r}, which is no JSON and no YAML or JSON file", where=flag_of(name),
                              fix="Give JSON, or write it into a file and give the file's name: it ends with .yaml or .json.")  # fmt: skip
     if text[:1] in ("[", "{") and any(_holds(a) for a in found):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InterfuseError("param.value", f"{name} is not valid JSON: {error}", where=flag_of(name)) from error
+        return _written(text, name)
     for kind in sorted(found, key=lambda a: _rank(a, text)):
         value = _as(text, kind, name)
         if value is not _NOT:
             return value
     return text
+
+
+def _written(text: str, name: str) -> Any:
+    """A list or table written as JSON, or as recipes write it: ``{endpoint: "http://...", model: NAME}``."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            value, _ = load_yaml(text, where=flag_of(name))
+            if not isinstance(value, dict) or None not in value.values():  # {a:1} is a key without a value
+                return value
+        except InterfuseError:
+            pass  # what JSON said of it is plainer
+        raise InterfuseError("param.value", f"{name} is not valid JSON: {error}", where=flag_of(name)) from error
 
 
 def _is_table(kind: Any) -> bool:
@@ -216,12 +227,7 @@ def given_inputs(room: Room, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(text: str, name: str) -> Source:
-    if not text.startswith("{"):
-        return Source(text)
-    try:
-        return Source(json.loads(text))
-    except (ValueError, RecursionError) as error:
-        raise InterfuseError("param.value", f"{name} is not valid JSON: {error}", where=flag_of(name)) from error
+    return Source(_written(text, name) if text.startswith("{") else text)
 
 
 def example(room: Room, method: Method) -> str:
