@@ -83,9 +83,11 @@ class App(click.Group):
         except Exception as problem:  # the last resort: whatever was not foreseen
             from interfuse.cli.doctor import extra_of
 
-            if isinstance(problem, ModuleNotFoundError) and (extra := extra_of(problem.name or "")):
+            if isinstance(problem, ModuleNotFoundError) and (brought_by := extra_of(problem.name or "")):
                 lacking = InterfuseError(
-                    "needs.package", f"this needs the package {problem.name}", fix=f"pip install 'interfuse[{extra}]'"
+                    "needs.package",
+                    f"this needs the package {problem.name}",
+                    fix=f"pip install 'interfuse[{brought_by}]'",
                 )
                 lacking.__cause__ = problem
                 sys.exit(_fail(lacking, as_json=as_json, debug=debug))

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
@@ -91,7 +91,7 @@ def table(
     for i, name in enumerate(columns):
         values = [row[i] for row in body if i < len(row) and row[i] is not None]
         numeric = bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        justify = "right" if numeric or name in right else "left"
+        justify: Literal["left", "right"] = "right" if numeric or name in right else "left"
         whole = i == 0 and not any(" " in cell(v) for v in values)  # names to copy are not cut
         shown.add_column(Text(clean(name)), justify=justify, overflow="fold", no_wrap=whole)
     for row in body:
