@@ -29,6 +29,8 @@ META = "graph.json"
 FORMAT = 1
 ROWS = 50_000
 _LOOKED_FOR = ("op", "subject", "predicate", "object", "document", "row")
+#: numbers that grow by little are written as differences, names that hardly repeat as they are: smaller and quicker than by dictionary
+_GROWING, _OWN_NAMES = ("row", "start", "end"), ("id", "statement")
 _BLOCK = 500_000
 _TEXTS = 500
 _LIMIT = 2**33
@@ -79,7 +81,30 @@ def table_writer(path: Path, schema: Any) -> Any:
     import pyarrow.parquet as pq
 
     looked_for = [name for name in _LOOKED_FOR if name in schema.names]
-    return pq.ParquetWriter(path, schema, compression="zstd", write_statistics=looked_for)
+    growing = {name: "DELTA_BINARY_PACKED" for name in _GROWING if name in schema.names}
+    repeated = [name for name in _leaves(schema) if name not in (*_GROWING, *_OWN_NAMES)]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        write_statistics=looked_for,
+        use_dictionary=repeated,
+        column_encoding=growing or None,
+    )
+
+
+def _leaves(columns: Any, before: str = "") -> Iterator[str]:
+    """The columns of a table as parquet names them, those within lists and records one by one."""
+    import pyarrow as pa
+
+    for column in columns:
+        name, kind = before + column.name, column.type
+        if pa.types.is_list(kind):
+            name, kind = f"{name}.list.element", kind.value_type
+        if pa.types.is_struct(kind):
+            yield from _leaves(kind, f"{name}.")
+        else:
+            yield name
 
 
 def write_statements(statements: Path, evidence: Path, rows: Iterable[tuple[int, Statement]]) -> int:
