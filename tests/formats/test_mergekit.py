@@ -522,7 +522,8 @@ BAD = {
                           "the base llama-base has no weight"),
     "filter_wise": ("merge_method: model_stock\nbase_model: llama-base\nmodels:\n- model: llama-x\n- model: llama-y\nparameters:\n"
                     "  filter_wise: [true, false]\n", 7, "recipe.key", "filter_wise"),
-    "a method mergekit has": (GOOD.replace("ties", "ram"), 1, "recipe.key", "no merge_method 'ram'"),
+    "a method nobody has": (GOOD.replace("ties", "tiles"), 1, "recipe.key", "no merge_method 'tiles'"),
+    "one model's cut": (GOOD.replace("ties", "ram").replace("density", "epsilon"), 5, "recipe.key", "epsilon holds for all models together"),
     "an adapter on a merge": ("name: a\n" + GOOD + "---\n" + GOOD.replace("llama-x", "a+adapter"), 9, "recipe.key", "an adapter on the merge 'a'"),    "not YAML": ("merge_method: [ties\n", 2, "recipe.syntax", "YAML"),
     "a tag": ("merge_method: !!python/name:os.system ''\n", 1, "recipe.syntax", "data"),
     "two results": (GOOD + "---\n" + GOOD, 1, "recipe.key", "without a name"),

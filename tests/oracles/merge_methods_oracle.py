@@ -287,6 +287,26 @@ def clipped_move(models: Sequence[State], base: State | None, *, t: float) -> St
     return out
 
 
+def shared_and_own(models: Sequence[State], base: State, *, epsilon: float, r: float, alpha: float) -> State:
+    out = {}
+    for name, b in base.items():
+        deltas = [d.ravel() for d in _deltas(models, base, name)]
+        who = [[i for i, d in enumerate(deltas) if abs(d[k]) > epsilon] for k in range(b.size)]
+        factors = []
+        for i in range(len(models)):
+            own = sum(w == [i] for w in who)
+            shared = sum(i in w for w in who) - own
+            factors.append(1 + r * min(shared / own, alpha) if own else 1.0)
+        change = np.zeros(b.size)
+        for k, w in enumerate(who):
+            if len(w) == 1:
+                change[k] = factors[w[0]] * deltas[w[0]][k]
+            elif w:
+                change[k] = sum(deltas[i][k] for i in w) / len(w)
+        out[name] = b + change.reshape(b.shape)
+    return out
+
+
 def standing_out(models: Sequence[State], base: State | None) -> State:
     def log_softmax(x: Array) -> Array:
         x = x - x.max(axis=-1, keepdims=True)

@@ -66,7 +66,7 @@ PLAIN = [s for s in CASES_OF if "calibrate" not in load(f"merge/{s}").traits]
 FAITHFUL = {
     "ties": {"density": 1.0}, "dare-linear": {"density": 1.0, "weight": 1.0}, "dare-ties": {"density": 1.0}, "della": {"density": 1.0, "epsilon": 0.0},
     "breadcrumbs": {"density": 1.0, "gamma": 0.0, "weight": 1.0}, "sce": {"select_topk": 1.0}, "twin": {"density": 1.0}, "passthrough": {"scale": 1.0},
-    "task-arithmetic": {"weight": 1.0, "scale": 1.0}, "lore": {"mu": 0.0},
+    "task-arithmetic": {"weight": 1.0, "scale": 1.0}, "lore": {"mu": 0.0}, "ram": {"epsilon": 0.0, "r": 0.0},
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ KEYS = ("merge_method", "base_model", "models", "slices", "modules", "parameters
 #: keys of ``calibration`` that are not examples -> our parameters
 _READING = {"max_length": "calibration_length", "batch": "calibration_batch", "reuse": "reuse_statistics"}
 DTYPES = ("float32", "bfloat16", "float16")
-_EVERYWHERE = ("weight", "density", "gamma", "epsilon", "scale")  # parameters a single model may have
+_EVERYWHERE = ("weight", "density", "scale")  # parameters a single model may have
 
 _MOE = ("experts", "gate_mode", "experts_per_token", "shared_experts")  # keys of mergekit-moe's files
 _HINTS = {

@@ -61,6 +61,8 @@ METHODS: dict[str, Spelling] = {
                       {**_L1, "normalize": True, "epsilon": 0.15}),
     "della_linear": Spelling("della", "required", {**_RANDOM, "epsilon": "epsilon"}, ("weight", "density", "epsilon"),
                              {**_L1, "epsilon": 0.15, "elect": False}),
+    "ram": Spelling("ram", "required", {"epsilon": "epsilon"}, fixed={"r": 0.0}),
+    "ramplus_tl": Spelling("ram", "required", {"epsilon": "epsilon", "r": "r", "alpha": "alpha"}, fixed={"r": 0.1, "alpha": 0.2}),
 }  # fmt: skip
 
 
