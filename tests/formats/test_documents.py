@@ -119,6 +119,8 @@ def test_json_is_records_and_texts() -> None:
     assert [x.kind for x in one("b.json", b'["Oslo lies by the sea.", 3]').elements] == ["paragraph", "paragraph"]
     area = one("d.json", b'{"name": "Oslo", "area": [[59, 10], [60, 11]]}')
     assert area.text == "name | area\nOslo | [59, 10], [60, 11]"
+    alike = one("e.json", b'[{"home_port": "Bergen", "home port": "Oslo"}]')
+    assert alike.text == "home port\nBergen, Oslo"
     broken = next(iter(read("c.json", b'{"a": ', Limits())))
     assert isinstance(broken, Skipped)
     assert (broken.code, broken.why[:8]) == ("input.format", "not JSON")

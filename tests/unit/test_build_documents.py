@@ -83,18 +83,30 @@ def test_small_tools_of_language() -> None:
         "write",
         "locate",
     ]
-    assert [singular(w) for w in ("cities", "glasses", "films", "species", "bus")] == [
+    assert [
+        singular(w) for w in ("cities", "glasses", "films", "species", "bus", "movies", "Shoes", "lens", "gases")
+    ] == [
         "city",
         "glass",
         "film",
-        "specy",
+        "species",
         "bus",
+        "movie",
+        "Shoe",
+        "lens",
+        "gas",
     ]
     assert [iso_date(w) for w in ("5 May 1945", "May 5, 1945", "May 1945", "1945", "long ago")] == [
         "1945-05-05",
         "1945-05-05",
         "1945-05",
         "1945",
+        "",
+    ]
+    assert [iso_date(w) for w in ("29 February 2020", "30 February 2020", "2020-02-30", "2021-13")] == [
+        "2020-02-29",
+        "",
+        "",
         "",
     ]
     assert acronyms("The World Health Organization (WHO) met the European Space Agency (ESA) at noon (UTC).") == [
@@ -517,6 +529,7 @@ def test_cells_are_values_in_the_style_of_their_column() -> None:
     assert cell_value("1.234", style_of(["1.234", "0,5"])) == Literal("1234", XSD + "integer")
     assert cell_value("3/4/2020", style_of(["3/4/2020", "13/4/2020"])) == Literal("2020-04-03", XSD + "date")
     assert cell_value("3/4/2020", style_of(["3/4/2020", "3/14/2020"])) == Literal("2020-03-04", XSD + "date")
+    assert [cell_value(w) for w in ("2020-02-30", "2020-13")] == [Literal("2020-02-30"), Literal("2020-13")]
     assert cell_value("2023-03-15 10:30") == Literal("2023-03-15T10:30:00", XSD + "dateTime")
     assert cell_value("2023-03-15T10:30:05.25+02:00") == Literal("2023-03-15T10:30:05.25+02:00", XSD + "dateTime")
     assert cell_value("2023-03-15 10:30Z") == Literal("2023-03-15T10:30:00Z", XSD + "dateTime")

@@ -493,6 +493,13 @@ def test_items_that_were_trained_on_are_refused_or_told() -> None:
     found = findings([{"models": [grown], "data": train}], allow_leak=True, resamples=100)
     assert f"grown was trained on {len(train)} of the {len(train)} items: its scores are too good." in found.notes
     assert code_of(models=[{"config": VIT}], data=test, validation=test) == "input.leak"
+    with pytest.raises(InterfuseError, match="reads no validation table"):
+        prepare(
+            load_room("measure"),
+            load("measure/cka"),
+            {"models": [vit], "against": [grown], "data": test, "validation": train},
+            Ctx(),
+        )
 
 
 def test_a_leak_is_known_from_the_artifact_itself(tmp_path: Path) -> None:

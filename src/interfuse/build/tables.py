@@ -28,6 +28,8 @@ def value_of(text: str) -> Literal | None:
     date = iso_date(bare)
     if date:
         return Literal(date, XSD + {4: "gYear", 7: "gYearMonth", 10: "date"}[len(date)])
+    if re.fullmatch(r"\d{4}-\d\d(?:-\d\d)?", bare):  # no calendar has it
+        return Literal(bare)
     if re.fullmatch(r"[-+]?\d[\d.,]*\s*(?:%|[^\W\d_]{1,3}|°C|km²|m²)", bare) or re.fullmatch(
         r"(?:https?://|\S+@)\S+", bare
     ):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from interfuse.kit.language import ENDS_IN_S
+
 AUXILIARIES = ("are", "can", "have", "need", "would", "may")
 SINGULAR_AUXILIARIES = ("is", "can", "has", "needs", "would", "may")
 ADVERBS = ("typically", "often", "always", "generally", "normally")
@@ -70,24 +72,6 @@ IRREGULAR = {"man": "men", "woman": "women", "child": "children", "person": "peo
              "goose": "geese", "knife": "knives", "life": "lives", "wife": "wives", "leaf": "leaves", "loaf": "loaves", "half": "halves",
              "shelf": "shelves", "wolf": "wolves", "calf": "calves", "sheep": "sheep", "fish": "fish", "deer": "deer", "ox": "oxen", "bison": "bison", "moose": "moose", "salmon": "salmon", "aircraft": "aircraft",
              "potato": "potatoes", "tomato": "tomatoes", "hero": "heroes", "echo": "echoes"}  # fmt: skip
-#: one thing whose name ends like the plural of many ("lens"); names in -ss, -us and -is are told by their end
-ENDS_IN_S = frozenset(
-    [
-        "alias",
-        "asbestos",
-        "atlas",
-        "bias",
-        "canvas",
-        "chaos",
-        "christmas",
-        "cosmos",
-        "gas",
-        "lens",
-        "pancreas",
-        "rhinoceros",
-        "thermos",
-    ]
-)
 #: common nouns without a plural
 UNCOUNTABLE = frozenset(
     [

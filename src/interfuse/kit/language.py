@@ -293,8 +293,56 @@ def lemma_of(word: str, pos: str) -> str:
     return singular(word) if pos == "NOUN" else word
 
 
+#: one thing whose name ends like the plural of many ("lens"); names in -ss, -us and -is are told by their end
+ENDS_IN_S = frozenset(
+    [
+        "alias",
+        "asbestos",
+        "atlas",
+        "bias",
+        "canvas",
+        "chaos",
+        "christmas",
+        "cosmos",
+        "gas",
+        "lens",
+        "pancreas",
+        "rhinoceros",
+        "thermos",
+    ]
+)
+#: one and many alike; plurals that lose their s alone, though they end in -ies or -oes
+_ALIKE = frozenset(["means", "news", "series", "species"])
+_KEEP_E = frozenset(
+    [
+        "brownies",
+        "calories",
+        "canoes",
+        "cookies",
+        "foes",
+        "lies",
+        "movies",
+        "oboes",
+        "pies",
+        "prairies",
+        "rookies",
+        "shoes",
+        "ties",
+        "toes",
+        "zombies",
+    ]
+)
+
+
 def singular(word: str) -> str:
     """An English noun's singular by its ending."""
+    low = word.lower()
+    if low in ENDS_IN_S or low in _ALIKE:
+        return word
+    if low in _KEEP_E:
+        return word[:-1]
+    if low.endswith("es") and low[:-2] in ENDS_IN_S:
+        return word[:-2]
     for ending, put in (("ies", "y"), ("sses", "ss"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("oes", "o")):
         if word.endswith(ending) and len(word) > len(ending) + 1:
             return word[: -len(ending)] + put

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 from interfuse.kit.language import Sentence, Word, singular
 
@@ -362,17 +363,26 @@ def find_mentions(sentence: Sentence, table: Mapping[str, Mapping[tuple[str, ...
 
 
 def iso_date(text: str) -> str:
-    """A written date in ISO 8601 (year, month or day precise), empty when it is none."""
+    """A written date in ISO 8601 (year, month or day precise), empty when it is none, and for a day that no calendar has."""
     found = re.fullmatch(
         r"(?:in |on |c\. )?(?:(\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?)?([A-Z][a-z]+)\s+(?:(\d{1,2})(?:st|nd|rd|th)?,?\s+)?(\d{4})",
         text.strip(),
     )
     if found and found[2] in _MONTHS:
         day = found[1] or found[3]
-        return f"{found[4]}-{_MONTHS[found[2]]:02d}" + (f"-{int(day):02d}" if day else "")
+        return _in_calendar(f"{found[4]}-{_MONTHS[found[2]]:02d}" + (f"-{int(day):02d}" if day else ""))
     if re.fullmatch(r"[12]\d{3}(?:-\d\d(?:-\d\d)?)?", text.strip()):
-        return text.strip()
+        return _in_calendar(text.strip())
     return ""
+
+
+def _in_calendar(text: str) -> str:
+    """A date that is written as ISO 8601 has it, empty when there is no such month or day."""
+    try:
+        date.fromisoformat(text + "0000-01-01"[len(text) :])
+    except ValueError:
+        return ""
+    return text
 
 
 def acronyms(text: str) -> list[tuple[str, str]]:

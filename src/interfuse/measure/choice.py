@@ -89,7 +89,7 @@ def _predict(model: Model, table: Table, ctx: Ctx, params: Mapping[str, Any]) ->
 READING = Reading(("causal-lm", "seq2seq-lm"), _gold, _predict, guesses)
 
 
-@method(before=ensemble_needs_sources, reading=READING)
+@method(before=ensemble_needs_sources, reading=READING, tempered=True)
 def choice(
     seen: Predictions,
     *,

@@ -38,7 +38,7 @@ def ensemble_needs_sources(inputs: Mapping[str, Any], params: Mapping[str, Any])
                              fix="Name the sources as against, or leave out ensemble.")  # fmt: skip
 
 
-@method(before=ensemble_needs_sources)
+@method(before=ensemble_needs_sources, tempered=True)
 def classification(
     seen: Predictions,
     *,

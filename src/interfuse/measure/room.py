@@ -195,7 +195,10 @@ def _names(models: Sequence[Model]) -> list[str]:
 
 
 def check(call: Call) -> None:
-    """Raises coded errors before any model is run. A method may add its own through the trait ``before(inputs, params)``."""
+    """Raises coded errors before any model is run. A method may add its own through the trait ``before(inputs, params)``; one that reads
+    validation items has the trait ``tempered``."""
+    if call.inputs.get("validation") is not None and not call.method.traits.get("tempered"):
+        raise InterfuseError("param.unknown", f"{call.method.id} fits no temperature and reads no validation table", where="validation", fix="Leave it out.")  # fmt: skip
     before = call.method.traits.get("before")
     if before is not None:
         before(call.inputs, call.params)

@@ -15,8 +15,8 @@ Beyond mergekit's, a file may name our methods, and those that look at models at
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -425,8 +425,8 @@ class _Reader:
             except ValueError as error:
                 raise self.fail(f"a number is wanted, not {value!r}", at) from error
         if isinstance(value, bool | int | float):
-            if not math.isfinite(value):
-                raise self.fail(f"a finite number is wanted, not {value}", at)
+            if not -sys.float_info.max <= value <= sys.float_info.max:
+                raise self.fail(f"a finite number is wanted, not {str(value)[:30]}", at)
             self.spots.append((name, value, self.line(at)))
             return value
         if isinstance(value, dict):

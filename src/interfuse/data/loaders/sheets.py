@@ -182,10 +182,11 @@ def _flat(row: Mapping[str, Any], into: dict[str, str], before: str = "") -> lis
             tables += _flat(value, into, f"{column} ")
         elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
             tables.append((column, value))
-        elif isinstance(value, list):
-            into[column] = ", ".join(json.dumps(v, ensure_ascii=False) if isinstance(v, list) else cell_text(v) for v in value)  # fmt: skip
         else:
-            into[column] = cell_text(value)
+            parts = value if isinstance(value, list) else [value]
+            said = ", ".join(json.dumps(v, ensure_ascii=False) if isinstance(v, list) else cell_text(v) for v in parts)
+            had = into.get(column, "")  # of a key that reads alike, such as a_b and "a b"
+            into[column] = f"{had}, {said}" if had and said and had != said else had or said
     return tables
 
 
