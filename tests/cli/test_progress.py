@@ -31,22 +31,20 @@ def test_at_most_one_line_in_thirty_seconds():
     ]
 
 
-def test_unknown_total_and_bytes():
+@pytest.mark.parametrize(
+    ("name", "unit", "seconds", "amount", "told"),
+    [
+        ("copy", "bytes", 40.0, 8e6, ["copy: 8.0 MB, 200.0 kB/s", "copy: 8.0 MB in 40 s"]),
+        ("train", "examples", 2.5, 15_151, ["train: 15,151 examples in 2.5 s"]),
+    ],
+)
+def test_unknown_total_bytes_and_thousands_to_the_last_one(name, unit, seconds, amount, told):
     now = [0.0]
     lines: list[str] = []
-    with progress.Lines(lines.append, lambda: now[0]).bar("copy", 0, "bytes") as bar:
-        now[0] = 40.0
-        bar.advance(8e6)
-    assert lines == ["copy: 8.0 MB, 200.0 kB/s", "copy: 8.0 MB in 40 s"]
-
-
-def test_thousands_are_counted_to_the_last_one():
-    now = [0.0]
-    lines: list[str] = []
-    with progress.Lines(lines.append, lambda: now[0]).bar("train", 0, "examples") as bar:
-        now[0] = 2.5
-        bar.advance(15_151)
-    assert lines == ["train: 15,151 examples in 2.5 s"]
+    with progress.Lines(lines.append, lambda: now[0]).bar(name, 0, unit) as bar:
+        now[0] = seconds
+        bar.advance(amount)
+    assert lines == told
 
 
 def test_no_end_line_when_the_work_fails_or_was_brief():

@@ -356,26 +356,31 @@ def test_blocks_of_a_matrix_follow_from_its_shape(shape):
     assert all(start % (32 * shape[1]) == 0 for start, _ in seen[0])
 
 
+class AtOnce:
+    """A preparation that takes a moment and counts how many of its kind run at once."""
+
+    def __init__(self):
+        self.running, self.peak, self.lock = 0, 0, threading.Lock()
+
+    def __call__(self, sources):
+        with self.lock:
+            self.running += 1
+            self.peak = max(self.peak, self.running)
+        time.sleep(0.05)
+        with self.lock:
+            self.running -= 1
+        return 1.0
+
+
 @pytest.mark.parametrize(("memory", "most"), [(8 << 20, 1), (64 << 20, 1), (80 << 20, 2), (120 << 20, 3)])
 def test_preparations_keep_to_their_share_of_the_memory_together(memory, most):
     """As many at once as fit into it, one in any case."""
-    running, peak, lock = 0, 0, threading.Lock()
-
-    def prepare(sources):
-        nonlocal running, peak
-        with lock:
-            running += 1
-            peak = max(peak, running)
-        time.sleep(0.05)
-        with lock:
-            running -= 1
-        return 1.0
-
+    prepare = AtOnce()
     source = flat(np.ones((40, 40), np.float32))
     jobs = [Job(str(i), (source,), lambda x, b: x[0] * b.facts, "matrix", prepare, preparing=5 << 20) for i in range(6)]
     writer = MemoryWriter({job.name: (torch.float32, (40, 40)) for job in jobs})
     stream_merge(jobs, writer, workers=3, max_memory=memory)
-    assert peak == most
+    assert prepare.peak == most
     assert all(torch.equal(made, torch.ones(40, 40)) for made in writer.state.values())
     with pytest.raises(InterfuseError, match="needs 5,") as caught:
         stream_merge(jobs, writer, workers=3, max_memory=5 << 20)
@@ -385,22 +390,15 @@ def test_preparations_keep_to_their_share_of_the_memory_together(memory, most):
 @pytest.mark.parametrize(("kept", "most"), [(0, 2), (3, 1)])
 def test_of_a_preparation_what_it_gave_counts_until_the_output_is_done(kept, most):
     """Two preparations side by side fit into the share, but not beside what a third has left, whose output waits."""
-    running, peak, third = 0, 0, threading.Event()
-    lock = threading.Lock()
+    third, at_once = threading.Event(), AtOnce()
 
     def first(sources):
         return [torch.zeros(max(kept << 18, 1)), (torch.zeros(1),)]
 
     def prepare(sources):
-        nonlocal running, peak
-        with lock:
-            running += 1
-            peak = max(peak, running)
-        time.sleep(0.05)
-        with lock:
-            running -= 1
+        made = at_once(sources)
         third.set()
-        return 1.0
+        return made
 
     def slow(x, block):
         third.wait(10)
@@ -413,7 +411,7 @@ def test_of_a_preparation_what_it_gave_counts_until_the_output_is_done(kept, mos
     ]
     writer = MemoryWriter({job.name: (torch.float32, (40, 40)) for job in jobs})
     stream_merge(jobs, writer, workers=3, max_memory=80 << 20)
-    assert peak == most
+    assert at_once.peak == most
 
 
 def test_nothing_of_a_preparation_is_held_when_its_output_is_done():

@@ -22,7 +22,7 @@ from interfuse.data.lm import LM, Prompt, cached
 from interfuse.data.statements import XSD, Evidence, Literal, number
 from interfuse.kit.asking import numbered, said_to
 from interfuse.kit.change_points import course, lag
-from interfuse.kit.concept_walks import BLOCK, Force, Lifts, Window, bridges, driving_force, ochiai, windows
+from interfuse.kit.concept_walks import BLOCK, Force, Lifts, Window, both_ways, bridges, driving_force, ochiai, windows
 from interfuse.kit.kept_steps import kept
 from interfuse.kit.keyphrases import concepts
 from interfuse.kit.near_duplicates import plain_key
@@ -244,15 +244,14 @@ def strongest(r: np.ndarray, lifted: Lifts, most: int) -> list[tuple[int, int, S
     largest = 0.0
     for first in range(0, len(r), BLOCK):
         rows = np.arange(first, min(first + BLOCK, len(r)))
-        s = np.sqrt(np.maximum(r[rows] * r[:, rows].T, 0.0))
+        s = both_ways(r[rows], r[:, rows].T)
         s[np.arange(len(rows)), rows] = 0.0
         largest = max(largest, float(s.max(initial=0.0)))
         for a, line in zip(rows.tolist(), s, strict=True):
             tied = np.flatnonzero(line)
             chosen = tied[np.argsort(-line[tied], kind="stable")][:most]
-            ups = np.sqrt(
-                np.maximum(lifted.at(np.full_like(chosen, a), chosen) * lifted.at(chosen, np.full_like(chosen, a)), 0.0)
-            )
+            here = np.full_like(chosen, a)
+            ups = both_ways(lifted.at(here, chosen), lifted.at(chosen, here))
             found += [
                 (a, b, [float(r[a, b]), float(line[b]), up])
                 for b, up in zip(chosen.tolist(), ups.tolist(), strict=True)

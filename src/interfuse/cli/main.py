@@ -81,22 +81,9 @@ class App(click.Group):
         except click.ClickException as problem:
             code = _fail(_coded(problem), as_json=as_json, debug=debug)
         except Exception as problem:  # the last resort: whatever was not foreseen
-            from interfuse.cli.doctor import extra_of
-
-            if isinstance(problem, ModuleNotFoundError) and (brought_by := extra_of(problem.name or "")):
-                lacking = InterfuseError(
-                    "needs.package",
-                    f"this needs the package {problem.name}",
-                    fix=f"pip install 'interfuse[{brought_by}]'",
-                )
-                lacking.__cause__ = problem
-                sys.exit(_fail(lacking, as_json=as_json, debug=debug))
-            words_of = " ".join(str(problem).split()) or "no message"
-            unforeseen = InterfuseError(
-                "run.failed", f"{type(problem).__name__}: {words_of}", fix="Add --debug to see where it happened."
-            )
+            unforeseen = _unforeseen(problem)
             unforeseen.__cause__ = problem
-            code = _fail(unforeseen, as_json=as_json, debug=debug, short=True)
+            code = _fail(unforeseen, as_json=as_json, debug=debug, short=unforeseen.code == "run.failed")
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -146,6 +133,22 @@ def _coded(problem: click.ClickException) -> InterfuseError:
     if isinstance(problem, click.UsageError):
         return InterfuseError("param.unknown", problem.format_message().rstrip("."), where=where, fix=see)
     return InterfuseError("run.failed", problem.format_message(), where=where)
+
+
+def _unforeseen(problem: Exception) -> InterfuseError:
+    """Whatever nobody foresaw as a coded error; a package that is not there with the extra that brings it."""
+    if isinstance(problem, ModuleNotFoundError):
+        from interfuse.cli.doctor import extra_of
+
+        extra = extra_of(problem.name or "")
+        if extra:
+            return InterfuseError(
+                "needs.package", f"this needs the package {problem.name}", fix=f"pip install 'interfuse[{extra}]'"
+            )
+    words = " ".join(str(problem).split()) or "no message"
+    return InterfuseError(
+        "run.failed", f"{type(problem).__name__}: {words}", fix="Add --debug to see where it happened."
+    )
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -26,6 +26,8 @@ from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassif
 from interfuse.data.layer_outputs import INDEXED, PENULTIMATE, feature_of
 
 MODEL_TYPE = "interfuse-composed"
+#: the name of no part: with "backbone" its own classifier and ours would change places when they are loaded
+PREFIX = "composed"
 #: fields of the backbone's configuration that readers of images and texts ask for
 SHOWN = ("image_size", "num_channels", "patch_size", "vocab_size", "max_position_embeddings", "pad_token_id")
 
@@ -112,9 +114,7 @@ class ComposedForImageClassification(PreTrainedModel):
     """The same for image models of ``transformers``. The backbone keeps its own head, which is not used."""
 
     config_class = ComposedConfig
-    base_model_prefix = (
-        "composed"  # "backbone" would have its own classifier and this one change places when they are loaded
-    )
+    base_model_prefix = PREFIX
     main_input_name = "pixel_values"
 
     def __init__(self, config: ComposedConfig) -> None:
@@ -135,9 +135,7 @@ class ComposedForSequenceClassification(PreTrainedModel):
     """The same for models of ``transformers`` that classify texts; ``layer`` gives one vector per text."""
 
     config_class = ComposedConfig
-    base_model_prefix = (
-        "composed"  # "backbone" would have its own classifier and this one change places when they are loaded
-    )
+    base_model_prefix = PREFIX
 
     def __init__(self, config: ComposedConfig) -> None:
         super().__init__(config)

@@ -24,21 +24,28 @@ _FENCE = threading.RLock()
 
 
 @contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Behind the fence, Python's and NumPy's global generators as they were."""
+    with _FENCE:
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds PyTorch's global generators inside the block (weight initialisation, dropout) and restores them after it.
 
     Python's and NumPy's global generators are restored as well: loading a library may draw from them.
     """
-    with _FENCE:
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with _restored():  # before torch is loaded
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            try:
-                yield
-            finally:
-                random.setstate(python)
-                np.random.set_state(numpy)  # noqa: NPY002
+            yield
 
 
 @contextlib.contextmanager
@@ -48,13 +55,8 @@ def undisturbed() -> Iterator[None]:
         with seeded(0):
             yield
         return
-    with _FENCE:
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+    with _restored():
+        yield
 
 
 def generator(ctx: Ctx, name: str, device: str | torch.device = "cpu") -> torch.Generator:

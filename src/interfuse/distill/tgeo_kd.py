@@ -69,10 +69,8 @@ class TGeoKD(Hooks):
         return Needs(labels=True, validation=True, own_labels=own)
 
     def alone(self) -> tuple[str, str]:
-        return (
-            "",
-            "",
-        )  # in a composition the unrolled step is one on its own loss, and the examples held apart are so for all
+        # in a composition the unrolled step is one on its own loss, and the examples held apart are so for all
+        return "", ""
 
     @property
     def learned(self) -> bool:

@@ -149,7 +149,12 @@ def lift(r: Floats, shares: ArrayLike) -> Floats:
 
 def symmetric(r: Floats) -> Floats:
     """``sqrt(R(a -> b) R(b -> a))`` of a square table."""
-    return np.sqrt(np.maximum(r * r.T, 0.0))
+    return both_ways(r, r.T)
+
+
+def both_ways(there: Floats, back: Floats) -> Floats:
+    """The geometric mean of values one way and the other, of one shape; 0 where their product is negative."""
+    return np.sqrt(np.maximum(there * back, 0.0))
 
 
 def ochiai(m: Any) -> Floats:
@@ -354,7 +359,7 @@ def _resampled(start: Any, visits: Floats, tech: NDArray[np.int64], sci: NDArray
 def bridges(r: Floats, technique: Sequence[int], science: Sequence[int], most: int = 10) -> list[tuple[int, float]]:
     """The concepts of either domain with the highest mean symmetric relevance to the other one, highest first."""
     tech, sci = np.asarray(technique, dtype=np.int64), np.asarray(science, dtype=np.int64)
-    s = np.sqrt(np.maximum(r[np.ix_(tech, sci)] * r[np.ix_(sci, tech)].T, 0.0))
+    s = both_ways(r[np.ix_(tech, sci)], r[np.ix_(sci, tech)].T)
     rows = [(int(a), float(s[i].mean())) for i, a in enumerate(tech) if len(sci)]
     rows += [(int(b), float(s[:, i].mean())) for i, b in enumerate(sci) if len(tech)]
     return sorted([row for row in rows if row[1] > 0], key=lambda row: -row[1])[:most]

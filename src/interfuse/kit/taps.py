@@ -335,14 +335,15 @@ def _turns(
     if ids is None or ids.ndim != 2 or ids.is_floating_point():
         return {}
     length, width = ids.shape[1], getattr(config, "hidden_size", None)
-    of = {(length, batch): (0, 1)} if length != batch else {}
-    found = {
-        n: of[f.shape[0], f.shape[1]] for n, f in features.items() if f.ndim == 3 and (f.shape[0], f.shape[1]) in of
-    }
-    wide = [
-        n for n, f in features.items() if f.ndim == 3 and tuple(f.shape) == (batch, width, length) and width != length
-    ]
-    return found | dict.fromkeys(wide, (1, 2))
+    found = {}
+    for name, feature in features.items():
+        if feature.ndim != 3:
+            continue
+        if length != batch and tuple(feature.shape[:2]) == (length, batch):
+            found[name] = (0, 1)
+        elif length != width and tuple(feature.shape) == (batch, width, length):
+            found[name] = (1, 2)
+    return found
 
 
 def _logits(output: Any) -> torch.Tensor | None:
