@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,14 +228,21 @@ bad_method("no oracle of this name", "matches_oracle", "0 oracles are named", li
 # ------------------------------------------------------------------------------------------------ the same again
 
 _COUNT = itertools.count(1)
+
+
+def _fraction(text: str) -> float:
+    """Between 0 and 1, another one for another text: two processes do not agree by chance."""
+    return zlib.crc32(text.encode()) / 2**32
+
+
 bad_method("a counter that outlives the run", "same_seed_same_bytes", "two runs", **_weighing(lambda run: 1 / next(_COUNT)))  # fmt: skip
 bad_method("fresh entropy", "same_seed_same_bytes", "two runs", **_weighing(lambda run: np.random.default_rng().random()))  # fmt: skip
 bad_method("string hashes", "same_bytes_in_another_process", "another process", **_weighing(
-    lambda run: 1 / (1 + hash("teacher") % 1000)))  # fmt: skip
+    lambda run: _fraction(str(hash("teacher")))))  # fmt: skip
 bad_method("an order of a set", "same_bytes_in_another_process", "another process", **_weighing(
-    lambda run: 1 / (1 + list({f"layer{i}" for i in range(50)}).index("layer7"))))  # fmt: skip
+    lambda run: _fraction(",".join({f"layer{i}" for i in range(50)}))))  # fmt: skip
 bad_method("the place of an input", "same_bytes_in_another_process", "another process", **_weighing(
-    lambda run: 1 / (1 + len(str(run.teacher_models[0].path)))))  # fmt: skip
+    lambda run: _fraction(str(run.teacher_models[0].path))))  # fmt: skip
 bad_house("deaf to the seed", "seed_matters_as_declared", "another seed gives the same bytes", lambda: mock.patch.object(
     Ctx, "seed_for", lambda self, name: len(name)))  # fmt: skip
 bad_method("said not to be random", "seed_matters_as_declared", "random=False", line={"random": False})
