@@ -27,7 +27,7 @@ from interfuse.data.chunks import token_count
 from interfuse.kit.language import open_parser
 from tests.shared_data import PLACE
 
-KINDS = (("short", "spacy"), ("prose", "spacy"), ("short", "rules"), ("prose", "rules"))
+KINDS = (("short", "spacy"), ("prose", "spacy"), ("long", "spacy"), ("short", "rules"), ("prose", "rules"))
 
 
 def sentences() -> list[str]:
@@ -38,7 +38,7 @@ def sentences() -> list[str]:
 
 def thousand(folder: Path, kind: str, count: int = 1000) -> int:
     """Writes a thousand documents; returns their tokens. ``short``: eight towns each, found nowhere else. ``prose``: forty sentences of
-    Wikipedia each, drawn with repetition, so that names occur in many documents."""
+    Wikipedia each, drawn with repetition, so that names occur in many documents. ``long``: a hundred of them, about five pages."""
     folder.mkdir(parents=True)
     rows, rng, tokens = sentences(), random.Random(0), 0
     for i in range(count):
@@ -48,7 +48,9 @@ def thousand(folder: Path, kind: str, count: int = 1000) -> int:
                 for k in range(8)
             )
         else:
-            text = "\n\n".join(" ".join(rng.choice(rows) for _ in range(4)) for _ in range(10))
+            text = "\n\n".join(
+                " ".join(rng.choice(rows) for _ in range(4)) for _ in range(25 if kind == "long" else 10)
+            )
         (folder / f"{i:04}.txt").write_text(text)
         tokens += token_count(text)
     return tokens
