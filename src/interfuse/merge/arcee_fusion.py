@@ -16,7 +16,7 @@ from interfuse.core.method import method
 from interfuse.kit.reductions import kth_smallest_of
 from interfuse.merge.room import Part, Whole
 
-_PASS = 1 << 18  # numbers read at a time: at least one row
+_PASS = 1 << 17  # numbers read at a time: at least one row
 
 
 class _Facts(NamedTuple):
