@@ -30,17 +30,19 @@ from tests.shared_data import PLACE
 KINDS = (("short", "spacy"), ("prose", "spacy"), ("long", "spacy"), ("short", "rules"), ("prose", "rules"))
 
 
-def sentences() -> list[str]:
-    """The test sentences of Text2KGBench."""
-    files = sorted((shared("text2kgbench-tekgen") / "text2kgbench-tekgen/ground_truth").glob("*.jsonl"))
+def sentences(*parts: str) -> list[str]:
+    """The test sentences of Text2KGBench, or those of other ``parts`` of it."""
+    place = shared("text2kgbench-tekgen") / "text2kgbench-tekgen"
+    files = [file for part in parts or ("ground_truth",) for file in sorted((place / part).glob("*.jsonl"))]
     return [json.loads(x)["sent"] for f in files for x in f.read_text().splitlines()]
 
 
 def thousand(folder: Path, kind: str, count: int = 1000) -> int:
     """Writes a thousand documents; returns their tokens. ``short``: eight towns each, found nowhere else. ``prose``: forty sentences of
-    Wikipedia each, drawn with repetition, so that names occur in many documents. ``long``: a hundred of them, about five pages."""
+    Wikipedia each, drawn with repetition, so that names occur in many documents. ``long``: a hundred, about five pages, drawn from
+    the training sentences too, so that one occurs about as often."""
     folder.mkdir(parents=True)
-    rows, rng, tokens = sentences(), random.Random(0), 0
+    rows, rng, tokens = sentences(*(["ground_truth", "train"] if kind == "long" else [])), random.Random(0), 0
     for i in range(count):
         if kind == "short":
             text = "\n\n".join(

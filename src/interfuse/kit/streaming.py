@@ -44,7 +44,7 @@ else:
 _ROWS = 64  # granule of row-wise work: 64 rows are whole vector registers whatever the row's length
 _MATRIX = {True: 1 << 19, False: 3 << 18}  # elements of a block of a matrix that is tall (or square), or wide
 _SYNC_SECONDS = 1.0
-_HELD = 100 << 20  # bytes of a tensor's sources that are held from its preparation on
+_HELD = 100 << 20  # bytes of a tensor's sources that are held from its preparation on, where reading copies them
 _TOGETHER = 0.15  # share of the memory that preparations take side by side; one alone may take all there is
 #: largest numbers of the types that are rounded to without ``torch``
 _LARGEST = {"F32": 3.4028234663852886e38, "F16": 65504.0, "BF16": 3.3895313892515355e38}
@@ -390,6 +390,11 @@ def _stored(source: Flat) -> TypeGuard[StoredTensor]:
     return isinstance(source, StoredTensor) and source.info.file is not None
 
 
+def _copied(source: Flat) -> TypeGuard[StoredTensor]:
+    """Whether every reading of a source copies its bytes: those of a mapped file are looked at where they are."""
+    return _stored(source) and not source.weights.maps(source.info)
+
+
 class _Plan:
     """Block sizes and memory, decided before any work."""
 
@@ -520,7 +525,7 @@ class _Run:
                 name = task.job.name
                 if start < 0:
                     if task.held and not task.job.preparing:
-                        task.sources = tuple(HeldTensor(s, self._buffer(s)) if _stored(s) else s for s in task.sources)
+                        task.sources = tuple(HeldTensor(s, self._buffer(s)) if _copied(s) else s for s in task.sources)
                     facts = task.job.prepare(task.sources) if task.job.prepare else None
                     with self.changed:
                         task.facts, task.state = facts, "ready"
@@ -573,7 +578,7 @@ class _Run:
 
     def _reserve(self, task: _Task) -> None:
         """Memory for a preparation that asks for it; else for the sources of a task that reads them several times, where there is plenty."""
-        needed = task.job.preparing or sum(s.info.nbytes for s in task.sources if _stored(s))
+        needed = task.job.preparing or sum(s.info.nbytes for s in task.sources if _copied(s))
         if task.job.preparing or needed <= min(_HELD, self.spare):
             task.held = needed
             self.spare -= needed
