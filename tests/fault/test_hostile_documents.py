@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,51 @@ def test_a_file_that_takes_too_long_or_too_much_memory_is_ended(tmp_path: Path) 
         tight.close()
 
 
+def test_answers_are_waited_for_without_select_which_knows_no_pipes_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import select
+    import threading
+
+    from interfuse.data.loaders.process import Reader
+
+    def sockets_only(*_: Any) -> Any:
+        raise OSError(10038, "an operation was attempted on something that is not a socket")
+
+    monkeypatch.setattr(select, "select", sockets_only)
+    (tmp_path / "a.txt").write_text("Oslo is the capital of Norway.")
+    (tmp_path / "b.txt").write_text("Bergen lies in Norway. " * 50_000)  # more than a pipe holds
+    before, reader = threading.active_count(), Reader(Limits())
+    try:
+        for name, least in (("a.txt", 1), ("b.txt", 1_000_000)):
+            (found,) = reader.read(name, tmp_path / name)
+            assert not isinstance(found, Skipped)
+            assert len(found.text) >= least
+        assert reader._process is not None
+        reader._process.kill()
+        reader._process.wait()
+        (found,) = reader.read("a.txt", tmp_path / "a.txt")  # by another process
+        assert not isinstance(found, Skipped)
+    finally:
+        reader.close()
+    assert threading.active_count() == before
+
+
+def test_half_an_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interfuse.data.loaders import process
+
+    monkeypatch.setattr(process.sys, "executable", str(tmp_path / "reader"))
+    (tmp_path / "reader").write_text("#!/bin/sh\nread job\nprintf '[{'\n")
+    (tmp_path / "reader").chmod(0o755)
+    reader = process.Reader(Limits())
+    try:
+        (found,) = reader.read("a.txt", tmp_path / "a.txt")
+    finally:
+        reader.close()
+    assert isinstance(found, Skipped)
+    assert "its reader ended" in found.why
+
+
 @pytest.mark.parametrize(
     "body", [b"<div>" * 200_000 + b"words", b"<b>" * 100_000 + b"words", b"<table><tr><td>" * 5_000 + b"words"]
 )
@@ -202,6 +248,7 @@ DOCLING = {
     "document_converter": """
 import os
 from pathlib import Path
+from typing import Any
 class Document:
     pages = {1: None, 2: None}
     def export_to_markdown(self, page_no=None):

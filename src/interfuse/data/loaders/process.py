@@ -5,13 +5,14 @@ The other side sends one line of JSON per file (name, path, limits) and gets one
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import select
+import queue
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +28,8 @@ class Reader:
     def __init__(self, limits: Limits, reader: str = "light") -> None:
         self.limits, self.reader = limits, reader
         self._process: subprocess.Popen[bytes] | None = None
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._listening: threading.Thread | None = None
 
     def read(self, name: str, path: Path) -> Iterator[Document | Skipped]:
         """What :func:`~interfuse.data.loaders.reading.read` gives for a file, within the limits of time and memory."""
@@ -38,11 +41,10 @@ class Reader:
         process = self._process if self._process is not None and self._process.poll() is None else self._start()
         job = {"name": name, "path": str(path), "limits": dataclasses.asdict(self.limits), "reader": self.reader, "size": size}  # fmt: skip
         assert process.stdin is not None
-        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(job).encode() + b"\n")
             process.stdin.flush()
-            line = self._line(process.stdout)
+            line = self._line()
         except OSError:
             line = b""
         if line:
@@ -79,34 +81,39 @@ class Reader:
             [sys.executable, "-m", "interfuse.data.loaders.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, env={**environment, "PYTHONHASHSEED": "0"},
         )  # fmt: skip
+        self._lines = queue.SimpleQueue()
+        self._listening = threading.Thread(target=_listen, args=(self._process.stdout, self._lines), daemon=True)
+        self._listening.start()
         return self._process
 
-    def _line(self, stream: IO[bytes]) -> bytes | None:
+    def _line(self) -> bytes | None:
         """One line, empty when the process has ended, None when the time is over."""
-        end = time.monotonic() + self.limits.seconds + 5  # starting and sending take some
-        parts: list[bytes] = []
-        handle = stream.fileno()
-        while (left := end - time.monotonic()) > 0:
-            ready, _, _ = select.select([handle], [], [], left)
-            if not ready:
-                break
-            block = os.read(handle, 1 << 20)
-            parts.append(block)
-            if not block:
-                return b""
-            if block.endswith(b"\n"):
-                return b"".join(parts)
-        return None
+        try:  # starting and sending take some
+            return self._lines.get(timeout=max(0.0, self.limits.seconds + 5))
+        except queue.Empty:
+            return None
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    stream.close()
-            self._process = None
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # a job that nobody read
+                self._process.stdin.close()
+        if self._listening is not None:
+            self._listening.join(1)  # longer only when something that a library started holds the pipe
+        self._process = self._listening = None
+
+
+def _listen(answers: IO[bytes], lines: queue.SimpleQueue[bytes]) -> None:
+    """Hands on the answers of a process, then an empty line. A thread does so since no pipe can be waited for on Windows."""
+    with answers:
+        for line in answers:
+            if line.endswith(b"\n"):  # not what is left of an answer when the process ends within it
+                lines.put(line)
+    lines.put(b"")
 
 
 def to_row(document: Document) -> dict[str, Any]:
