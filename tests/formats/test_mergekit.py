@@ -5,6 +5,7 @@ Where the two differ, a test says why and holds ours against an oracle or a plai
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
@@ -393,6 +394,89 @@ def test_the_sign_of_nothing_is_plus():
     assert merged.tolist() == [1.0, 2.0, -1.0]
 
 
+def twice(file, tmp_path, names):
+    """A file of two merges, and the same with its first one written and read again: the files of both results, by name."""
+    first, second = file.split("---\n")
+    (tmp_path / "both.yml").write_text(file)
+    merge_recipe(tmp_path / "both.yml", tmp_path / "both")
+    (tmp_path / "first.yml").write_text(first)
+    merge_recipe(tmp_path / "first.yml", tmp_path / "first")
+    (tmp_path / "second.yml").write_text(second.replace("EARLIER", str(tmp_path / "first")))
+    merge_recipe(tmp_path / "second.yml", tmp_path / "second")
+    return [{n: (tmp_path / folder / n).read_bytes() for n in names if (tmp_path / folder / n).exists()} for folder in ("both", "second")]  # fmt: skip
+
+
+ADAPTED = """name: EARLIER
+merge_method: slerp
+base_model: llama-x
+models: [{model: llama-x}, {model: llama-y}]
+parameters: {t: 0.3}
+dtype: float32
+---
+merge_method: task_arithmetic
+base_model: llama-base
+models:
+- {model: EARLIER+adapter, parameters: {weight: 0.6}}
+- {model: llama-z, parameters: {weight: 0.5}}
+dtype: float32
+"""
+UNITED = """name: EARLIER
+merge_method: linear
+base_model: words-x
+models: [{model: words-x, parameters: {weight: 0.6}}, {model: words-y, parameters: {weight: 0.4}}]
+tokenizer_source: union
+chat_template: chatml
+dtype: float32
+---
+merge_method: linear
+base_model: BASE
+models: [{model: EARLIER, parameters: {weight: 0.5}}, {model: words-y, parameters: {weight: 0.5}}]
+tokenizer_source: SOURCE
+dtype: float32
+"""
+SURROUNDINGS = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
+
+
+def test_an_adapter_on_an_earlier_merge(tmp_path):
+    """Its change is added where the earlier merge's numbers are computed."""
+    lazy, written = twice(ADAPTED, tmp_path, SURROUNDINGS)
+    assert lazy == written
+    (tmp_path / "without.yml").write_text(ADAPTED.replace("+adapter", ""))
+    merge_recipe(tmp_path / "without.yml", tmp_path / "without")
+    assert (tmp_path / "without/model.safetensors").read_bytes() != lazy["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("base", "source"), [("EARLIER", "base"), ("EARLIER", "union"), ("words-y", "EARLIER"), ("words-y", "union")]
+)
+def test_a_union_in_an_earlier_merge(base, source, tmp_path, monkeypatch):
+    """The next merge reads the united tokenizer, its rows and its template, and nothing of it stays behind."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    file = UNITED.replace("BASE", base).replace("SOURCE", source)
+    lazy, written = twice(file, tmp_path, SURROUNDINGS)
+    assert lazy == written
+    words = json.loads(lazy["tokenizer.json"])["model"]["vocab"]
+    assert {*WORDS_X, *WORDS_Y} <= set(words)
+    assert json.loads(lazy["config.json"])["vocab_size"] == len(words)
+    gc.collect()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_layers_chosen_in_an_earlier_merge_are_counted(tmp_path):
+    file = """name: EARLIER
+merge_method: passthrough
+slices: [{sources: [{model: llama-x, layer_range: [0, 2]}]}, {sources: [{model: llama-y, layer_range: [1, 4]}]}]
+dtype: float32
+---
+merge_method: passthrough
+models: [{model: EARLIER}]
+"""
+    lazy, written = twice(file, tmp_path, SURROUNDINGS)
+    assert lazy == written
+    assert json.loads(lazy["config.json"])["num_hidden_layers"] == 5
+
+
 def test_an_adapter_leaves_no_merged_copy(tmp_path, monkeypatch):
     """mergekit writes the base with the adapter merged into it before it begins."""
     (tmp_path / "temporary").mkdir()
@@ -525,7 +609,12 @@ BAD = {
                     "  filter_wise: [true, false]\n", 7, "recipe.key", "filter_wise"),
     "a method nobody has": (GOOD.replace("ties", "tiles"), 1, "recipe.key", "no merge_method 'tiles'"),
     "one model's cut": (GOOD.replace("ties", "ram").replace("density", "epsilon"), 5, "recipe.key", "epsilon holds for all models together"),
-    "an adapter on a merge": ("name: a\n" + GOOD + "---\n" + GOOD.replace("llama-x", "a+adapter"), 9, "recipe.key", "an adapter on the merge 'a'"),
+    "a revision of a merge": ("name: a\n" + GOOD + "---\nmerge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n"
+                              "- {model: a@main+adapter, parameters: {weight: 1}}\n", 9, "recipe.key", "no revisions"),
+    "no adapter there": ("name: a\n" + GOOD + "---\n" + GOOD.replace("llama-x", "a+nowhere"), 9, "input.missing", "nowhere"),
+    "no adapter for it": ("name: a\n" + GOOD + "---\n" + GOOD.replace("llama-x", "a+llama-y"), 9, "input.missing", "adapter_config.json"),
+    "an adapter of another base": ("name: a\nmerge_method: passthrough\nslices: [{sources: [{model: llama-x, layer_range: [0, 1]}]}]\n---\nmerge_method: passthrough\nmodels: [{model: a+adapter}]\n",
+                                   5, "input.shape", "does not fit this base"),
     "not YAML": ("merge_method: [ties\n", 2, "recipe.syntax", "YAML"),
     "a tag": ("merge_method: !!python/name:os.system ''\n", 1, "recipe.syntax", "data"),
     "two results": (GOOD + "---\n" + GOOD, 1, "recipe.key", "without a name"),

@@ -15,7 +15,7 @@ import torch
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load, read_params
 from interfuse.data.weights import Weights
-from interfuse.merge.room import Part, Whole
+from interfuse.merge.room import Part, Whole, passes_of
 from tests.conformance.cases import CASES
 from tests.unit.test_merge_methods import run
 
@@ -114,6 +114,27 @@ def test_dropping_at_random_expects_the_plain_sum():
 ])  # fmt: skip
 def test_one_small_example_of_each(slug, models, base, given, expected):
     np.testing.assert_allclose(run(slug, models, base, **given).numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("r", "alpha"), [(0.0, 0.2), (0.1, 0.0), (0.1, 0.2)])
+def test_ram_promises_the_passes_it_makes(r, alpha):
+    read, method = [], load("merge/ram")
+    held = Weights.from_state_dict({"w": torch.tensor([1.0, 0.0]), "v": torch.tensor([1.0, 2.0]), "b": torch.zeros(2)})
+
+    class Noted:
+        shape = (2,)
+
+        def __init__(self, name):
+            self.under = held.source(name)
+
+        def read(self, start, stop, out=None):
+            read.append((start, stop))
+            return self.under.read(start, stop, out)
+
+    flats = [Noted("w"), Noted("v")]
+    own = {"epsilon": 1e-5, "r": r, "alpha": alpha}
+    method.traits["prepare"](Whole("w", (2,), flats, held.source("b"), 0, ["a", "b"], [(0, "w"), (1, "w")]), **own)
+    assert passes_of(method, own) == 1 + bool(read)
 
 
 def test_what_stands_out_is_taken():

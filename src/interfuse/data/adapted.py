@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from interfuse.data.models import (
     state_digest,
     task_of,
 )
-from interfuse.data.overlay import Overlay, whole
+from interfuse.data.overlay import Computed, Overlay, whole
 from interfuse.data.vocabulary import EMBEDDING
 from interfuse.data.weights import Weights
 
@@ -44,8 +45,27 @@ class AdaptedModel:
 
     def fingerprint(self) -> str:
         """Of the base's and the adapter's bytes."""
-        files = [self.adapter / name for name in (CONFIG, MODEL)]
-        return fingerprint([folder_digest(self.base), *(file_sha256(f) for f in files if f.is_file())])
+        return fingerprint([folder_digest(self.base), *_digests(self.adapter)])
+
+
+@dataclass(frozen=True)
+class AdaptedResult:
+    """Tensors that are computed, and the LoRA adapter on them, as :class:`~interfuse.data.overlay.Computed` tensors."""
+
+    base: Computed
+    adapter: Path
+
+    def open(self) -> Overlay:
+        """The tensors, the adapter's changes added while they are computed."""
+        return apply_adapter(self.base.open(), open_adapter(self.adapter))
+
+    def fingerprint(self) -> str:
+        """Of what is computed and of the adapter's bytes."""
+        return fingerprint([self.base.fingerprint(), *_digests(self.adapter)])
+
+
+def _digests(adapter: Path) -> list[str]:
+    return [file_sha256(f) for f in (adapter / CONFIG, adapter / MODEL) if f.is_file()]
 
 
 def adapted_model(
@@ -56,9 +76,7 @@ def adapted_model(
     Raises:
         InterfuseError: ``input.missing`` when there is no adapter or its base is not found, ``needs.capability``.
     """
-    if not (adapter / CONFIG).is_file():
-        raise InterfuseError("input.missing", f"the folder has no {CONFIG}", where=str(adapter),
-                             fix="The part after + is a LoRA adapter as peft saves it.")  # fmt: skip
+    _refuse_none(adapter)
     stated = read_adapter_config(adapter).get("base_model_name_or_path")
     if base is None:
         try:
@@ -70,6 +88,26 @@ def adapted_model(
     own = tokenizer or next((f for f in (adapter, base) if (f / "tokenizer_config.json").is_file()), None)
     return Model(name, None, config, task or task_of(config, base), tokenizer=own, processor=read_processor(base),
                  computed=AdaptedModel(base, adapter))  # fmt: skip
+
+
+def adapted_result(model: Model, adapter: Path, name: str) -> Model:
+    """A model whose tensors are computed, with an adapter on it. Nothing but settings is read.
+
+    Raises:
+        InterfuseError: ``input.missing`` when there is no adapter, ``needs.capability`` when it is none of LoRA.
+    """
+    assert model.computed is not None, "asked for only then"
+    _refuse_none(adapter)
+    read_adapter_config(adapter)
+    own = adapter if (adapter / "tokenizer_config.json").is_file() else model.tokenizer
+    return dataclasses.replace(model, name=name, config=_grown(dict(model.config), adapter), tokenizer=own,
+                               computed=AdaptedResult(model.computed, adapter), key="")  # fmt: skip
+
+
+def _refuse_none(adapter: Path) -> None:
+    if not (adapter / CONFIG).is_file():
+        raise InterfuseError("input.missing", f"the folder has no {CONFIG}", where=str(adapter),
+                             fix="The part after + is a LoRA adapter as peft saves it.")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,24 @@ def finish(
 ) -> dict[str, Any]:
     """Writes configuration, tokenizer, report (with what the method ``told`` of tensors) and card; returns facts for the manifest."""
     wanted: Vocabulary | None = call.inputs["tokenizer"]
-    source = (wanted.path if wanted is not None else None) or tokenizer_folder(first)
     facts: dict[str, Any] = {}
     report: dict[str, Any] = {"models": [m.name for m in models], "remarks": plan.remarks}
+    write_surroundings(call, folder, plan, layout, first, models)
+    if plan.alignment is not None:
+        readers = [(m.name, place) for m in models if (place := tokenizer_folder(m)) is not None]
+        tried = try_out(folder, plan.alignment.ids, plan.alignment.rows, readers)
+        report["tokenizer"] = {"source": wanted.name if wanted is not None else "", **plan.alignment.report, **tried}
+        facts["tokenizer"] = {k: report["tokenizer"][k] for k in ("source", "tokens", "rows")}
+    write_report(call, folder, plan, models, own, report, told)
+    return facts
+
+
+def write_surroundings(
+    call: Call, folder: Path, plan: Plan, layout: Mapping[str, Any], first: Model, models: Sequence[Model]
+) -> None:
+    """Writes what stands beside the weights of a model: tokenizer, processor, chat template and configuration."""
+    wanted: Vocabulary | None = call.inputs["tokenizer"]
+    source = (wanted.path if wanted is not None else None) or tokenizer_folder(first)
     if plan.merged is not None and plan.alignment is not None and source is not None:
         write_tokenizer(folder, source, plan.merged, plan.alignment.ids)
         if (source / "generation_config.json").is_file():
@@ -153,13 +168,6 @@ def finish(
     if call.params["chat_template"]:
         write_template(folder, call.params["chat_template"], [tokenizer_folder(m) for m in (first, *models)])
     _write_config(first, folder, plan, layout, models)
-    if plan.alignment is not None:
-        readers = [(m.name, place) for m in models if (place := tokenizer_folder(m)) is not None]
-        tried = try_out(folder, plan.alignment.ids, plan.alignment.rows, readers)
-        report["tokenizer"] = {"source": wanted.name if wanted is not None else "", **plan.alignment.report, **tried}
-        facts["tokenizer"] = {k: report["tokenizer"][k] for k in ("source", "tokens", "rows")}
-    write_report(call, folder, plan, models, own, report, told)
-    return facts
 
 
 def write_report(

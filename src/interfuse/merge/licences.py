@@ -7,6 +7,7 @@ asks all that the other does, and of unknown ones, nothing is said.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,15 +46,17 @@ def licence_of(model: Model) -> str:
     differ; "" where none is stated."""
     if model.computed is None:
         return _stated(model.path) if model.path is not None else ""
-    from interfuse.data.adapted import AdaptedModel
+    from interfuse.data.adapted import AdaptedModel, AdaptedResult
     from interfuse.merge.prepare import everyone
     from interfuse.merge.unwritten import Unwritten
 
     if isinstance(model.computed, Unwritten):
         each = [licence_of(source) for source in everyone(model.computed.call)]
         return " and ".join(dict.fromkeys(each)) if all(each) else ""
-    if isinstance(model.computed, AdaptedModel):
-        found = [_stated(model.computed.adapter), _stated(model.computed.base)]
+    if isinstance(model.computed, AdaptedModel | AdaptedResult):
+        under = model.computed.base
+        base = _stated(under) if isinstance(under, Path) else licence_of(dataclasses.replace(model, computed=under))
+        found = [_stated(model.computed.adapter), base]
         return " and ".join(dict.fromkeys(f for f in found if f))
     return ""
 

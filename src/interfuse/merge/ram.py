@@ -33,7 +33,8 @@ def _tells(facts: list[float], **_: Any) -> dict[str, Any]:
 
 
 def _passes(params: Mapping[str, Any]) -> int:
-    return 2 if params["r"] else 1
+    """Ratios are counted in a pass of their own, unless nothing is raised by them."""
+    return 2 if params["r"] and params["alpha"] else 1
 
 
 @method(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,12 @@ from interfuse.core.method import load
 from interfuse.core.rooms import Call, Source, carry_out, key_of, prepare
 from interfuse.data.formats.mergekit import Stage, read_mergekit
 from interfuse.data.formats.mergekit_methods import SINGLE
-from interfuse.data.models import Model, open_model, tokenizer_folder
+from interfuse.data.models import Model, locate, open_model, tokenizer_folder
 from interfuse.data.tables import Table
 from interfuse.data.vocabulary import Vocabulary
-from interfuse.merge.finish import open_vocabulary
-from interfuse.merge.prepare import leading, prepared
-from interfuse.merge.room import ROOM, promise
+from interfuse.merge.finish import open_vocabulary, write_surroundings
+from interfuse.merge.prepare import everyone, leading, prepared
+from interfuse.merge.room import ROOM, layout_of, promise
 from interfuse.merge.unwritten import Unwritten
 
 
@@ -42,6 +46,8 @@ def recipe_call(path: str | Path, ctx: Ctx | None = None) -> tuple[Call, list[st
         where = f"{path}:{stage.line}"
         try:
             call = _call(stage, path, made, ctx)
+            if stage is not stages[-1]:
+                made[stage.name] = _unwritten(stage, call)
         except InterfuseError as error:
             line = _line(stage, error)
             place = (
@@ -55,8 +61,6 @@ def recipe_call(path: str | Path, ctx: Ctx | None = None) -> tuple[Call, list[st
             )
             raise InterfuseError(error.code, error.what, where=place, fix=error.fix) from error
         notes += [f"{stage.name}: {note}" if stage.name else note for note in stage.notes]
-        if stage is not stages[-1]:
-            made[stage.name] = _unwritten(stage, call, where)
     assert call is not None, "a file holds at least one merge"
     return call, notes
 
@@ -83,13 +87,18 @@ def _call(stage: Stage, path: Path, made: dict[str, Model], ctx: Ctx) -> Call:
     folder = path.parent
 
     def opened(name: str) -> Model:
-        main = name.partition("+")[0].partition("@")[0]
         if name in made:
             return made[name]
+        under, _, adapter = name.partition("+")
+        if adapter and under in made:
+            from interfuse.data.adapted import adapted_result
+
+            here = folder if (folder / adapter).is_dir() and not Path(adapter).is_dir() else Path()
+            return adapted_result(made[under], locate(adapter, here), name)
+        main = under.partition("@")[0]
         if main in made:
-            raise InterfuseError(
-                "recipe.key", f"an adapter on the merge {main!r} of the same file is not supported", where=name
-            )
+            raise InterfuseError("recipe.key", f"{main!r} is a merge of the same file and has no revisions", where=name,
+                                 fix=f"Write {main}{'+' * bool(adapter)}{adapter}, or name one of the two otherwise.")  # fmt: skip
         beside = (folder / main).is_dir() and not Path(main).is_dir()
         return open_model(Source(name, folder=folder if beside else Path()), ctx)
 
@@ -128,19 +137,25 @@ def _vocabulary(word: str, folder: Path, opened: Any, ctx: Ctx) -> Vocabulary:
     )
 
 
-def _unwritten(stage: Stage, call: Call, where: str) -> Model:
-    """The result of a merge that later merges of the file read."""
-    first, wanted = leading(call), call.inputs["tokenizer"]
-    if wanted is not None and wanted.name == "union":
-        raise InterfuseError("recipe.key", "a union of tokenizers in the middle of a file is not supported", where=where,
-                             fix="Ask for the union in the last merge: the earlier ones then keep tokenizer_source: base.")  # fmt: skip
-    config = dict(first.config)
+def _unwritten(stage: Stage, call: Call) -> Model:
+    """The result of a merge that later merges of the file read.
+
+    What would stand beside its weights is written as for any result, since its tokenizer may be that of no source: into a temporary
+    folder that goes with the result.
+    """
+    first, computed = leading(call), Unwritten(call)
+    folder = Path(tempfile.mkdtemp(prefix="interfuse-"))
+    removed = weakref.finalize(computed, shutil.rmtree, folder, ignore_errors=True)
     with prepared(call) as plan:
-        if plan.alignment is not None:
-            config["vocab_size"] = plan.alignment.rows
-    place = wanted.path if wanted is not None and wanted.path is not None else tokenizer_folder(first)
+        write_surroundings(call, folder, plan, layout_of(call, plan), first, everyone(call))
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else first.config
+    place: Path | None = folder
+    if call.inputs["tokenizer"] is None and not call.params["chat_template"]:
+        removed()
+        place = tokenizer_folder(first)
     return dataclasses.replace(first, name=stage.name, path=None, module=None, config=config, tokenizer=place,
-                               computed=Unwritten(call), made_by=call.method.id, parents=(), key="")  # fmt: skip
+                               computed=computed, made_by=call.method.id, parents=(), key="")  # fmt: skip
 
 
 def merge_recipe(
