@@ -225,8 +225,9 @@ def beside(base: dict[str, Any], other: dict[str, Any], tasks: list[str]) -> dic
     return rows
 
 
-def plans(first: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """The methods that apply to three experts and their base, with what has to be said to them."""
+def plans(first: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """The rows: the methods that apply to three experts and their base, with what has to be said to them; LoRE also with its low-rank
+    parts added up, since their mean gives the mean of the models."""
     from interfuse.core import index
     from interfuse.core.method import load as load_method
 
@@ -250,7 +251,9 @@ def plans(first: list[str]) -> list[tuple[str, dict[str, Any]]]:
         given["base"] = traits.get("base", "optional") == "required"
         given["tables"] = traits.get("tables", given["count"]) if "calibrate" in traits else 0
         if given["count"] >= least:
-            made.append((entry.slug, given))
+            made.append((entry.slug, entry.slug, given))
+        if entry.slug == "lore":
+            made.append(("lore (sum)", "lore", {**given, "combine": "sum"}))
     return sorted(made, key=lambda m: (first.index(m[0]) if m[0] in first else len(first), m[0]))
 
 
@@ -342,9 +345,9 @@ def main() -> None:
             return {"models": given["count"], "given": {k: v for k, v in given.items() if k not in ("count", "base", "tables")},
                     **made, "says": scores.pop("says"), "scores": scores}  # fmt: skip
 
-        for slug, given in plans([m for m in args.first.split(",") if m]):
+        for name, slug, given in plans([m for m in args.first.split(",") if m]):
             key = f"{slug} {json.dumps(given, sort_keys=True)}"
-            report(slug, part(kept, key, lambda s=slug, g=given: run(s, g)))
+            report(name, part(kept, key, lambda s=slug, g=given: run(s, g)))
     print(f"{len(rows)} rows")
 
 

@@ -15,6 +15,7 @@ from interfuse.core.ctx import Ctx
 from interfuse.core.errors import InterfuseError
 from interfuse.core.method import load
 from interfuse.core.rooms import Call, Source, carry_out, key_of, prepare
+from interfuse.core.safe import writing_errors
 from interfuse.data.formats.mergekit import Stage, read_mergekit
 from interfuse.data.formats.mergekit_methods import SINGLE
 from interfuse.data.models import Model, locate, open_model, tokenizer_folder
@@ -144,9 +145,10 @@ def _unwritten(stage: Stage, call: Call) -> Model:
     folder that goes with the result.
     """
     first, computed = leading(call), Unwritten(call)
-    folder = Path(tempfile.mkdtemp(prefix="interfuse-"))
+    with writing_errors(Path(tempfile.gettempdir())):
+        folder = Path(tempfile.mkdtemp(prefix="interfuse-"))
     removed = weakref.finalize(computed, shutil.rmtree, folder, ignore_errors=True)
-    with prepared(call) as plan:
+    with prepared(call) as plan, writing_errors(folder):
         write_surroundings(call, folder, plan, layout_of(call, plan), first, everyone(call))
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else first.config
