@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,13 @@ import pytest
 from interfuse.core.ctx import Ctx
 from interfuse.core.method import load
 from interfuse.core.rooms import apply, load_room, prepare
+from interfuse.data.corpus import Document
 from interfuse.data.endpoint_lm import EndpointLM
 from interfuse.data.lm import LM, Reply, Scored
+from interfuse.data.loaders.layout import Limits
 from interfuse.data.loaders.process import Reader
-from interfuse.data.loaders.sizes import PAGE
+from interfuse.data.loaders.reading import read
+from interfuse.data.loaders.sizes import PAGE, text_size
 from tests import documents as made
 from tests import tiny_world as world
 from tests.scripted_panel import ScriptedPanel
@@ -187,6 +191,44 @@ def test_what_is_packed_is_told_by_its_size(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "in" / "a.zip").stat().st_size * 8 < 2 * len(text)
     calls, asked = told(tmp_path / "in", monkeypatch)
     assert asked <= calls <= 5 * asked
+
+
+def test_text_of_office_files_is_told_within_half_of_it() -> None:
+    """The tags of these are seven to ten times as long as their text; a workbook names the same texts again and again."""
+    said = [f"Person{i} Berg was born in Oslo. It rained for a long time on that day." for i in range(40)]
+    rows = [
+        ["Person", "City", "Year"],
+        *([f"Person{i} Berg", ("Oslo", "Bergen")[i % 2], str(1900 + i)] for i in range(40)),
+    ]
+    numbers = [rows[0], *([a, b, int(c)] for a, b, c in rows[1:])]
+    files = {
+        "a.docx": made.docx("Notes", said, rows), "b.pptx": made.pptx([(f"Slide {i}", [s, "More to come"]) for i, s in enumerate(said)]),
+        "c.xlsx": made.xlsx({"People": numbers}), "d.xlsx": made.xlsx({"More": [["Kind", "Place"], *(["a rather long text that is shared", i] for i in range(400))]}),
+    }  # fmt: skip
+    for name, body in files.items():
+        (found,) = read(name, body, Limits())
+        assert isinstance(found, Document)
+        documents, characters = text_size(name, body, Limits())
+        assert documents == 1
+        assert len(found.text) / 1.5 < characters < 1.5 * len(found.text), (name, characters, len(found.text))
+
+
+def test_long_parts_of_office_files_are_told_by_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["Person", "Notes"], *([f"Person{i} Berg", f"Born in Oslo as number {i}."] for i in range(500))]
+    body = made.xlsx({"People": rows, "Again": rows})
+    whole = text_size("a.xlsx", body, Limits())[1]
+    for name, count in (("PART", 4000), ("PARTS", 9000)):
+        monkeypatch.setattr(f"interfuse.data.loaders.sizes.{name}", count)
+        assert whole / 1.5 < text_size("a.xlsx", body, Limits())[1] < 1.5 * whole
+    began = time.process_time()
+    for junk in (b"<c " * 300_000, b'<c t="s" ' * 100_000, b" " * 900_000, b"<f" * 400_000):
+        out = io.BytesIO(body)
+        with zipfile.ZipFile(out, "a") as opened:
+            opened.writestr("xl/worksheets/other.xml", junk)
+        monkeypatch.setattr("interfuse.data.loaders.sizes.PART", 1_000_000)
+        monkeypatch.setattr("interfuse.data.loaders.sizes.PARTS", 8_000_000)
+        text_size("a.xlsx", out.getvalue(), Limits())
+    assert time.process_time() - began < 5
 
 
 def test_docling_is_not_run_for_an_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
