@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from interfuse.core import index
+from tests.tiny_models import tiny
 
 INSTALL = Path(__file__).parent / "fake_rooms" / "install.py"
 HEAVY = (
@@ -69,6 +70,41 @@ CALL = "from interfuse.cli.main import app\ntry: app.main({args!r})\nexcept Syst
 @pytest.mark.parametrize("args", [["--help"], ["list"], ["list", "--json"], ["--version"], ["cite"]])
 def test_looking_loads_nothing_heavy(args):
     assert loaded_by(CALL.format(args=args)) == []
+
+
+SPARED = ("importlib.metadata", "email", "csv", "zipfile", "numpy.random", "asyncio", "rich", "subprocess", "interfuse.web", "interfuse.merge.verbs",
+          "interfuse.merge.recipes", "interfuse.merge.study", "interfuse.core.recipe", "interfuse.kit.passes", *HEAVY)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def merge_of_two(tmp_path_factory):
+    """The words of a merge of two tiny models."""
+    folder = tmp_path_factory.mktemp("light")
+    models = [str(tiny(folder, "llama", name)) for name in ("one", "two")]
+    return ["merge", "slerp", *models, "-o", str(folder / "out"), "--force"]
+
+
+def test_a_light_merge_loads_only_what_it_needs(merge_of_two):
+    code = CALL.format(args=merge_of_two) + "\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "interfuse.merge.slerp" in loaded
+    assert loaded & set(SPARED) == set()
+    methods = {e.module for e in index.entries().values() if e.kind == "method"}
+    assert loaded & methods == {"interfuse.merge.slerp"}
+
+
+def test_what_is_set_for_libraries_can_be_set_otherwise(monkeypatch):
+    monkeypatch.setenv("PYDANTIC_DISABLE_PLUGINS", "theirs")
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    code = """
+import atexit, os
+from interfuse.cli.main import main
+atexit.register(lambda: print(os.environ["OPENBLAS_THREAD_TIMEOUT"], os.environ["PYDANTIC_DISABLE_PLUGINS"]))
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "20 theirs"
 
 
 @pytest.mark.parametrize("room", index.rooms())

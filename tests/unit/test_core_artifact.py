@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interfuse.core.artifact import MANIFEST, lock, open_artifact, save_artifact, verify
+from interfuse.core import artifact
+from interfuse.core.artifact import MANIFEST, environment, lock, open_artifact, save_artifact, verify
 from interfuse.core.errors import InterfuseError
 from interfuse.core.safe import canonical_json, fingerprint
 
@@ -244,3 +245,22 @@ def test_verify_names_every_difference(tmp_path: Path) -> None:
     open_artifact(path)  # sizes fit
     with pytest.raises(InterfuseError, match=r"a\.txt has other bytes; new is not in the manifest"):
         verify(path)
+
+
+def test_versions_are_those_of_the_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.metadata as metadata
+
+    monkeypatch.setattr(artifact, "_versions", artifact._versions.__wrapped__)
+    names = {p.metadata["Name"].lower(): p.version for p in metadata.distributions()}
+    said = environment()
+    libraries = ("interfuse", "torch", "transformers", "accelerate", "numpy", "safetensors")
+    assert {n: v for n, v in said.items() if n in libraries} == {n: names[n] for n in libraries if n in names}
+    assert {"python", "system", "interfuse", "numpy"} <= set(said)
+
+    # packages whose metadata is not in a folder of that kind, and packages that are not there
+    monkeypatch.setattr(artifact, "_installed", dict)
+    monkeypatch.setattr(metadata, "version", lambda name: f"{name} as the metadata says")
+    monkeypatch.setattr(artifact.importlib.util, "find_spec", lambda name: None if name == "torch" else name)
+    said = artifact._versions()
+    assert "torch" not in said
+    assert said["numpy"] == "numpy as the metadata says"

@@ -84,6 +84,26 @@ def test_a_broken_package_warns_and_closes_nothing(
         assert index.entries()
 
 
+def test_a_method_of_ours_is_found_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_of_them() -> dict[str, index.Entry]:
+        raise AssertionError("every card was looked at")
+
+    known = REAL()
+    monkeypatch.setattr(index, "entries", all_of_them)
+    for entry in known.values():
+        if entry.kind == "method":
+            assert index.own(entry.room, entry.slug) == entry
+    assert index.find("merge/dare_ties") == index.find("dare-ties", room="merge") == known["merge/dare-ties"]
+    for room, slug in (
+        ("merge", "kd"),
+        ("merge", "../distill/kd"),
+        ("merge", "Linear"),
+        ("core", "linear"),
+        ("merge", ""),
+    ):
+        assert index.own(room, slug) is None
+
+
 def test_find_by_id_slug_and_underscore(toy: Toy) -> None:
     assert index.find("tie/braid").id == index.find("braid").id == index.find("braid", room="tie").id == "tie/braid"
     (toy.rooms / "tie" / "two_words.md").write_text(CARD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import atexit
 import contextlib
 import importlib
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
+from interfuse.core.bulk import bulk
 from interfuse.core.errors import InterfuseError, did_you_mean
 from interfuse.core.lazy import Process
 
@@ -49,9 +49,10 @@ class App(click.Group):
 
         if cmd_name not in index.rooms():
             return None
-        from interfuse.cli.rooms import room_group
+        with bulk():
+            from interfuse.cli.rooms import room_group
 
-        return room_group(cmd_name)
+            return room_group(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from interfuse.core import index
@@ -89,6 +90,8 @@ class App(click.Group):
 
 def first_line(room: str) -> str:
     """The first line of a room's docstring, read without importing the room."""
+    import ast
+
     spec = importlib.util.find_spec(f"interfuse.{room}")
     source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
     text = ast.get_docstring(ast.parse(source)) or ""
@@ -188,6 +191,9 @@ def main() -> NoReturn:
     # progress is ours; libraries draw none of their own
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # a thread of numpy's BLAS that has nothing to do waits awake for so many cycles (two to this power), by default a tenth of a second
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # they are looked for in the metadata of all packages
     Process.own = True
     try:
         app.main()
@@ -199,7 +205,7 @@ def _leave(end: SystemExit) -> NoReturn:
     """Ends the process. Taking large libraries apart piece by piece takes a third of a second that gives nothing to anyone: once what
     was registered for the end has run and all is written, the system clears up at once."""
     alone = all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate())
-    if not {"torch", "spacy"}.isdisjoint(sys.modules) and alone and isinstance(end.code, int):
+    if not {"numpy", "torch", "spacy"}.isdisjoint(sys.modules) and alone and isinstance(end.code, int):
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

@@ -50,14 +50,15 @@ class RoomGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         slug = cmd_name.replace("_", "-")
-        entry = next((e for e in self.entries() if e.slug == slug), None)
+        entry = index.own(self.name or "", slug) or next((e for e in self.entries() if e.slug == slug), None)
         return method_command(entry) if entry else self.extra().get(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        known = self.list_commands(ctx)
         name = args[0]
+        mine = index.own(self.name or "", name.replace("_", "-"))  # nothing else needs to be known then
+        known = [name] if mine else self.list_commands(ctx)
         default = vars(importlib.import_module(f"interfuse.{self.name}")).get("DEFAULT")
         if default in known and name not in known and Path(name).exists():
             args, name = [default, *args], default  # interfuse measure out/ --against A

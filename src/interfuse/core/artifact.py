@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -222,13 +224,29 @@ def environment() -> dict[str, str]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    import importlib.metadata
     import platform
 
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    installed = _installed()
     for name in ("interfuse", "torch", "transformers", "accelerate", "numpy", "safetensors"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+        if name in installed:
+            found[name] = installed[name]
+        elif importlib.util.find_spec(name) is not None:  # installed in another way
+            import importlib.metadata as metadata
+
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
+    return found
+
+
+def _installed() -> dict[str, str]:
+    """Packages and their versions as the names of their folders of metadata say: reading the metadata takes a hundred times as long."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        with contextlib.suppress(OSError):
+            for name in sorted(n for n in os.listdir(place or ".") if n.endswith(".dist-info")):
+                package, _, version = name.removesuffix(".dist-info").partition("-")
+                found.setdefault(package.lower(), version)
     return found
 
 

@@ -6,7 +6,6 @@ never changes its meaning, and is what a program should test; the words may impr
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 #: code -> (exit status of the command line, meaning). The docs page ``errors.md`` is checked against this table.
@@ -86,6 +85,8 @@ def _rebuild(code: str, what: str, where: str, fix: str) -> InterfuseError:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that names the closest known words, or lists them all when few and none is close."""
+    import difflib
+
     names = sorted(set(known))
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     if close:

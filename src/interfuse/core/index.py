@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,6 +103,15 @@ def _places(package: str) -> list[Path]:
     return [Path(place) for place in spec.submodule_search_locations]
 
 
+def own(room: str, slug: str) -> Entry | None:
+    """The method of this package with this slug, found without looking at other methods, or at packages of other people."""
+    card = Path(__file__).parent.parent / room / f"{slug.replace('-', '_')}.md"
+    plain = re.fullmatch(r"[a-z0-9-]+", slug) and room in rooms()  # case counts here on every system of files
+    return (
+        Entry(f"{room}/{slug}", "method", card, f"interfuse.{room}.{card.stem}") if plain and card.is_file() else None
+    )
+
+
 @functools.cache
 def entries() -> dict[str, Entry]:
     """Every method, recipe and map by id, in a fixed order.
@@ -110,6 +119,8 @@ def entries() -> dict[str, Entry]:
     Raises:
         InterfuseError: ``input.duplicate`` when two packages bring the same id.
     """
+    import importlib.metadata  # which looks through all packages there are
+
     found = list(_methods("interfuse", Path(__file__).parent.parent))
     for package in sorted({point.module for point in importlib.metadata.entry_points(group=GROUP)}):
         for place in _places(package):
@@ -130,13 +141,18 @@ def entries() -> dict[str, Entry]:
 
 
 def find(name: str, *, room: str = "") -> Entry:
-    """The entry of an id, or of a bare slug when only one room has it (or within ``room``).
+    """The entry of an id, or of a bare slug when only one room has it (or within ``room``). A method of this package that is named
+    with its room is found by itself.
 
     Raises:
         InterfuseError: ``method.unknown`` with a suggestion.
     """
-    table = entries()
     slug = name.replace("_", "-")
+    place, _, rest = slug.rpartition("/")
+    mine = own(place or room, rest) if room in ("", place) or not place else None
+    if mine is not None:
+        return mine
+    table = entries()
     if "/" in name and slug in table and (not room or table[slug].room == room):
         return table[slug]
     matches = [e for e in table.values() if e.slug == slug and (not room or e.room == room)]

@@ -14,9 +14,11 @@ import functools
 import inspect
 import math
 import reprlib
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -159,6 +161,14 @@ def type_name(annotation: Any) -> str:
     return getattr(annotation, "__name__", str(annotation))
 
 
+def _plain(annotation: Any) -> bool:
+    """Whether an annotation is made of the types that recipes are made of, so that there is no need to ask pydantic whether it can read it."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Annotated, list, dict, typing.Union, types.UnionType):
+        return all(map(_plain, args[:1] if origin is typing.Annotated else args))
+    return origin is typing.Literal or any(annotation is t for t in (bool, int, float, str, types.NoneType, Path, Any))
+
+
 def _infos(annotation: Any) -> list[FieldInfo]:
     """The fields' descriptions and ranges of an annotation, those within a union or list included."""
     found = [m for m in getattr(annotation, "__metadata__", ()) if isinstance(m, FieldInfo)]
@@ -195,7 +205,8 @@ def read_params(target: Callable[..., Any]) -> Mapping[str, Param]:
             default = factory() if callable(factory) else default
         found[p.name] = Param(p.name, annotation, default, doc, _bounds([m for i in infos for m in i.metadata]))
         try:
-            _ = found[p.name]._reader
+            if not _plain(annotation):
+                _ = found[p.name]._reader
         except PydanticSchemaGenerationError as error:
             raise InterfuseError(
                 "method.card", f"the parameter {p.name!r} has a type no recipe can give", where=str(target)

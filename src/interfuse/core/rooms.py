@@ -389,7 +389,8 @@ def door(package: str) -> Callable[[str], Any]:
 
     def __getattr__(attribute: str) -> Any:
         slug = attribute.replace("_", "-")
-        if attribute.startswith("_") or f"{room_name}/{slug}" not in index.entries():
+        known = index.own(room_name, slug) is not None or f"{room_name}/{slug}" in index.entries()
+        if attribute.startswith("_") or not known:
             raise AttributeError(
                 f"the room {room_name} has no method {attribute!r}. "
                 + did_you_mean(slug, [e.slug for e in index.entries().values() if e.room == room_name])

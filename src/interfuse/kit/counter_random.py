@@ -11,7 +11,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.random import Philox
 from numpy.typing import NDArray
 
 from interfuse.core.lazy import lazy
@@ -80,6 +79,6 @@ def _drawn(key: int, start: int, stop: int, kind: np.dtype[Any]) -> NDArray[Any]
     """One unsigned integer of a kind per element, of Philox-4x64's words in order."""
     each = 8 // kind.itemsize  # elements in a 64-bit word
     first, skip = divmod(start, 4 * each)
-    raw = Philox(key=key, counter=first).random_raw(-(-(stop - start + skip) // each))
+    raw = np.random.Philox(key=key, counter=first).random_raw(-(-(stop - start + skip) // each))
     numbers: NDArray[Any] = raw.astype("<u8", copy=False).view(kind)[skip : skip + stop - start]
     return numbers
