@@ -463,6 +463,16 @@ def test_a_union_in_an_earlier_merge(base, source, tmp_path, monkeypatch):
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_a_place_where_nothing_can_be_written_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    (tmp_path / "both.yml").write_text(ADAPTED)
+    with pytest.raises(InterfuseError) as caught:
+        merge_recipe(tmp_path / "both.yml", tmp_path / "out")
+    assert caught.value.code == "output.write"
+    assert "both.yml:1" in caught.value.where
+    assert not (tmp_path / "out").exists()
+
+
 def test_layers_chosen_in_an_earlier_merge_are_counted(tmp_path):
     file = """name: EARLIER
 merge_method: passthrough
