@@ -104,6 +104,16 @@ def test_a_method_of_ours_is_found_by_itself(monkeypatch: pytest.MonkeyPatch) ->
         assert index.own(room, slug) is None
 
 
+def test_nobody_takes_the_place_of_a_method_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_index: None
+) -> None:
+    monkeypatch.syspath_prepend(str(outsider(tmp_path, room="merge", slug="slerp")))
+    assert index.find("merge/slerp").module == "interfuse.merge.slerp"
+    with pytest.raises(InterfuseError, match="merge/slerp is defined twice") as caught:
+        index.entries()
+    assert caught.value.code == "input.duplicate"
+
+
 def test_find_by_id_slug_and_underscore(toy: Toy) -> None:
     assert index.find("tie/braid").id == index.find("braid").id == index.find("braid", room="tie").id == "tie/braid"
     (toy.rooms / "tie" / "two_words.md").write_text(CARD)
