@@ -15,6 +15,20 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+def normalised(start: Array, visits: Array, mass: Array) -> Array:
+    """Concept relevance [A, B] as the chance of ``b`` given that a walk is somewhere: row by row, dense."""
+    used = [float(sum(mass[p] * column[p] for p in range(len(mass)))) for column in start.T]
+    rows = [
+        column @ visits / u if u > 0 else np.zeros(visits.shape[1]) for column, u in zip(start.T, used, strict=True)
+    ]
+    return np.array(rows)
+
+
+def lift(r: Array, shares: Array) -> Array:
+    """``L(a -> b) = R(a -> b) / (N_b / N)`` of a normalised relevance: 1 where ``b`` is met no more often than by chance."""
+    return np.divide(r, shares[None, :], out=np.zeros_like(r), where=shares[None, :] > 0)
+
+
 def _model(folder: str, masked: bool) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 

@@ -18,7 +18,6 @@ from interfuse.kit.concept_walks import (
     bridges,
     citation_graph,
     driving_force,
-    lift,
     ochiai,
     relevance,
     relevances,
@@ -29,6 +28,7 @@ from interfuse.kit.concept_walks import (
     windows,
 )
 from interfuse.kit.keyphrases import concepts, phrases, singular
+from tests.oracles.build_harvest_oracle import lift, normalised
 
 
 def small(seed: int = 0, papers: int = 40, count: int = 5) -> tuple[list[tuple[int, int]], np.ndarray]:
@@ -42,7 +42,7 @@ def test_three_papers_in_a_line() -> None:
     found = walks(w, m, decay=0.5, steps=2)
     assert relevance(m, found)[0, 1] == pytest.approx(0.0625)
     # one step is worth .25 and two .125, and no walk dies here: what was used is .375
-    assert relevance(m, found, normalise=True)[0, 1] == pytest.approx(0.0625 / 0.375)
+    assert normalised(m, found.visits, found.mass)[0, 1] == pytest.approx(0.0625 / 0.375)
 
 
 def test_truncated_sums_go_to_the_closed_form_and_match_dense_algebra() -> None:
@@ -71,7 +71,7 @@ def test_chance_has_a_lift_of_one_even_where_walks_die() -> None:
     edges = [(int(a), int(b)) for a, b in rng.integers(0, papers, (3000, 2))]  # a seventh of the papers stand alone
     found = walks(citation_graph(papers, edges), m)
     share = m.mean(0)
-    normal = lift(relevance(m, found, normalise=True), share)
+    normal = lift(normalised(m, found.visits, found.mass), share)
     off = ~np.eye(6, dtype=bool)
     assert abs(normal[off].mean() - 1) < 0.05
     assert lift(relevance(m, found), share)[off].mean() < 0.5
@@ -189,12 +189,23 @@ def test_one_table_of_concepts_by_concepts_is_held(monkeypatch: pytest.MonkeyPat
     assert peak < 2 * 8 * count**2
 
 
+def test_what_walks_use_is_worked_out_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges, m = small(count=7)
+    w, asked, real = citation_graph(len(m), edges), [], concept_walks._mass_of
+    whole = relevances(w, m, m)
+    monkeypatch.setattr(concept_walks, "_mass_of", lambda *a: asked.append(1) or real(*a))
+    monkeypatch.setattr(concept_walks, "BLOCK", 2)
+    for one, other in zip(relevances(w, m, m), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert asked == [1]
+
+
 def test_the_lift_of_places_is_that_of_the_normalised_table() -> None:
     edges, m = small(6, 120, 5)
     w, share = citation_graph(120, edges), m.mean(0)
     plain, starts = relevances(w, m, m)
     found = Lifts(plain, starts, 1 / share).at(np.arange(5)[:, None], np.arange(5))
-    np.testing.assert_allclose(found, lift(relevance(m, walks(w, m), normalise=True), share))
+    np.testing.assert_allclose(found, lift(normalised(m, walks(w, m).visits, walks(w, m).mass), share))
 
 
 def test_breaks_are_found_where_they_are_and_not_where_there_are_none() -> None:

@@ -102,7 +102,7 @@ class LocalLM:
     def _fits(self, length: int, prompt: Prompt) -> None:
         if self.window is not None and length > self.window and self.model.task == "causal-lm":
             raise InterfuseError("input.limit", f"prompt and reply may take {length} tokens, the model reads {self.window}",
-                                 where=f"{self.name}: {words_of(prompt)[:60]!r}", fix="Shorten the prompt or lower max_tokens.")  # fmt: skip
+                                 where=f"{self.name}: {words_of(prompt)[:60]!r}", fix="Shorten the prompt, or lower max_tokens (max_new_tokens of a distillation).")  # fmt: skip
 
     def generate(self, prompts: Sequence[Prompt], *, max_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
                  stop: Sequence[str] = (), n: int = 1, seed: int = 0, schema: Mapping[str, Any] | None = None,

@@ -59,19 +59,31 @@ def walks(w: Any, m: Any, *, decay: float = 0.5, steps: int = 4, include_self: b
     Raises:
         InterfuseError: ``param.value`` for a decay outside [0, 1) or less than no step.
     """
+    return Walks(_visits_of(w, m, decay, steps, include_self), _mass_of(w, decay, steps, include_self))
+
+
+def _visits_of(w: Any, m: Any, decay: float, steps: int, include_self: bool) -> Floats:
+    """The visits of :func:`walks` [N, B]."""
     if not 0 <= decay < 1 or steps < 0:
         raise InterfuseError("param.value", f"a decay of {decay:g} over {steps} steps is no discounted walk")
     from scipy.sparse import issparse
 
     now = np.asarray(m.todense() if issparse(m) else m, dtype=np.float64)
-    one = np.ones(len(now))
     visits = np.zeros_like(now) if not include_self else (1 - decay) * now
-    mass = np.zeros(len(now)) if not include_self else (1 - decay) * one
     for n in range(1, steps + 1):
-        now, one = w @ now, w @ one
+        now = w @ now
         visits += (1 - decay) * decay**n * now
+    return visits
+
+
+def _mass_of(w: Any, decay: float, steps: int, include_self: bool) -> Floats:
+    """What the walks from every paper use of their chance, which is the same for all concepts [N]."""
+    one = np.ones(w.shape[0])
+    mass = np.zeros(len(one)) if not include_self else (1 - decay) * one
+    for n in range(1, steps + 1):
+        one = w @ one
         mass += (1 - decay) * decay**n * one
-    return Walks(visits, mass)
+    return mass
 
 
 def walks_in_full(w: Any, m: Any, *, decay: float = 0.5, include_self: bool = False) -> Walks:
@@ -87,20 +99,18 @@ def walks_in_full(w: Any, m: Any, *, decay: float = 0.5, include_self: bool = Fa
     return Walks((1 - decay) * (solved - first * dense), (1 - decay) * (ones - first))
 
 
-def relevance(start: Any, found: Walks, *, normalise: bool = False) -> Floats:
+def relevance(start: Any, found: Walks) -> Floats:
     """``R(a -> b)``: the mean visits over the papers that carry ``a``, [A, B].
 
     Args:
         start: which papers carry which concept, [N, A], papers outside the window all zero.
-        normalise: divides by the mass the walks really used, so that ``R`` is the chance of ``b`` given that a walk is somewhere.
     """
     from scipy.sparse import csr_matrix
 
     u = csr_matrix(start, dtype=np.float64)
     counts = np.asarray(u.sum(axis=0)).ravel()
     total = np.asarray(u.T @ found.visits)
-    divisor = np.asarray(u.T @ found.mass).ravel() if normalise else counts
-    return np.divide(total, divisor[:, None], out=np.zeros_like(total), where=divisor[:, None] > 0)
+    return np.divide(total, counts[:, None], out=np.zeros_like(total), where=counts[:, None] > 0)
 
 
 @dataclass(frozen=True)
@@ -133,18 +143,12 @@ def relevances(w: Any, m: Any, start: Any, *, decay: float = 0.5, steps: int = 4
 
     columns, u = csc_matrix(m, dtype=np.float64), csr_matrix(start, dtype=np.float64)
     counts = np.asarray(u.sum(axis=0)).ravel()
-    plain, mass = np.zeros((u.shape[1], columns.shape[1])), np.zeros(u.shape[1])
+    plain, each = np.zeros((u.shape[1], columns.shape[1])), _mass_of(w, decay, steps, include_self)
     for first in range(0, columns.shape[1], BLOCK):
         part = slice(first, first + BLOCK)
-        found = walks(w, columns[:, part], decay=decay, steps=steps, include_self=include_self)
-        plain[:, part], mass = relevance(start, found), np.asarray(u.T @ found.mass).ravel()
+        plain[:, part] = relevance(start, Walks(_visits_of(w, columns[:, part], decay, steps, include_self), each))
+    mass = np.asarray(u.T @ each).ravel()
     return plain, np.divide(counts, mass, out=np.zeros_like(mass), where=mass > 0)
-
-
-def lift(r: Floats, shares: ArrayLike) -> Floats:
-    """``L(a -> b) = R(a -> b) / (N_b / N)`` of a normalised relevance: 1 where ``b`` is met no more often than by chance."""
-    share = np.asarray(shares, dtype=np.float64)
-    return np.divide(r, share[None, :], out=np.zeros_like(r), where=share[None, :] > 0)
 
 
 def symmetric(r: Floats) -> Floats:
