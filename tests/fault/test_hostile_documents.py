@@ -292,6 +292,34 @@ def test_docling_reads_page_by_page_with_one_converter_and_room_for_its_models(
     assert [s.code for s in small.skipped] == ["input.limit", "input.limit"]
 
 
+def test_models_of_docling_that_are_missing_are_told_and_not_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("docling") is not None:
+        pytest.skip("docling is installed here")
+    from interfuse.data.loaders.process import Reader
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for name, text in {
+        "datamodel/base_models": DOCLING["base_models"],
+        "document_converter": "import os\n\n\nclass DocumentConverter:\n    def convert(self, source):\n"
+        "        raise FileNotFoundError('no weights, offline ' + os.environ.get('HF_HUB_OFFLINE', '0'))\n",
+    }.items():
+        place = tmp_path / "stub" / "docling" / f"{name}.py"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "stub"), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "a.pdf").write_bytes(made.pdf("T", ["words"]))
+    reader = Reader(Limits(memory=8 * 2**30), "docling")
+    try:
+        (found,) = reader.read("a.pdf", tmp_path / "a.pdf")
+    finally:
+        reader.close()
+    assert isinstance(found, Skipped)
+    for part in ("no weights, offline 1", "docling-tools models download", "DOCLING_ARTIFACTS_PATH"):
+        assert part in found.why
+
+
 def test_docling_itself_reads_word_and_slides(tmp_path: Path) -> None:
     """Where it is installed; these two formats need no models."""
     pytest.importorskip("docling", reason="docling is not installed")

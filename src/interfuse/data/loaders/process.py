@@ -77,6 +77,7 @@ class Reader:
             "DOCLING_ARTIFACTS_PATH",
         )
         environment = {k: v for k, v in os.environ.items() if k in keep}
+        environment["HF_HUB_OFFLINE"] = "1"  # reading a file downloads nothing
         self._process = subprocess.Popen(
             [sys.executable, "-m", "interfuse.data.loaders.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, env={**environment, "PYTHONHASHSEED": "0"},

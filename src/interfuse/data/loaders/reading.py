@@ -122,6 +122,10 @@ def read(
         yield Skipped(name, "input.limit", "reading it takes too much memory")
 
 
+#: where docling's models come from: nothing is downloaded while files are read
+MODELS = "; if its models are missing: docling-tools models download, and DOCLING_ARTIFACTS_PATH names the folder they are in"
+
+
 @functools.cache
 def _docling() -> tuple[Any, Any]:
     """docling's class of streams and its converter, which loads models: one per process."""
@@ -145,7 +149,7 @@ def _by_docling(name: str, data: bytes, limits: Limits, media: str) -> Document:
     except MemoryError:
         raise
     except Exception as error:  # the library's own errors, of many classes
-        raise InterfuseError("input.format", f"docling cannot read it: {str(error)[:200]}") from error
+        raise InterfuseError("input.format", f"docling cannot read it: {str(error)[:200]}{MODELS if media == 'pdf' else ''}") from error  # fmt: skip
     for page, words in parts:
         before = len(writer.rows)
         write_markdown(writer, clean(words, lines=True))
