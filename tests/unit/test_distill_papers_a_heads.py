@@ -51,6 +51,9 @@ def test_teachers_share_worked_numbers() -> None:
     found = [teacher_share(e, 240) for e in (1, 40, 80, 119, 120, 240)]
     assert found == pytest.approx([0.99237, 0.93708, 0.70446, 0.26838, 0, 0], abs=5e-6)
     assert teacher_share(10, 60) == teacher_share(40, 240), "other lengths stretch the axis"
+    assert [teacher_share(e, 2) for e in (1, 2)] == [1.0, 0.0], "the student has learned nothing yet"
+    assert teacher_share(1, 1) == 1.0
+    assert teacher_share(1, 3) == teacher_share(80, 240)
 
 
 def test_thresholds_worked_numbers() -> None:

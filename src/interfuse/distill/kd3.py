@@ -328,8 +328,11 @@ class KD3(Hooks):
 
 def teacher_share(epoch: int, epochs: int) -> float:
     """a_e, the teacher's share of the mixed logits in epoch e = 1, 2, ...: ``1 - exp(-5 ((e + 1)/160 - 1)^2)`` below e = 120, then
-    0, for the reference's 240 epochs; for other lengths the axis is stretched."""
+    0, for the reference's 240 epochs; for other lengths the axis is stretched. In a training of one or two epochs the first, before
+    which the student has learned nothing, is the teacher's alone."""
     e = epoch * 240 / epochs
+    if epoch == 1 and epochs <= 2:
+        return 1.0
     return 1 - math.exp(-5 * ((e + 1) / 160 - 1) ** 2) if e < 120 else 0.0
 
 

@@ -113,7 +113,7 @@ def check(call: Call) -> None:
     for teacher in teachers:
         if teacher.task == "predictions" and (needs.live or needs.teacher_features):
             why = (
-                "looks into the teacher's layers" if needs.teacher_features else "runs the teacher on changed examples"
+                "looks into the teacher's layers" if needs.teacher_features else "runs the teacher itself in every step"
             )
             raise InterfuseError("needs.capability", f"{call.method.id} {why}; stored predictions cannot", where=teacher.name,
                                  fix="Give the teacher itself, or choose a method that needs its predictions only.")  # fmt: skip
