@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import sys
 import tarfile
 import time
 import zipfile
@@ -185,7 +186,7 @@ def test_answers_are_waited_for_without_select_which_knows_no_pipes_on_windows(
 def test_half_an_answer_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from interfuse.data.loaders import process
 
-    monkeypatch.setattr(process.sys, "executable", str(tmp_path / "reader"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "reader"))
     (tmp_path / "reader").write_text("#!/bin/sh\nread job\nprintf '[{'\n")
     (tmp_path / "reader").chmod(0o755)
     reader = process.Reader(Limits())
