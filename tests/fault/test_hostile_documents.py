@@ -249,7 +249,6 @@ DOCLING = {
     "document_converter": """
 import os
 from pathlib import Path
-from typing import Any
 class Document:
     pages = {1: None, 2: None}
     def export_to_markdown(self, page_no=None):

@@ -18,7 +18,7 @@ from interfuse.core.errors import InterfuseError
 from interfuse.data import file_maps, weight_writer
 from interfuse.data.formats.safetensors import MAX_HEADER
 from interfuse.data.weight_writer import WeightWriter
-from interfuse.data.weights import INDEX, SINGLE, Weights
+from interfuse.data.weights import INDEX, SINGLE, HeldTensor, Weights
 from interfuse.kit.streaming import Job, Journal, stream_merge
 
 
@@ -601,3 +601,26 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         peaks.append(int(output) / 1024)
         shutil.rmtree(tmp_path / str(count))
     assert max(peaks) < 64  # megabytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are mapped on Linux")
+def test_what_is_read_twice_is_held_only_where_reading_copies(tmp_path, monkeypatch):
+    path, held, made = tmp_path / SINGLE, [], []
+    path.write_bytes(
+        file_of({"a": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}}, b"\x80\x3f\x00\x40\x40\x40")
+    )
+
+    def prepare(sources):
+        held.append(isinstance(sources[0], HeldTensor))
+        return float(sources[0].read(0, 3).sum())
+
+    for mapped in (True, False):
+        if not mapped:
+            monkeypatch.setattr(file_maps, "_madvise", lambda: None)
+        with Weights.open(path) as weights:
+            writer = weight_writer.MemoryWriter({"a": (torch.float32, (3,))})
+            job = Job("a", (weights.source("a"),), lambda x, block: x[0] * block.facts, prepare=prepare)
+            stream_merge([job], writer)
+            made.append(writer.state["a"].tolist())
+    assert held == [False, True]
+    assert made == [[6.0, 12.0, 18.0]] * 2

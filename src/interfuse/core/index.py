@@ -89,7 +89,11 @@ def shipped(kind: str) -> Path:
 def _methods(package: str, folder: Path) -> Iterator[Entry]:
     for room in rooms():
         for card in sorted((folder / room).glob("*.md")):
-            yield Entry(f"{room}/{card.stem.replace('_', '-')}", "method", card, f"{package}.{room}.{card.stem}")
+            yield _method(package, room, card)
+
+
+def _method(package: str, room: str, card: Path) -> Entry:
+    return Entry(f"{room}/{card.stem.replace('_', '-')}", "method", card, f"{package}.{room}.{card.stem}")
 
 
 def _places(package: str) -> list[Path]:
@@ -107,9 +111,7 @@ def own(room: str, slug: str) -> Entry | None:
     """The method of this package with this slug, found without looking at other methods, or at packages of other people."""
     card = Path(__file__).parent.parent / room / f"{slug.replace('-', '_')}.md"
     plain = re.fullmatch(r"[a-z0-9-]+", slug) and room in rooms()  # case counts here on every system of files
-    return (
-        Entry(f"{room}/{slug}", "method", card, f"interfuse.{room}.{card.stem}") if plain and card.is_file() else None
-    )
+    return _method("interfuse", room, card) if plain and card.is_file() else None
 
 
 @functools.cache
@@ -149,7 +151,7 @@ def find(name: str, *, room: str = "") -> Entry:
     """
     slug = name.replace("_", "-")
     place, _, rest = slug.rpartition("/")
-    mine = own(place or room, rest) if room in ("", place) or not place else None
+    mine = own(place or room, rest) if not place or room in ("", place) else None
     if mine is not None:
         return mine
     table = entries()

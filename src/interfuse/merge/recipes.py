@@ -94,14 +94,12 @@ def _call(stage: Stage, path: Path, made: dict[str, Model], ctx: Ctx) -> Call:
         if adapter and under in made:
             from interfuse.data.adapted import adapted_result
 
-            here = folder if (folder / adapter).is_dir() and not Path(adapter).is_dir() else Path()
-            return adapted_result(made[under], locate(adapter, here), name)
+            return adapted_result(made[under], locate(adapter, _place(adapter, folder)), name)
         main = under.partition("@")[0]
         if main in made:
             raise InterfuseError("recipe.key", f"{main!r} is a merge of the same file and has no revisions", where=name,
                                  fix=f"Write {main}{'+' * bool(adapter)}{adapter}, or name one of the two otherwise.")  # fmt: skip
-        beside = (folder / main).is_dir() and not Path(main).is_dir()
-        return open_model(Source(name, folder=folder if beside else Path()), ctx)
+        return open_model(Source(name, folder=_place(main, folder)), ctx)
 
     given: dict[str, Any] = {"models": [opened(name) for name in stage.models], **stage.params}
     if stage.base is not None:
@@ -111,6 +109,11 @@ def _call(stage: Stage, path: Path, made: dict[str, Model], ctx: Ctx) -> Call:
     if stage.calibration:
         given["calibration"] = [_examples(spec, path, line, ctx) for spec, line in stage.calibration]
     return prepare(ROOM, load(stage.method, room="merge"), given, ctx)
+
+
+def _place(name: str, folder: Path) -> Path:
+    """Where a model or adapter is looked for: in the working folder, else beside the recipe."""
+    return folder if (folder / name).is_dir() and not Path(name).is_dir() else Path()
 
 
 def _examples(spec: Any, path: Path, line: int, ctx: Ctx) -> Table:

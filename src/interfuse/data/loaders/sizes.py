@@ -63,10 +63,9 @@ def text_size(name: str, data: bytes, limits: Limits, reader: str = "light") -> 
 
 def _between_tags(opened: zipfile.ZipFile, parts: Sequence[zipfile.ZipInfo]) -> int:
     """Characters between the tags of parts, and two after every paragraph or cell; a cell that names a shared text has a mean one's."""
-    left, shares = (
-        PARTS,
-        {True: [0, 0, 0], False: [0, 0, 0]},
-    )  # bytes looked at, characters, bytes in all: of shared texts, of the others
+    left = PARTS
+    # bytes looked at, characters, bytes in all: of shared texts, of the others
+    shares = {True: [0, 0, 0], False: [0, 0, 0]}
     texts = cells = 0.0
     for part in parts:
         share = shares[part.filename.endswith("sharedStrings.xml")]
